@@ -1,0 +1,83 @@
+"""The one door for arrays: a user's array in, rows that the kernels read, results out."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastemd import validation
+
+Array = NDArray[Any]
+
+
+def unwrap(name: str, value: object, n_bins: int) -> Array:
+    """The argument `name` as an array (..., n_bins) of real numbers, no copy if it is one."""
+    if isinstance(value, np.ma.MaskedArray):
+        validation.not_an_array(name, value, "; fill the masked entries first")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        validation.not_an_array(name, value)
+    if array.dtype.kind not in "fiub":
+        validation.not_an_array(name, array if isinstance(value, np.ndarray) else value)
+    validation.check_bins_axis(name, array.shape, n_bins)
+    return array
+
+
+def result_type(arrays: Iterable[Array]) -> np.dtype[Any]:
+    """float32 if all arrays are float32, float64 for anything else."""
+    single = all(array.dtype.type is np.float32 for array in arrays)  # of any byte order
+    return np.dtype(np.float32 if single else np.float64)
+
+
+def batch_shape(arrays: dict[str, Array]) -> tuple[int, ...]:
+    """The leading shape to which all arrays broadcast."""
+    shapes = {name: array.shape[:-1] for name, array in arrays.items()}
+    try:
+        return np.broadcast_shapes(*shapes.values())
+    except ValueError:
+        validation.do_not_broadcast(shapes)
+
+
+def as_rows(arrays: list[Array], batch: tuple[int, ...], dtype: np.dtype[Any]) -> list[Array]:
+    """Every array as (groups, rows, N) of one shape, whose rows are contiguous in memory.
+
+    Strides of 0 broadcast, so nothing is copied as long as two levels of rows are enough (which
+    they are for one broadcast axis on each side, as in all-pairs) and the bins lie side by side.
+    """
+    ready = [_native_rows(array, dtype) for array in arrays]
+    n_rows = math.prod(batch)
+    if all(a.shape[:-1] == batch and a.flags.c_contiguous for a in ready):
+        return [a.reshape(1, n_rows, a.shape[-1]) for a in ready]
+    spread = [np.broadcast_to(a, (*batch, a.shape[-1])) for a in ready]
+    for split in range(len(batch)):
+        shape = math.prod(batch[:split]), math.prod(batch[split:])
+        try:
+            return [a.reshape(*shape, a.shape[-1], copy=False) for a in spread]
+        except ValueError:  # this split would copy
+            continue
+    return [a.reshape(1, n_rows, a.shape[-1]) for a in spread]
+
+
+def can_hold(out: Array, inputs: Iterable[Array]) -> bool:
+    """Whether a kernel can write to `out` while it reads the inputs."""
+    plain = out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative
+    return plain and not any(np.may_share_memory(out, array) for array in inputs)
+
+
+def deliver(result: Array, out: Array | None) -> Array:
+    """The result, in `out` if the user gave one; a scalar if it has no axes."""
+    if out is None:
+        return result[()]
+    if out is not result:
+        out[...] = result
+    return out
+
+
+def _native_rows(array: Array, dtype: np.dtype[Any]) -> Array:
+    array = np.require(array, dtype, "A")
+    if array.strides[-1] != array.itemsize and array.shape[-1] > 1:
+        array = np.ascontiguousarray(array)
+    return array

@@ -1,0 +1,159 @@
+"""What a user describes -> parent pointers -> post-order.
+
+Every description of a tree (a networkx graph, name paths, a linkage matrix) becomes one array of
+parent pointers, with -1 at the root, in the description's own node order.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastemd import validation
+
+Index = NDArray[np.intp]
+Floats = NDArray[np.float64]
+
+
+def children_of(parent: Index) -> list[list[int]]:
+    """The children of every node, in index order."""
+    children: list[list[int]] = [[] for _ in range(parent.size)]
+    for node, above in enumerate(parent.tolist()):
+        if above >= 0:
+            children[above].append(node)
+    return children
+
+
+def post_order(parent: Index, root: int) -> list[int]:
+    """The nodes at or below `root`, children before parents, every subtree in one piece."""
+    children = children_of(parent)
+    order, stack = [], [root]
+    while stack:
+        node = stack.pop()
+        order.append(node)
+        stack.extend(children[node])
+    return order[::-1]
+
+
+def bins_below(parent: Index, bin_node: Index) -> Index:
+    """The number of bins at or below every node of a tree in post-order."""
+    count = np.bincount(bin_node, minlength=parent.size).tolist()
+    for node, above in enumerate(parent[:-1].tolist()):
+        count[above] += count[node]
+    return np.array(count, np.intp)
+
+
+def frozen(values: ArrayLike) -> NDArray[np.float64 | np.intp]:
+    """A read-only, contiguous array of indices or float64."""
+    array = np.array(values, order="C")
+    array = array.astype(np.float64 if array.dtype.kind == "f" else np.intp)
+    array.flags.writeable = False
+    return array
+
+
+def parents_of_digraph(
+    graph: "nx.DiGraph[Any]", index: Mapping[Hashable, int], root: Hashable | None
+) -> Index:
+    """Parent pointers of a graph whose edges run from parent to child."""
+    parent = np.full(len(index), -1, np.intp)
+    for above, node in graph.edges:
+        if parent[index[node]] >= 0:
+            validation.not_a_tree(f"node {node!r} has more than one parent")
+        parent[index[node]] = index[above]
+    roots = [label for label, i in index.items() if parent[i] < 0]
+    if len(roots) > 1:
+        validation.not_a_tree(f"node {roots[1]!r} is not connected to node {roots[0]!r}")
+    if root is not None and roots != [root]:
+        raise ValueError(f"root: node {root!r} has a parent in the directed graph")
+    return parent
+
+
+def parents_of_graph(
+    graph: "nx.Graph[Any]", index: Mapping[Hashable, int], root: Hashable | None
+) -> Index:
+    """Parent pointers of an undirected tree hung up at `root`, by default at its centre."""
+    start = next(iter(index)) if root is None else root
+    if root is None and nx.is_tree(graph):  # if it is none, the walk below names the fault
+        start = min(nx.tree.center(graph), key=index.__getitem__)
+    parent = np.full(len(index), -1, np.intp)
+    reached = {start}
+    order = [start]
+    for node in order:  # breadth first: the list grows while it is walked
+        for other in graph.adj[node]:
+            if other in reached:
+                if index[other] != parent[index[node]]:
+                    validation.not_a_tree(f"node {other!r} lies on a cycle")
+                continue
+            reached.add(other)
+            parent[index[other]] = index[node]
+            order.append(other)
+    for label in index:
+        if label not in reached:
+            validation.not_a_tree(f"node {label!r} is not connected to node {start!r}")
+    return parent
+
+
+def edge_attribute(
+    graph: "nx.Graph[Any]", nodes: Sequence[Hashable], parent: Index, attribute: str
+) -> list[Any]:
+    """The length of the edge above every node; 1 if no edge has the attribute."""
+    above = [nodes[i] if i >= 0 else None for i in parent]
+    edges = [
+        None if i < 0 else graph.edges[label, node].get(attribute)
+        for node, label, i in zip(nodes, above, parent, strict=True)
+    ]
+    missing = [i for i in range(len(nodes)) if parent[i] >= 0 and edges[i] is None]
+    if len(missing) == len(nodes) - 1:
+        return [1.0] * len(nodes)
+    for i in missing:
+        raise ValueError(
+            f"{attribute}: the edge {above[i]!r} - {nodes[i]!r} has none, others have; "
+            "give all edges a length or none"
+        )
+    return edges
+
+
+def tree_of_paths(
+    paths: Sequence[Any], weights: Mapping[Any, Any] | None
+) -> tuple[list[tuple[Hashable, ...]], Index, list[Any]]:
+    """Prefixes, parent pointers and edge lengths of name paths; the empty path is the root."""
+    index: dict[tuple[Hashable, ...], int] = {(): 0}
+    parent, lengths = [-1], [0.0]
+    for path in paths:
+        if isinstance(path, str) or not isinstance(path, Sequence):
+            raise TypeError(f"paths: expected a sequence of names, got {path!r}")
+        for end in range(1, len(path) + 1):
+            prefix = tuple(path[:end])
+            if prefix not in index:
+                index[prefix] = len(index)
+                parent.append(index[prefix[:-1]])
+                if weights is not None and prefix not in weights:
+                    raise ValueError(f"weights: no length for the edge above {prefix!r}")
+                lengths.append(1.0 if weights is None else weights[prefix])
+    return list(index), np.array(parent, np.intp), lengths
+
+
+def tree_of_linkage(linkage: ArrayLike) -> tuple[Index, Floats]:
+    """Parent pointers and edge lengths of scipy's linkage matrix: observations, then clusters.
+
+    The edge lengths are half the difference of the heights, so that the path between two
+    observations is as long as their cophenetic distance.
+    """
+    from scipy.cluster.hierarchy import is_valid_linkage  # slow to import, seldom needed
+
+    matrix = np.asarray(linkage, np.float64)
+    is_valid_linkage(matrix, throw=True, name="Z")
+    n_observations = matrix.shape[0] + 1
+    late = matrix[:, :2].max(axis=1) >= n_observations + np.arange(matrix.shape[0])
+    for row in np.flatnonzero(late):  # scipy lets this pass in a matrix of one row
+        raise ValueError(f"Z: row {row} merges a cluster that does not exist yet")
+    height = np.concatenate((np.zeros(n_observations), matrix[:, 2]))
+    parent = np.full(height.size, -1, np.intp)
+    clusters = np.arange(n_observations, height.size)
+    for side in (0, 1):
+        parent[matrix[:, side].astype(np.intp)] = clusters
+    lengths = np.zeros(height.size)
+    lengths[:-1] = (height[parent[:-1]] - height[:-1]) / 2.0
+    return parent, lengths

@@ -1,0 +1,181 @@
+"""Every message a user can get for bad input."""
+
+import numbers
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+# -- functions on histograms ---------------------------------------------------------------------
+
+
+def check_rho(rho: object) -> float:
+    """The power as a float, or an error."""
+    if isinstance(rho, bool | np.bool_) or not isinstance(rho, numbers.Real):
+        raise TypeError(f"rho: expected a number >= 1, got {_kind(rho)}")
+    power = float(rho)
+    if not 1.0 <= power < np.inf:
+        raise ValueError(f"rho: expected a finite number >= 1, got {power}")
+    return power
+
+
+def not_a_space(space: object) -> NoReturn:
+    raise TypeError(f"space: expected a fastemd.Chain or fastemd.Tree, got {_kind(space)}")
+
+
+def not_an_array(name: str, value: object, why: str = "") -> NoReturn:
+    raise TypeError(f"{name}: expected an array of real numbers, got {_kind(value)}{why}")
+
+
+def check_bins_axis(name: str, shape: tuple[int, ...], n_bins: int) -> None:
+    if not shape or shape[-1] != n_bins:
+        raise ValueError(
+            f"{name}: the last axis must hold the {n_bins} bins of the ground space, "
+            f"got an array of shape {shape}"
+        )
+
+
+def do_not_broadcast(shapes: Mapping[str, tuple[int, ...]]) -> NoReturn:
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise ValueError(f"{' and '.join(shapes)}: the batch shapes do not broadcast: {listed}")
+
+
+def check_out(name: str, out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name}: expected a numpy array, got {_kind(out)}")
+    if out.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError(f"{name}: the array is read-only")
+
+
+def check_out_pair(out: object) -> tuple[Any, Any]:
+    if out is None:
+        return None, None
+    if not isinstance(out, tuple | list) or len(out) != 2:
+        raise TypeError(f"out: expected a pair (value, grad) of arrays, got {_kind(out)}")
+    return out[0], out[1]
+
+
+def mass_tolerance(inputs: Iterable[Array], paired: bool) -> float:
+    """How far the two masses may differ, relative: the root of the coarsest input's precision."""
+    if not paired:
+        return float(np.finfo(np.float64).max)
+    precisions = [np.finfo(array.dtype).eps for array in inputs if array.dtype.kind == "f"]
+    return float(np.sqrt(max([np.finfo(np.float64).eps, *precisions])))
+
+
+def blame(inputs: Mapping[str, Array], batch: tuple[int, ...], row: int, tolerance: float) -> None:
+    """Say what is wrong with one row of the batch, if anything is.
+
+    Parameters
+    ----------
+    inputs : mapping of str to ndarray (..., N)
+        The arguments by name; all but ``v`` are histograms.
+    batch : tuple of int
+        The shape to which their leading axes broadcast.
+    row : int
+        The flat index of the row in that shape.
+    tolerance : float
+        Relative tolerance between the masses.
+
+    Raises
+    ------
+    ValueError
+        Names the argument, the row, what was found and what was expected.
+    """
+    index = tuple(int(i) for i in np.unravel_index(row, batch))
+    where = f" row {index[0] if len(index) == 1 else index}" if index else " it"
+    masses = {}
+    for name, array in inputs.items():
+        values = np.broadcast_to(array, (*batch, array.shape[-1]))[index].astype(np.float64)
+        for bad in np.flatnonzero(~np.isfinite(values)):
+            raise ValueError(f"{name}:{where} is not finite, {values[bad]} at bin {bad}")
+        if name == "v":
+            continue
+        for bad in np.flatnonzero(values < 0.0):
+            raise ValueError(
+                f"{name}:{where} has a negative mass, {values[bad]} at bin {bad}; "
+                "histograms must be >= 0"
+            )
+        masses[name] = float(values.sum())
+    if max(masses.values()) - min(masses.values()) > tolerance * max(masses.values()):
+        sums = " and ".join(f"{name} sums to {mass}" for name, mass in masses.items())
+        raise ValueError(
+            f"p and q:{where} has unequal masses, {sums}; normalise both, for example by "
+            f"p / p.sum(-1, keepdims=True) (relative tolerance {tolerance:.1e})"
+        )
+
+
+# -- ground spaces --------------------------------------------------------------------------------
+
+
+def check_count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected an integer, got {_kind(value)}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return int(value)
+
+
+def check_lengths(
+    name: str, values: object, owners: Sequence[object], root: int | None = None
+) -> NDArray[np.float64]:
+    """Edge lengths as float64: one per owner, finite, >= 0; the root has none and gets 0."""
+    try:
+        lengths = np.array(values, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected numbers, got {_kind(values)}") from None
+    if lengths.shape != (len(owners),):
+        raise ValueError(f"{name}: expected shape ({len(owners)},), got {lengths.shape}")
+    if root is not None:
+        lengths[root] = 0.0
+    for i in np.flatnonzero(~(np.isfinite(lengths) & (lengths >= 0.0))).tolist():
+        raise ValueError(
+            f"{name}: {owners[i]!r} has length {lengths[i]}; lengths must be finite and >= 0"
+        )
+    return lengths
+
+
+def check_parents(values: object) -> NDArray[np.intp]:
+    """Parent pointers with one root."""
+    parents = np.asarray(values)
+    if parents.dtype.kind not in "iu" or parents.ndim != 1:
+        raise TypeError(f"parents: expected a list of integers, got {_kind(values)}")
+    if parents.size == 0:
+        not_a_tree("there are no nodes")
+    for node in np.flatnonzero((parents < -1) | (parents >= parents.size)):
+        not_a_tree(f"node {node} has parent {parents[node]}, which does not exist")
+    roots = np.flatnonzero(parents == -1)
+    if roots.size > 1:
+        not_a_tree(f"nodes {roots[0]} and {roots[1]} are both roots (parent -1)")
+    return parents.astype(np.intp)
+
+
+def check_bins(bins: Sequence[Hashable], index: Mapping[Hashable, int]) -> NDArray[np.intp]:
+    """The node index of every bin."""
+    if not bins:
+        raise ValueError("bins: a ground space needs at least one bin")
+    seen = set()
+    for label in bins:
+        if label not in index:
+            raise ValueError(f"bins: {label!r} is not a node of the tree")
+        if label in seen:
+            raise ValueError(f"bins: {label!r} stands twice")
+        seen.add(label)
+    return np.array([index[label] for label in bins], np.intp)
+
+
+def not_a_tree(why: str) -> NoReturn:
+    raise ValueError(f"not a tree: {why}")
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of dtype {value.dtype}"
+    return f"{value!r:.60} ({type(value).__name__})"
