@@ -1,0 +1,47 @@
+"""The functions applied on every edge: one source for the CPU, CUDA and plain Python.
+
+`x` is the flow through an edge, `w >= 0` the edge's length, `rho >= 1` the power. All are written
+with operators only, so `x` may be a number or a vector of them. Conventions at ``x = 0``: the
+slope is 0 for every `rho` (the subgradient ``sgn(0) = 0`` at ``rho = 1``), and for ``rho < 2`` an
+edge without flow adds no curvature (instead of an infinite one).
+"""
+
+from numba.extending import register_jitable
+
+SMALLEST_FLOW = 2.0**-1022  # below the smallest normal float64, a flow is none
+
+
+@register_jitable
+def sign(x):
+    """-1, 0 or 1; NaN stays NaN."""
+    return (x > 0.0) * 1.0 - (x < 0.0) * 1.0 + 0.0 * x
+
+
+@register_jitable
+def cost(x, w, rho):
+    """``w |x|^rho``: what the edge adds to EMD^rho."""
+    if rho == 2.0:
+        return w * (x * x)
+    if rho == 1.0:
+        return w * abs(x)
+    return w * abs(x) ** rho
+
+
+@register_jitable
+def slope(x, w, rho):
+    """``d cost / dx = rho w sgn(x) |x|^(rho - 1)``."""
+    if rho == 2.0:
+        return (2.0 * w) * x
+    if rho == 1.0:
+        return w * sign(x)
+    return (rho * w) * (sign(x) * abs(x) ** (rho - 1.0))
+
+
+@register_jitable
+def curvature(x, w, rho):
+    """``d slope / dx = rho (rho - 1) w |x|^(rho - 2)``."""
+    if rho == 2.0:
+        return 2.0 * w + 0.0 * x
+    flows = abs(x) >= SMALLEST_FLOW
+    none = (abs(x) < SMALLEST_FLOW) * 1.0
+    return (rho * (rho - 1.0) * w) * (flows * (abs(x) + none) ** (rho - 2.0))
