@@ -1,0 +1,33 @@
+"""Earth Mover's Distances on chains and trees: values, gradients, Hessians, fast and exact.
+
+After Martinez et al., "Relaxed Earth Mover's Distances for Chain- and Tree-connected Spaces and
+their use as a Loss Function in Deep Learning" (arXiv:1611.07573).
+"""
+
+from fastemd import datasets
+from fastemd.functions import (
+    embed,
+    emd,
+    emd_flow,
+    emd_grad,
+    emd_value_and_grad,
+)
+from fastemd.hessians import emd_hessian, emd_hessian_diag, emd_hvp
+from fastemd.spaces import Chain, Tree
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chain",
+    "Tree",
+    "__version__",
+    "datasets",
+    "embed",
+    "emd",
+    "emd_flow",
+    "emd_grad",
+    "emd_hessian",
+    "emd_hessian_diag",
+    "emd_hvp",
+    "emd_value_and_grad",
+]

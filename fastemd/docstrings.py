@@ -1,0 +1,54 @@
+"""What the docstrings of the functions on histograms share."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_SHARED = {
+    "p_q": """
+        p, q : array_like, (..., N)
+            Histograms over the N bins of `space`: finite, >= 0 and of equal mass. Leading axes
+            broadcast. float32 arrays give float32 results (with float64 sums inside), every
+            other real type gives float64.
+        space : Chain or Tree
+            The ground space.
+    """,
+    "rho": """
+        rho : float
+            The power of the flow, >= 1: 1 is the Earth Mover's Distance itself, 2 its smooth
+            relative. It is not the p of the Wasserstein-p distance.
+    """,
+    "out": """
+        out : ndarray, optional
+            Where to write the result, of its shape and dtype. On an error nothing is written.
+    """,
+    "project": """
+        project : bool
+            Whether to take the part that conserves the total mass (the default), or the raw
+            derivatives of the formula for the tree rooted as given.
+    """,
+    "validate": """
+        validate : bool
+            Whether to check the numbers. Unchecked, NaN in a row gives NaN in its results, and
+            a row of unequal masses whatever the formula gives.
+    """,
+    "raises": """
+        Raises
+        ------
+        ValueError
+            If the last axis is not N long, batch shapes do not broadcast, `rho` is < 1 or not
+            finite, `out` has another shape or is read-only, or a histogram is bad; the message
+            names the row.
+        TypeError
+            If an argument is of another kind, or `out` of another dtype.
+    """,
+}
+
+
+def documented(function: Function) -> Function:
+    """Put what the functions share into the docstring."""
+    shared = {name: inspect.cleandoc(text) for name, text in _SHARED.items()}
+    function.__doc__ = inspect.cleandoc(function.__doc__ or "").format(**shared)
+    return function
