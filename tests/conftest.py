@@ -1,0 +1,65 @@
+"""Hypothesis profile and the handful of fixed ground spaces that most tests run through."""
+
+import os
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from operations import OPERATIONS
+from strategies import RHOS, chain_case, random_ground, tree_case
+
+# The first example of a test may compile a kernel: a deadline or a slow-data check would blame it.
+settings.register_profile("local", deadline=None, max_examples=40,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True,
+                          print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def _binary(levels):
+    n = 2**levels - 1
+    parent = [-1] + [(i - 1) // 2 for i in range(1, n)]
+    weight = [0.0] + [0.5 + i % 3 for i in range(1, n)]
+    return naive.Ground(parent, weight, list(range(n // 2, n)))
+
+
+CASES = {
+    "chain of 1": chain_case(1),
+    "chain of 2": chain_case(2),
+    "chain of 7": chain_case(7),
+    "chain of 100 with gaps": chain_case(100, [0.25 + i % 5 for i in range(99)]),
+    "one node": tree_case(naive.Ground([-1], [0.0], [0])),
+    "star": tree_case(naive.Ground([5] * 5 + [-1], [1, 2, 0, 0.5, 3, 0], [4, 0, 1, 2, 3])),
+    "binary tree": tree_case(_binary(5)),
+    "tree of 300 nodes": tree_case(random_ground(np.random.default_rng(300), 300)),
+    # Two bins at the ends of a path, below a stem that carries no flow and a leaf without a bin.
+    "unary path": tree_case(naive.Ground([1, 2, 3, 4, -1, 3], [1, 2, 0.5, 4, 0, 9], [2, 0])),
+    "every node a bin": tree_case(naive.Ground([2, 2, 4, 4, -1], [1, 1, 2, 3, 0], [4, 0, 2, 1, 3])),
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request):
+    return request.param
+
+
+@pytest.fixture(params=["chain of 7", "every node a bin"], ids=["chain", "tree"])
+def small_case(request):
+    """One chain and one tree, where the kind of space is all that matters."""
+    return CASES[request.param]
+
+
+@pytest.fixture(params=OPERATIONS, ids=lambda operation: operation.name)
+def operation(request):
+    return request.param
+
+
+@pytest.fixture(params=RHOS)
+def rho(request):
+    return request.param
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20161122)

@@ -1,0 +1,245 @@
+"""Every oracle of the test suite: plain loops and dense matrices, no fastemd, no numba.
+
+A ground space is a `Ground` of plain sequences, its nodes in any order. All functions carry the
+name of the function in fastemd that they check.
+"""
+
+import decimal
+from fractions import Fraction
+from typing import NamedTuple
+
+import networkx as nx
+import numpy as np
+from scipy.optimize import linprog
+
+SMALLEST_NORMAL = np.finfo(np.float64).tiny
+
+
+class Ground(NamedTuple):
+    """A rooted tree; the parent of the root is -1 and its weight is 0."""
+
+    parent: list
+    weight: list
+    bin_node: list
+
+
+def ground(space):
+    """The tree that a fastemd space says it is."""
+    return Ground(space.parent.tolist(), space.weight.tolist(), space.bin_node.tolist())
+
+
+def chain(n_bins, gaps=None):
+    gaps = [1.0] * (n_bins - 1) if gaps is None else list(gaps)
+    return Ground([*range(1, n_bins), -1], [*gaps, 0.0], list(range(n_bins)))
+
+
+# Trees --------------------------------------------------------------------------------------------
+
+
+def graph(g):
+    """The undirected networkx graph of a tree."""
+    result = nx.Graph()
+    result.add_nodes_from(range(len(g.parent)))
+    for node, parent in enumerate(g.parent):
+        if parent != -1:
+            result.add_edge(parent, node, weight=g.weight[node])
+    return result
+
+
+def cost_matrix(g):
+    """Shortest path lengths between bins."""
+    lengths = dict(nx.all_pairs_dijkstra_path_length(graph(g)))
+    return np.array([[lengths[a][b] for b in g.bin_node] for a in g.bin_node], dtype=np.float64)
+
+
+def reroot(g, root):
+    """The same undirected tree hung from another node."""
+    undirected = graph(g)
+    parent, weight = [-1] * len(g.parent), [0.0] * len(g.parent)
+    for above, below in nx.bfs_edges(undirected, root):
+        parent[below] = above
+        weight[below] = undirected.edges[above, below]["weight"]
+    return Ground(parent, weight, list(g.bin_node))
+
+
+def relabel(g, order):
+    """The same tree with its node `i` called `order[i]`."""
+    parent, weight = [-1] * len(order), [0.0] * len(order)
+    for node, above in enumerate(g.parent):
+        parent[order[node]] = -1 if above == -1 else order[above]
+        weight[order[node]] = g.weight[node]
+    return Ground(parent, weight, [order[node] for node in g.bin_node])
+
+
+def subdivide(g, pieces):
+    """Cut the edge above every node `i` into `pieces[i]` equal ones by unary nodes."""
+    parent, weight = list(g.parent), list(g.weight)
+    for node, count in enumerate(pieces):
+        if g.parent[node] == -1:
+            continue
+        below = node
+        weight[node] = g.weight[node] / count
+        for _ in range(count - 1):
+            parent.append(parent[below])
+            weight.append(g.weight[node] / count)
+            parent[below] = len(parent) - 1
+            below = len(parent) - 1
+    return Ground(parent, weight, list(g.bin_node))
+
+
+def ancestors(g):
+    """A without the root's row: A[i, k] = 1 if bin k lies below the edge above node i."""
+    matrix = np.zeros((len(g.parent), len(g.bin_node)))
+    for k, bin_node in enumerate(g.bin_node):
+        node = bin_node
+        while node != -1:
+            matrix[node, k] = 1.0
+            node = g.parent[node]
+    return matrix[_edges(g)]
+
+
+def _edges(g):
+    return [node for node, parent in enumerate(g.parent) if parent != -1]
+
+
+def _weights(g):
+    return np.array([g.weight[node] for node in _edges(g)], dtype=np.float64)
+
+
+# The functions, dense, in float64 -----------------------------------------------------------------
+
+
+def emd_flow(p, q, g):
+    return (np.asarray(p, np.float64) - np.asarray(q, np.float64)) @ ancestors(g).T
+
+
+def _slope(phi, w, rho):
+    return rho * w * np.sign(phi) * np.abs(phi) ** (rho - 1)
+
+
+def _curvature(phi, w, rho):
+    if rho == 1:
+        return np.zeros_like(phi)
+    if rho == 2:
+        return np.broadcast_to(2 * w, phi.shape)
+    size = np.where(np.abs(phi) < SMALLEST_NORMAL, np.inf if rho < 2 else 0.0, np.abs(phi))
+    return rho * (rho - 1) * w * size ** (rho - 2)
+
+
+def _centre(x, project):
+    return x - x.mean(axis=-1, keepdims=True) if project else x
+
+
+def emd(p, q, g, rho):
+    return (_weights(g) * np.abs(emd_flow(p, q, g)) ** rho).sum(axis=-1)
+
+
+def emd_grad(p, q, g, rho, project=True):
+    return _centre(_slope(emd_flow(p, q, g), _weights(g), rho) @ ancestors(g), project)
+
+
+def emd_value_and_grad(p, q, g, rho, project=True):
+    return emd(p, q, g, rho), emd_grad(p, q, g, rho, project)
+
+
+def emd_hessian(p, q, g, rho, project=True):
+    a, h = ancestors(g), _curvature(emd_flow(p, q, g), _weights(g), rho)
+    if project:
+        a = a - a.mean(axis=1, keepdims=True)
+    return np.einsum("ek,...e,el->...kl", a, h, a)
+
+
+def emd_hessian_diag(p, q, g, rho, project=True):
+    return np.einsum("...kk->...k", emd_hessian(p, q, g, rho, project)).copy()
+
+
+def emd_hvp(p, q, v, g, rho, project=True):
+    hessian = emd_hessian(p, q, g, rho, project)
+    return np.einsum("...kl,...l->...k", hessian, np.asarray(v, np.float64))
+
+
+def embed(p, g, rho):
+    return _weights(g) ** (1 / rho) * emd_flow(p, np.zeros_like(p, np.float64), g)
+
+
+def size(name, arrays, g, rho):
+    """What rounding errors of a result are relative to: the sum of its terms' sizes."""
+    w, masses = _weights(g), [np.abs(np.asarray(x, np.float64)).sum(-1).max() for x in arrays]
+    if name in ("emd_flow", "embed"):
+        return max(masses) * (w.max(initial=1.0) ** (1 / rho) if name == "embed" else 1.0)
+    phi = emd_flow(*arrays[:2], g)
+    if name in ("emd", "emd_grad", "emd_value_and_grad"):
+        return np.abs(_slope(phi, w, rho)).sum(-1).max()
+    terms = np.abs(_curvature(phi, w, rho)).sum(-1).max()
+    return terms * (masses[2] if name == "emd_hvp" else 1.0)
+
+
+# Exact rational arithmetic ------------------------------------------------------------------------
+
+
+def _power(x, exponent):
+    """x >= 0 to a power: exact for an integer, else to 50 digits."""
+    if exponent == int(exponent):
+        return x ** int(exponent)
+    if x == 0:
+        return Fraction(0)
+    with decimal.localcontext(prec=50):
+        root = decimal.Decimal(x.numerator) / decimal.Decimal(x.denominator)
+        return Fraction(root ** decimal.Decimal(exponent))
+
+
+def exact_flow(p, q, g):
+    """One row: {node: flow through the edge above it}, as fractions of the floats given."""
+    flow = {node: Fraction(0) for node in _edges(g)}
+    for k, bin_node in enumerate(g.bin_node):
+        dirt, node = Fraction(float(p[k])) - Fraction(float(q[k])), bin_node
+        while g.parent[node] != -1:
+            flow[node] += dirt
+            node = g.parent[node]
+    return flow
+
+
+def exact_emd(p, q, g, rho):
+    flow = exact_flow(p, q, g)
+    return sum((Fraction(float(g.weight[i])) * _power(abs(x), rho) for i, x in flow.items()),
+               Fraction(0))
+
+
+def exact_grad(p, q, g, rho, project=True):
+    """A list of N fractions."""
+    slope = {}
+    for i, x in exact_flow(p, q, g).items():
+        sign = (x > 0) - (x < 0)
+        w = Fraction(float(g.weight[i]))
+        slope[i] = Fraction(rho) * w * sign * _power(abs(x), rho - 1) if sign else Fraction(0)
+    result = []
+    for bin_node in g.bin_node:
+        total, node = Fraction(0), bin_node
+        while g.parent[node] != -1:
+            total += slope[node]
+            node = g.parent[node]
+        result.append(total)
+    mean = sum(result) / len(result) if project else 0
+    return [x - mean for x in result]
+
+
+# The linear programme and differences -------------------------------------------------------------
+
+
+def linear_programme(p, q, cost):
+    """Eq. 1-2: the least cost of moving the histogram p to q, one row."""
+    n = len(p)
+    sums = np.zeros((2 * n, n * n))
+    for k in range(n):
+        sums[k, k * n : (k + 1) * n] = 1.0
+        sums[n + k, k::n] = 1.0
+    # One of the 2 N sums follows from the others; with it, rounding could make them infeasible.
+    solution = linprog(np.ravel(cost), A_eq=sums[:-1], b_eq=np.concatenate([p, q])[:-1],
+                       method="highs")
+    assert solution.success, solution.message
+    return solution.fun
+
+
+def central_difference(f, x, direction, step):
+    """The derivative of f at x along a direction, up to an error of order step^2."""
+    return (f(x + step * direction) - f(x - step * direction)) / (2 * step)

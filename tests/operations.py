@@ -1,0 +1,76 @@
+"""One table of the functions on histograms, so that what holds for all is written once."""
+
+from typing import NamedTuple
+
+import naive
+import numpy as np
+from strategies import random_pair
+
+import fastemd
+
+
+class Operation(NamedTuple):
+    name: str
+    arrays: tuple = ("p", "q")
+    takes_rho: bool = True
+    projects: bool = True
+    tails: tuple = ("N",)  # of the results: "" a number per row, N per bin, E per edge
+
+    def __call__(self, arrays, space, rho, **keywords):
+        """The results of fastemd, always as a tuple."""
+        result = getattr(fastemd, self.name)(*arrays, space, *self._rho(rho), **keywords)
+        return result if isinstance(result, tuple) else (result,)
+
+    def naive(self, arrays, case, rho, **keywords):
+        # Only the answers per edge depend on the order that the space gave its nodes.
+        ground = naive.ground(case.space) if self.tails == ("E",) else case.ground
+        keywords.pop("validate", None)
+        result = getattr(naive, self.name)(*arrays, ground, *self._rho(rho), **keywords)
+        return result if isinstance(result, tuple) else (result,)
+
+    def _rho(self, rho):
+        return (rho,) if self.takes_rho else ()
+
+    def shapes(self, batch, space):
+        sizes = {"N": space.n_bins, "E": space.n_nodes - 1}
+        return [tuple(batch) + tuple(sizes[letter] for letter in tail) for tail in self.tails]
+
+    def out(self, buffers):
+        """The argument `out` from a list of buffers."""
+        return buffers[0] if len(buffers) == 1 else tuple(buffers)
+
+    def draw(self, rng, batch, n_bins, dtype=np.float64):
+        """Good arguments; v is any vector, in quarters so that its sums are exact, too."""
+        arrays = random_pair(rng, (*batch, n_bins), dtype)
+        v = (rng.integers(-8, 9, (*batch, n_bins)) / 4).astype(dtype)
+        return [dict(zip("pqv", [*arrays, v], strict=True))[name] for name in self.arrays]
+
+
+OPERATIONS = [
+    Operation("emd", projects=False, tails=("",)),
+    Operation("emd_grad"),
+    Operation("emd_value_and_grad", tails=("", "N")),
+    Operation("emd_hessian", tails=("NN",)),
+    Operation("emd_hessian_diag"),
+    Operation("emd_hvp", arrays=("p", "q", "v")),
+    Operation("emd_flow", takes_rho=False, projects=False, tails=("E",)),
+    Operation("embed", arrays=("p",), projects=False, tails=("E",)),
+]
+BY_NAME = {operation.name: operation for operation in OPERATIONS}
+
+
+def assert_close(comp, ref, size=0.0, rtol=1e-12):
+    """Equal up to `rtol`, relative to the largest entry of the reference or to `size`."""
+    comp, ref = np.asarray(comp), np.asarray(ref)
+    assert comp.shape == ref.shape
+    scale = max(float(np.abs(ref).max(initial=0.0)), float(size))
+    np.testing.assert_allclose(comp, ref, rtol=rtol, atol=rtol * scale)
+
+
+def assert_agrees(operation, arrays, case, rho, rtol=1e-12, **keywords):
+    """fastemd and the oracle give the same."""
+    comp = operation(arrays, case.space, rho, **keywords)
+    ref = operation.naive(arrays, case, rho, **keywords)
+    size = naive.size(operation.name, arrays, case.ground, rho)
+    for ours, theirs in zip(comp, ref, strict=True):
+        assert_close(ours, theirs, size, rtol)

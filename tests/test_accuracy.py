@@ -1,0 +1,130 @@
+"""The measured error against exact rational arithmetic."""
+
+from fractions import Fraction
+
+import naive
+import numpy as np
+import pytest
+from operations import assert_close
+from strategies import chain_case, random_ground, random_pair, tree_case
+
+import fastemd
+
+SEEDS = range(200)
+# float32: 1e-6 is promised, but float64 inside leaves only the rounding of the result.
+ONE_ROUNDING = 2.0**-24 * 1.001
+RHO = [1, 2, 3, 1.5]  # integers are exact, 1.5 is computed to 50 digits
+
+
+def _problem(seed):
+    """A chain or a tree of up to 60 bins and the power, from the seed alone."""
+    rng = np.random.default_rng(seed)
+    n_bins = int(rng.integers(2, 61))
+    if seed % 2:
+        case = chain_case(n_bins, rng.exponential(size=n_bins - 1).tolist())
+    else:
+        case = tree_case(random_ground(rng, 2 * n_bins, n_bins))
+    return rng, case, RHO[seed // 2 % len(RHO)]
+
+
+def _dirichlet(rng, case, rho):
+    """Masses with all their digits, whose sums round. At rho = 1, where a flow's sign matters, as
+    well: no random flow is as small as the rounding errors, which is asserted."""
+    p, q = rng.dirichlet(np.full(case.n_bins, 0.5), 2)
+    flows = [abs(x) for x in naive.exact_flow(p, q, case.ground).values()]
+    # Edges above all bins or none carry nothing but the rounding of the two sums.
+    assert all(x > Fraction(10) ** -9 for x in flows if x > Fraction(10) ** -15)
+    return p, q
+
+
+def _relative(comp, exact):
+    """The largest error of `comp` relative to the largest exact entry."""
+    errors = [abs(Fraction(float(c)) - e) for c, e in zip(comp, exact, strict=True)]
+    largest = max(abs(e) for e in exact)
+    return float(max(errors) / largest) if largest else float(max(errors))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_emd__float64_is_exact_to_13_digits(seed):
+    rng, case, rho = _problem(seed)
+    for p, q in (random_pair(rng, (case.n_bins,)), _dirichlet(rng, case, rho)):
+        comp = fastemd.emd(p, q, case.space, rho)
+        assert _relative([comp], [naive.exact_emd(p, q, case.ground, rho)]) <= 1e-13
+
+
+def _float32_pair(rng, n_bins):
+    """Masses of 24 binary digits, q the same ones elsewhere: neither differences nor sums of them
+    fit into float32, but all are exact in float64."""
+    p = (rng.integers(2**24, size=n_bins) * rng.choice([1.0, 2.0**-6], n_bins)).astype(np.float32)
+    return p, rng.permutation(p)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_emd__float32_is_exact_to_the_last_digit(seed):
+    rng, case, rho = _problem(seed)
+    p, q = _float32_pair(rng, case.n_bins)
+    comp = fastemd.emd(p, q, case.space, rho)
+    assert _relative([comp], [naive.exact_emd(p, q, case.ground, rho)]) <= ONE_ROUNDING
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_emd_grad__float64_is_exact_to_12_digits(seed):
+    rng, case, rho = _problem(seed)
+    for p, q in (random_pair(rng, (case.n_bins,)), _dirichlet(rng, case, rho)):
+        exact = naive.exact_grad(p, q, case.ground, rho)
+        assert _relative(fastemd.emd_grad(p, q, case.space, rho), exact) <= 1e-12
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_emd_grad__float32_is_exact_to_the_last_digit(seed):
+    rng, case, rho = _problem(seed)
+    p, q = _float32_pair(rng, case.n_bins)
+    exact = naive.exact_grad(p, q, case.ground, rho)
+    comp = fastemd.emd_grad(p, q, case.space, rho)
+    assert _relative(comp, exact) <= ONE_ROUNDING
+    total = float(comp.astype(np.float64).sum())
+    assert abs(total) <= case.n_bins * ONE_ROUNDING * np.abs(comp).max()
+
+
+@pytest.mark.parametrize("n_bins", [3, 60, 300, 30_000])
+@pytest.mark.parametrize("kind", ["chain", "tree"])
+def test_functions__float32_differences_do_not_add_up(n_bins, kind):
+    """Every third flow is 0. With p - q rounded to float32 before it is summed, all of them would
+    be off in the same direction, more so the longer the chain."""
+    ground = naive.chain(n_bins)
+    case = chain_case(n_bins) if kind == "chain" else tree_case(ground)
+    masses = np.array([0.7, 0.2, 0.1], np.float32)
+    p, q = np.tile(masses, n_bins // 3), np.tile(np.roll(masses, 1), n_bins // 3)
+    wide = p.astype(np.float64), q.astype(np.float64)
+    flow = np.cumsum(wide[0] - wide[1])[:-1]
+    assert_close(fastemd.emd_flow(p, q, case.space), flow, rtol=ONE_ROUNDING)
+    for rho in (1, 2, 3):
+        assert_close(fastemd.emd(p, q, case.space, rho), (np.abs(flow) ** rho).sum(),
+                     rtol=ONE_ROUNDING)
+        slope = rho * np.sign(flow) * np.abs(flow) ** (rho - 1)
+        raw = np.append(np.cumsum(slope[::-1])[::-1], 0.0)
+        assert_close(fastemd.emd_grad(p, q, case.space, rho), raw - raw.mean(), rtol=ONE_ROUNDING)
+
+
+def test_emd__float32_does_not_lose_small_flows_in_large_sums():
+    """A prefix sum in float32 would be off by far more than the flow at the far end."""
+    n = 4096
+    p = np.full(n, 1 / n, np.float32)
+    q = p.copy()
+    p[-2] += np.float32(2.0**-20)
+    q[-1] += np.float32(2.0**-20)
+    case = chain_case(n)
+    for rho in (1, 2):
+        assert fastemd.emd(p, q, case.space, rho) == np.float32(2.0 ** (-20 * rho))
+
+
+@pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
+def test_emd__of_a_long_chain_stays_accurate(rho, rng):
+    n = 10_000
+    p, q = rng.dirichlet(np.ones(n), 2)
+    flow, exact = Fraction(0), Fraction(0)
+    for a, b in zip(p.tolist(), q.tolist(), strict=True):
+        flow += Fraction(a) - Fraction(b)
+        exact += Fraction(abs(float(flow)) ** rho)
+    exact -= Fraction(abs(float(flow)) ** rho)  # there is no edge after the last bin
+    assert _relative([fastemd.emd(p, q, fastemd.Chain(n), rho)], [exact]) <= 1e-12

@@ -1,0 +1,191 @@
+"""Bad shapes, types, powers, spaces and `out`: refused before any number is looked at."""
+
+import re
+
+import numpy as np
+import pytest
+from operations import OPERATIONS
+
+import fastemd
+
+SENTINEL = -123.456
+each = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+each_with_rho = pytest.mark.parametrize("operation", [x for x in OPERATIONS if x.takes_rho],
+                                        ids=lambda operation: operation.name)
+each_of_two = pytest.mark.parametrize("operation", [x for x in OPERATIONS if "q" in x.arrays],
+                                      ids=lambda operation: operation.name)
+CHAIN = fastemd.Chain(5)
+
+
+def _assert_refused(operation, arrays, error, match=None, rho=2, space=CHAIN, shape=(4,), **keys):
+    """With checks on or off, for every way to pass `out`, which stays as it was."""
+    buffers = [np.full(s, SENTINEL) for s in operation.shapes(shape, CHAIN)]
+    for validate in (True, False):
+        for out in (None, operation.out(buffers)):
+            with pytest.raises(error, match=match):
+                operation(arrays, space, rho, **{"out": out, "validate": validate, **keys})
+    assert all((buffer == SENTINEL).all() for buffer in buffers)
+
+
+@each
+@pytest.mark.parametrize("shape", [(4, 3), (4, 6), (4, 1), (5, 0), (5, 4)])
+def test_functions__refuse_another_number_of_bins(operation, shape, rng):
+    for i, name in enumerate(operation.arrays):
+        arrays = operation.draw(rng, (4,), 5)
+        arrays[i] = np.ones(shape)
+        _assert_refused(operation, arrays, ValueError, rf"\b{name}\b.*{re.escape(str(shape))}")
+        with pytest.raises(ValueError, match=r"\b5\b"):
+            operation(arrays, CHAIN, 2)
+
+
+@each
+def test_functions__refuse_numbers_without_axes(operation, rng):
+    for i, name in enumerate(operation.arrays):
+        arrays = operation.draw(rng, (4,), 5)
+        for scalar in (1.0, np.float64(1.0), np.array(1.0)):
+            arrays[i] = scalar
+            _assert_refused(operation, arrays, ValueError, rf"\b{name}\b")
+
+
+@each_of_two
+@pytest.mark.parametrize("shapes", [((2, 5), (3, 5)), ((2, 3, 5), (2, 5)), ((0, 5), (3, 5))])
+def test_functions__refuse_batches_that_do_not_broadcast(operation, shapes):
+    arrays = [np.ones(shapes[0]), np.ones(shapes[1]), np.ones(5)][: len(operation.arrays)]
+    # Named as the arrays' shapes or as the batches'; both are in the message.
+    first, second = (re.escape(str(s)[:2]) for s in shapes)
+    _assert_refused(operation, arrays, ValueError, rf"{first}.*{second}", shape=(2,))
+
+
+@pytest.mark.parametrize("bad", [
+    np.ones((4, 5), complex),
+    np.ones((4, 5), object),
+    np.full((4, 5), "1.0"),
+    np.full((4, 5), b"1"),
+    np.zeros((4, 5), "datetime64[s]"),
+    np.zeros((4, 5), "timedelta64[s]"),
+    np.zeros((4, 5), [("x", float)]),
+    np.ma.masked_array(np.ones((4, 5)), mask=np.eye(4, 5, dtype=bool)),
+    np.ma.masked_array(np.ones((4, 5))),
+    [[1j] * 5] * 4,
+    [["a"] * 5] * 4,
+    None,
+    "ones",
+    {"p": 1},
+], ids=lambda bad: str(bad)[:20])
+@each
+def test_functions__refuse_what_is_not_an_array_of_real_numbers(operation, bad, rng):
+    for i, name in enumerate(operation.arrays):
+        arrays = operation.draw(rng, (4,), 5)
+        arrays[i] = bad
+        _assert_refused(operation, arrays, TypeError, rf"\b{name}\b")
+
+
+@each
+def test_functions__refuse_ragged_lists(operation, rng):
+    for i, name in enumerate(operation.arrays):
+        arrays = operation.draw(rng, (2,), 5)
+        arrays[i] = [[1.0] * 5, [1.0] * 4]
+        _assert_refused(operation, arrays, (TypeError, ValueError), name, shape=(2,))
+
+
+@each_with_rho
+@pytest.mark.parametrize(("rho", "error"), [
+    (True, TypeError),
+    (np.True_, TypeError),
+    ("2", TypeError),
+    (None, TypeError),
+    ([2], TypeError),
+    (np.array([2.0]), TypeError),
+    (np.array(2.0), TypeError),
+    (2j, TypeError),
+    (float("nan"), ValueError),
+    (float("inf"), ValueError),
+    (-float("inf"), ValueError),
+    (0.999, ValueError),
+    (np.float32(0.5), ValueError),
+    (0, ValueError),
+    (-2, ValueError),
+], ids=repr)
+def test_functions__refuse_a_bad_rho(operation, rho, error, rng):
+    _assert_refused(operation, operation.draw(rng, (4,), 5), error, r"\brho\b", rho=rho)
+
+
+@each
+@pytest.mark.parametrize("space", [None, 5, "chain", np.eye(5), fastemd.Chain])
+def test_functions__refuse_what_is_not_a_space(operation, space, rng):
+    _assert_refused(operation, operation.draw(rng, (4,), 5), TypeError, r"\bspace\b", space=space)
+
+
+@each_with_rho
+def test_functions__have_no_default_power(operation, rng):
+    with pytest.raises(TypeError, match="rho"):
+        getattr(fastemd, operation.name)(*operation.draw(rng, (4,), 5), CHAIN)
+
+
+@each
+def test_functions__take_options_by_name_only(operation, rng):
+    arrays, rho = operation.draw(rng, (4,), 5), (2,) if operation.takes_rho else ()
+    function = getattr(fastemd, operation.name)
+    with pytest.raises(TypeError, match="positional"):
+        function(*arrays, CHAIN, *rho, None)
+    with pytest.raises(TypeError, match="projekt"):
+        function(*arrays, CHAIN, *rho, projekt=True)
+
+
+def _read_only(shape):
+    array = np.full(shape, SENTINEL)
+    array.flags.writeable = False
+    return array
+
+
+BAD_OUT = {
+    "a list": (lambda shape: np.zeros(shape).tolist(), TypeError),
+    "a number": (lambda shape: 1.0, TypeError),
+    "a string": (lambda shape: "out", TypeError),
+    "float32 for float64": (lambda shape: np.full(shape, SENTINEL, np.float32), TypeError),
+    "whole numbers": (lambda shape: np.full(shape, -123, np.int64), TypeError),
+    "complex": (lambda shape: np.full(shape, SENTINEL, complex), TypeError),
+    "objects": (lambda shape: np.full(shape, SENTINEL, object), TypeError),
+    "swapped bytes": (lambda shape: np.full(shape, SENTINEL, ">f8"), TypeError),
+    "one row more": (lambda shape: np.full((shape[0] + 1, *shape[1:]), SENTINEL), ValueError),
+    "one axis more": (lambda shape: np.full((1, *shape), SENTINEL), ValueError),
+    "no axes": (lambda shape: np.array(SENTINEL), ValueError),
+    "flat": (lambda shape: np.full((1, int(np.prod(shape))), SENTINEL), ValueError),
+    "no rows": (lambda shape: np.full((0, *shape[1:]), SENTINEL), ValueError),
+    "read-only": (_read_only, ValueError),
+}
+
+
+@each
+@pytest.mark.parametrize(("make", "error"), BAD_OUT.values(), ids=BAD_OUT.keys())
+def test_functions__refuse_a_bad_out(operation, make, error, rng):
+    arrays = operation.draw(rng, (4,), 5)
+    shapes = operation.shapes((4,), CHAIN)
+    for i, shape in enumerate(shapes):
+        buffers = [np.full(s, SENTINEL) for s in shapes]
+        buffers[i] = make(shape)
+        with pytest.raises(error, match="out"):
+            operation(arrays, CHAIN, 2, out=operation.out(buffers))
+        for buffer in buffers:  # the good one of a pair was not written, either
+            if isinstance(buffer, np.ndarray):
+                assert (buffer.astype(complex) == buffer.dtype.type(SENTINEL)).all()
+
+
+@each
+def test_functions__refuse_float64_out_for_float32(operation, rng):
+    arrays = operation.draw(rng, (4,), 5, np.float32)
+    buffers = [np.full(shape, SENTINEL) for shape in operation.shapes((4,), CHAIN)]
+    with pytest.raises(TypeError, match="out"):
+        operation(arrays, CHAIN, 2, out=operation.out(buffers))
+    assert all((buffer == SENTINEL).all() for buffer in buffers)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_emd_value_and_grad__refuses_an_out_that_is_no_pair(count, rng):
+    p, q = OPERATIONS[0].draw(rng, (2,), 5)
+    buffers = tuple(np.full((2, 5), SENTINEL) for _ in range(count))
+    with pytest.raises((TypeError, ValueError), match="out"):
+        fastemd.emd_value_and_grad(p, q, CHAIN, 2, out=buffers)
+    with pytest.raises((TypeError, ValueError), match="out"):
+        fastemd.emd_value_and_grad(p, q, CHAIN, 2, out=np.full((2, 5), SENTINEL))
+    assert all((buffer == SENTINEL).all() for buffer in buffers)

@@ -1,0 +1,191 @@
+"""Shapes, layouts, types and `out`: a batch is its rows, however it lies in memory."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from operations import assert_agrees, assert_close
+from strategies import chain_case, random_ground, tree_case
+
+BATCH_SIZES = [*range(1, 35), 63, 64, 65]
+
+
+def _assert_equal(comp, ref):
+    assert len(comp) == len(ref)
+    for ours, theirs in zip(comp, ref, strict=True):
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+
+
+@pytest.mark.parametrize("rho", [1, 1.5, 2])
+def test_functions__a_batch_of_any_size_is_its_rows(operation, small_case, rho, rng):
+    arrays = operation.draw(rng, (65,), small_case.n_bins)
+    ref = [operation([x[i] for x in arrays], small_case.space, rho) for i in range(65)]
+    for size in BATCH_SIZES:
+        comp = operation([x[:size] for x in arrays], small_case.space, rho)
+        _assert_equal(comp, [np.stack(rows) for rows in zip(*ref[:size], strict=True)])
+
+
+@pytest.mark.parametrize("kind", ["chain", "tree"])
+def test_functions__any_number_of_bins(operation, kind, rng):
+    for n_bins in (*range(1, 35), 63, 64, 65, 130):
+        case = (chain_case(n_bins) if kind == "chain"
+                else tree_case(random_ground(rng, n_bins + n_bins // 2, n_bins)))
+        for batch in ((), (3,), (20,)):
+            arrays = operation.draw(rng, batch, n_bins)
+            assert_agrees(operation, arrays, case, 3.7)
+
+
+def test_functions__a_large_batch(operation, small_case, rng):
+    """Enough work to be dealt to threads, each with an end of its own."""
+    arrays = operation.draw(rng, (7001,), small_case.n_bins)
+    assert_agrees(operation, arrays, small_case, 1.5)
+    whole = operation(arrays, small_case.space, 1.5)
+    for rows in (slice(0, 40), slice(3490, 3530), slice(-3, None)):
+        part = operation([x[rows] for x in arrays], small_case.space, 1.5)
+        _assert_equal(part, [x[rows] for x in whole])
+
+
+def test_functions__may_be_called_from_many_threads(operation, small_case, rng):
+    arrays = operation.draw(rng, (7001,), small_case.n_bins)
+    ref = operation(arrays, small_case.space, 1.5)
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(operation, arrays, small_case.space, 1.5) for _ in range(16)]
+        for call in calls:
+            _assert_equal(call.result(), ref)
+
+
+# Batch shapes of p and q (and, for three arrays, v).
+BROADCAST = [
+    ((), (), ()),
+    ((5,), (), ()),
+    ((), (5,), (1,)),
+    ((1,), (5,), ()),
+    ((5,), (1,), (5,)),
+    ((4, 1), (1, 3), (4, 3)),  # all pairs
+    ((4, 1), (3,), (1, 1)),
+    ((40, 1), (1, 33), ()),
+    ((2, 3, 4), (4,), (3, 1)),
+    ((2, 1, 4), (1, 3, 1), (2, 3, 4)),
+    ((2, 1, 3, 1), (1, 4, 1, 5), (5,)),  # no two axes of these can be made one
+    ((2, 1, 3, 1, 2), (4, 1, 5, 1), (4, 1, 1, 2)),
+    ((0,), (), ()),
+    ((0,), (1,), (0,)),
+    ((2, 0, 3), (1, 1, 3), ()),
+    ((3, 1), (1, 0), (1,)),
+]
+
+
+@pytest.mark.parametrize("shapes", BROADCAST, ids=str)
+def test_functions__broadcast_like_numpy(operation, small_case, shapes, rng):
+    batch = np.broadcast_shapes(*shapes[: len(operation.arrays)])
+    whole = [operation.draw(rng, shape, small_case.n_bins)[i]
+             for i, shape in enumerate(shapes[: len(operation.arrays)])]
+    spread = [np.ascontiguousarray(np.broadcast_to(x, (*batch, small_case.n_bins))) for x in whole]
+    ref = operation(spread, small_case.space, 1.5)
+    assert [x.shape for x in ref] == operation.shapes(batch, small_case.space)
+    _assert_equal(operation(whole, small_case.space, 1.5), ref)
+
+
+def _gap_before(x):
+    """The same numbers one byte off any alignment."""
+    raw = np.zeros(x.nbytes + 1, np.uint8)
+    view = raw[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    assert not view.flags.aligned
+    return view
+
+
+def _read_only(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+LAYOUTS = {
+    "every other row": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "every third column": lambda x: np.repeat(x, 3, axis=-1)[..., ::3],
+    "rows backwards": lambda x: x[::-1].copy()[::-1],
+    "columns backwards": lambda x: x[..., ::-1].copy()[..., ::-1],
+    "columns of a wider array": lambda x: np.pad(x, [(0, 0), (0, 0), (2, 3)])[..., 2:-3],
+    "Fortran order": np.asfortranarray,
+    "axes of the batch swapped": lambda x: x.swapaxes(0, 1).copy().swapaxes(0, 1),
+    "read-only": _read_only,
+    "misaligned": _gap_before,
+    "big-endian": lambda x: x.astype(">f8"),
+    "nested lists": lambda x: x.tolist(),
+    "subclass of ndarray": lambda x: x.view(type("Subclass", (np.ndarray,), {})),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_functions__any_layout_gives_the_same(operation, small_case, layout, rng):
+    arrays = operation.draw(rng, (5, 4), small_case.n_bins)
+    ref = operation(arrays, small_case.space, 1.5)
+    _assert_equal(operation([layout(x) for x in arrays], small_case.space, 1.5), ref)
+    # And one array beside others that are contiguous.
+    _assert_equal(operation([layout(arrays[0]), *arrays[1:]], small_case.space, 1.5), ref)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int8, np.int64, np.uint8, np.uint64, bool,
+                                   np.longdouble])
+def test_functions__other_types_are_cast_to_float64(operation, small_case, dtype, rng):
+    n = small_case.n_bins
+    arrays = [np.eye(n)[rng.integers(n, size=6)].astype(dtype) for _ in operation.arrays]
+    ref = operation([x.astype(np.float64) for x in arrays], small_case.space, 1.5)
+    comp = operation(arrays, small_case.space, 1.5)
+    assert all(x.dtype == np.float64 for x in comp)
+    _assert_equal(comp, ref)
+
+
+def test_functions__float32_only_if_all_are(operation, small_case, rng):
+    arrays = operation.draw(rng, (6,), small_case.n_bins)
+    single = [x.astype(np.float32) for x in arrays]
+    ref = operation(arrays, small_case.space, 1.5)
+    for i in range(1, len(arrays)):
+        mixed = [*single[:i], *arrays[i:]]
+        _assert_equal(operation(mixed, small_case.space, 1.5), ref)
+    ref = operation(single, small_case.space, 1.5)
+    assert all(x.dtype == np.float32 for x in ref)
+    swapped = [x.astype(">f4") for x in single]  # still float32, only its bytes are swapped
+    _assert_equal(operation(swapped, small_case.space, 1.5), ref)
+
+
+def test_functions__leave_their_inputs_alone(operation, small_case, rng):
+    for dtype in (np.float64, np.float32):
+        arrays = operation.draw(rng, (33,), small_case.n_bins, dtype)
+        before = [x.copy() for x in arrays]
+        operation(arrays, small_case.space, 1.5)
+        operation(arrays, small_case.space, 1.5, validate=False)
+        _assert_equal(arrays, before)
+
+
+def test_functions__results_are_new_writeable_contiguous_arrays(operation, small_case, rng):
+    arrays = operation.draw(rng, (4, 5), small_case.n_bins)
+    for result in operation(arrays, small_case.space, 2):
+        assert result.flags.c_contiguous
+        assert result.flags.writeable
+        assert not any(np.shares_memory(result, x) for x in arrays)
+
+
+def test_functions__of_a_read_only_broadcast_row(operation, small_case, rng):
+    arrays = operation.draw(rng, (), small_case.n_bins)
+    spread = [np.broadcast_to(x, (40, small_case.n_bins)) for x in arrays]
+    for comp, ref in zip(operation(spread, small_case.space, 1.5),
+                         operation(arrays, small_case.space, 1.5), strict=True):
+        np.testing.assert_array_equal(comp, np.stack([ref] * 40))
+
+
+def test_functions__repeat_themselves_bitwise(operation, case, rng):
+    """No result depends on how rows were dealt to threads."""
+    arrays = operation.draw(rng, (50,), case.n_bins)
+    ref = operation(arrays, case.space, 3.7)
+    for _ in range(3):
+        _assert_equal(operation(arrays, case.space, 3.7), ref)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_functions__checking_does_not_change_the_result(operation, case, validate, rng):
+    arrays = operation.draw(rng, (9,), case.n_bins)
+    for comp, ref in zip(operation(arrays, case.space, 1.5, validate=validate),
+                         operation(arrays, case.space, 1.5), strict=True):
+        assert_close(comp, ref, rtol=1e-14)

@@ -1,0 +1,145 @@
+"""emd_grad and emd_value_and_grad."""
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given
+from operations import BY_NAME, assert_agrees, assert_close
+from strategies import problems, random_pair, rhos
+
+import fastemd
+
+GRAD, BOTH = BY_NAME["emd_grad"], BY_NAME["emd_value_and_grad"]
+both = pytest.mark.parametrize("operation", [GRAD, BOTH], ids=lambda operation: operation.name)
+project = pytest.mark.parametrize("project", [True, False])
+
+
+@both
+@project
+def test_emd_grad__agrees_with_naive(operation, case, rho, project, rng):
+    assert_agrees(operation, random_pair(rng, (5, case.n_bins)), case, rho, project=project)
+
+
+@both
+@project
+@given(problem=problems(), rho=rhos)
+def test_emd_grad__agrees_with_naive_on_drawn_problems(operation, project, problem, rho):
+    assert_agrees(operation, (problem.p, problem.q), problem.case, rho, project=project)
+
+
+@both
+def test_emd_grad__float32_is_the_rounded_float64_result(operation, case, rho, rng):
+    arrays = random_pair(rng, (5, case.n_bins), np.float32)
+    assert all(result.dtype == np.float32 for result in operation(arrays, case.space, rho))
+    assert_agrees(operation, arrays, case, rho, rtol=2.0**-24 * 1.01)
+
+
+@given(problems(), rhos)
+def test_emd_grad__projects_unless_told_not_to(problem, rho):
+    case, p, q = problem
+    raw = fastemd.emd_grad(p, q, case.space, rho, project=False)
+    comp = fastemd.emd_grad(p, q, case.space, rho)
+    size = naive.size("emd_grad", (p, q), case.ground, rho)
+    assert_close(comp, raw - raw.mean(axis=-1, keepdims=True), size)
+    np.testing.assert_array_equal(comp, fastemd.emd_grad(p, q, case.space, rho, project=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_emd_grad__rows_sum_to_zero(case, rho, dtype, rng):
+    p, q = random_pair(rng, (6, case.n_bins), dtype)
+    comp = fastemd.emd_grad(p, q, case.space, rho).astype(np.float64)
+    size = naive.size("emd_grad", (p, q), case.ground, rho)
+    # Every entry is rounded once to the dtype, after arithmetic in float64.
+    bound = case.n_bins * size * (np.finfo(dtype).eps + 1e-14)
+    assert np.abs(comp.sum(axis=-1)).max() <= bound
+
+
+def test_emd_grad__is_the_derivative_of_emd(small_case, rho, rng):
+    """Along every bin, centred so that mass is conserved; no flow near a kink."""
+    space, n = small_case.space, small_case.n_bins
+    p, q = _pair_with_flows_off_zero(rng, small_case)
+
+    def value(x):
+        return fastemd.emd(x, q, space, rho)
+
+    ref = [naive.central_difference(value, p, direction, 1e-6) for direction in np.eye(n) - 1 / n]
+    assert_close(fastemd.emd_grad(p, q, space, rho), ref, 1.0, rtol=1e-7)
+
+
+def _pair_with_flows_off_zero(rng, case):
+    while True:
+        p, q = rng.dirichlet(np.ones(case.n_bins), 2) * 0.9 + 0.1 / case.n_bins
+        if np.abs(naive.emd_flow(p, q, case.ground)).min() > 0.02:
+            return p, q
+
+
+def test_emd_grad__with_respect_to_q_has_the_other_sign(case, rho, rng):
+    p, q = random_pair(rng, (5, case.n_bins))
+    np.testing.assert_array_equal(fastemd.emd_grad(q, p, case.space, rho),
+                                  -fastemd.emd_grad(p, q, case.space, rho))
+
+
+@project
+def test_emd_grad__is_exactly_zero_where_p_equals_q(case, rho, project, rng):
+    """The subgradient with sgn(0) = 0, not rho w at rho = 1 nor NaN below 2."""
+    p = rng.random((5, case.n_bins))
+    comp = fastemd.emd_grad(p, p, case.space, rho, project=project)
+    np.testing.assert_array_equal(comp, np.zeros((5, case.n_bins)))
+
+
+def test_emd_grad__edges_without_flow_have_no_slope():
+    space = fastemd.Chain(5)
+    p, q = [0.5, 0.0, 0.0, 0.0, 0.5], [0.0, 0.5, 0.0, 0.5, 0.0]  # flows .5, 0, 0, -.5
+    comp = fastemd.emd_grad(p, q, space, 1, project=False)
+    np.testing.assert_array_equal(comp, [0.0, -1.0, -1.0, -1.0, 0.0])
+
+
+# By hand, raw: space, p, q, rho, gradient.
+STAR = fastemd.Tree.from_parents([-1, 0, 0, 0], [0, 1, 2, 4])
+WORKED = [
+    (fastemd.Chain(2), [1, 0], [0, 1], 1, [1, 0]),
+    (fastemd.Chain(3), [2, 0, 0], [0, 0, 2], 2, [8, 4, 0]),
+    (fastemd.Chain(3, [3, 5]), [0, 0, 1], [1, 0, 0], 2, [-16, -10, 0]),
+    (STAR, [1, 0, 0], [0, 0, 1], 1, [1, 0, -4]),
+    (STAR, [0.5, 0.5, 0], [0, 0, 1], 2, [1, 2, -8]),
+]
+
+
+@pytest.mark.parametrize(("space", "p", "q", "rho", "raw"), WORKED)
+def test_emd_grad__worked_by_hand(space, p, q, rho, raw):
+    comp = fastemd.emd_grad(p, q, space, rho, project=False)
+    np.testing.assert_allclose(comp, raw, rtol=1e-15)
+    comp = fastemd.emd_grad(p, q, space, rho)
+    np.testing.assert_allclose(comp, raw - np.mean(raw), rtol=1e-14)
+
+
+@pytest.mark.parametrize("n_bins", [1, 2, 30])
+def test_emd_grad__projected_does_not_depend_on_an_edge_above_all_bins(n_bins, rng):
+    star = [-1] + [0] * n_bins
+    stem = [-1, 0] + [1] * n_bins
+    p, q = random_pair(rng, (4, n_bins))
+    for rho in (1, 2):
+        ref = fastemd.emd_grad(p, q, fastemd.Tree.from_parents(star), rho)
+        comp = fastemd.emd_grad(p, q, fastemd.Tree.from_parents(stem), rho)
+        assert_close(comp, ref, 1.0)
+
+
+def test_emd_value_and_grad__is_the_value_and_the_gradient(case, rho, rng):
+    p, q = random_pair(rng, (5, case.n_bins))
+    result = fastemd.emd_value_and_grad(p, q, case.space, rho)
+    assert isinstance(result, tuple)
+    value, grad = result
+    np.testing.assert_allclose(value, fastemd.emd(p, q, case.space, rho), rtol=1e-14)
+    size = naive.size("emd_grad", (p, q), case.ground, rho)
+    assert_close(grad, fastemd.emd_grad(p, q, case.space, rho), size, rtol=1e-14)
+
+
+def test_emd_grad__of_a_descent_step_lowers_the_value(case, rng):
+    """What a gradient is for, checked without any formula."""
+    p, q = random_pair(rng, (5, case.n_bins))
+    value, grad = fastemd.emd_value_and_grad(p, q, case.space, 2)
+    moved = p - 1e-7 * grad
+    lower = fastemd.emd(moved, q, case.space, 2, validate=False)
+    assert (lower <= value * (1 + 1e-14)).all()
+    changed = np.abs(grad).max(axis=-1) > 1e-3
+    assert (lower[changed] < value[changed]).all()

@@ -1,0 +1,176 @@
+"""emd_hessian, emd_hessian_diag and emd_hvp."""
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given
+from operations import BY_NAME, assert_agrees, assert_close
+from strategies import problems, random_pair, rhos
+
+import fastemd
+
+HVP = BY_NAME["emd_hvp"]
+SECOND_ORDER = [BY_NAME["emd_hessian"], BY_NAME["emd_hessian_diag"], HVP]
+each = pytest.mark.parametrize("operation", SECOND_ORDER, ids=lambda operation: operation.name)
+project = pytest.mark.parametrize("project", [True, False])
+
+
+@each
+@project
+def test_hessians__agree_with_naive(operation, case, rho, project, rng):
+    arrays = operation.draw(rng, (3,), case.n_bins)
+    assert_agrees(operation, arrays, case, rho, project=project)
+
+
+@each
+@project
+@given(problem=problems(), rho=rhos)
+def test_hessians__agree_with_naive_on_drawn_problems(operation, project, problem, rho):
+    case, p, q = problem
+    v = np.cos(1.0 + np.arange(p.size)).reshape(p.shape)
+    assert_agrees(operation, [p, q, v][: len(operation.arrays)], case, rho, project=project)
+
+
+@each
+def test_hessians__float32_is_the_rounded_float64_result(operation, case, rho, rng):
+    arrays = operation.draw(rng, (3,), case.n_bins, np.float32)
+    assert operation(arrays, case.space, rho)[0].dtype == np.float32
+    assert_agrees(operation, arrays, case, rho, rtol=2.0**-24 * 1.01)
+
+
+def _pair_with_flows_off_zero(rng, case):
+    while True:
+        p, q = rng.dirichlet(np.ones(case.n_bins), 2) * 0.9 + 0.1 / case.n_bins
+        if np.abs(naive.emd_flow(p, q, case.ground)).min() > 0.02:
+            return p, q
+
+
+@pytest.mark.parametrize("rho", [1.5, 2, 2.5, 3, 3.7])
+@project
+def test_emd_hessian__is_the_derivative_of_the_gradient(small_case, rho, project, rng):
+    space, n = small_case.space, small_case.n_bins
+    p, q = _pair_with_flows_off_zero(rng, small_case)
+
+    def slope(x):
+        # Unprojected steps change the mass, which validation would refuse.
+        return fastemd.emd_grad(x, q, space, rho, project=project, validate=False)
+
+    ref = [naive.central_difference(slope, p, direction, 1e-6)
+           for direction in np.eye(n) - project / n]
+    comp = fastemd.emd_hessian(p, q, space, rho, project=project)
+    assert_close(comp, ref, 1.0, rtol=1e-6)
+
+
+@project
+@given(problem=problems(), rho=rhos)
+def test_emd_hessian__has_the_diagonal_and_the_products(project, problem, rho):
+    case, p, q = problem
+    hessian = fastemd.emd_hessian(p, q, case.space, rho, project=project)
+    size = naive.size("emd_hessian", (p, q), case.ground, rho)
+    diagonal = fastemd.emd_hessian_diag(p, q, case.space, rho, project=project)
+    assert_close(diagonal, np.einsum("bkk->bk", hessian), size)
+    for v in (q, p[::-1], np.sin(1.0 + np.arange(p.size)).reshape(p.shape)):
+        comp = fastemd.emd_hvp(p, q, v, case.space, rho, project=project)
+        ref = np.einsum("bkl,bl->bk", hessian, v)
+        assert_close(comp, ref, size * np.abs(v).sum(axis=-1).max())
+
+
+@project
+@given(problem=problems(), rho=rhos)
+def test_emd_hessian__is_symmetric_and_nowhere_negative(project, problem, rho):
+    case, p, q = problem
+    hessian = fastemd.emd_hessian(p, q, case.space, rho, project=project)
+    size = naive.size("emd_hessian", (p, q), case.ground, rho)
+    assert_close(hessian, hessian.swapaxes(-1, -2), size, rtol=1e-14)
+    assert np.linalg.eigvalsh(hessian).min() >= -1e-12 * size
+
+
+def test_emd_hessian__projected_conserves_mass(case, rho, rng):
+    p, q = random_pair(rng, (3, case.n_bins))
+    size = case.n_bins * naive.size("emd_hessian", (p, q), case.ground, rho)
+    hessian = fastemd.emd_hessian(p, q, case.space, rho)
+    ones = np.ones(case.n_bins)
+    for vanishing in (hessian.sum(axis=-1), hessian.sum(axis=-2),
+                      fastemd.emd_hvp(p, q, ones, case.space, rho),
+                      fastemd.emd_hvp(p, q, p, case.space, rho).sum(axis=-1)):
+        assert np.abs(vanishing).max() <= 1e-13 * size
+
+
+@each
+@project
+def test_hessians__vanish_at_rho_1(operation, case, project, rng):
+    arrays = operation.draw(rng, (3,), case.n_bins)
+    comp = operation(arrays, case.space, 1, project=project)[0]
+    np.testing.assert_array_equal(comp, np.zeros_like(comp))
+
+
+@each
+@pytest.mark.parametrize("rho", [1.5, 2.5, 3.7])
+def test_hessians__edges_without_flow_add_no_curvature(operation, case, rho, rng):
+    """Not infinity for rho < 2."""
+    arrays = operation.draw(rng, (3,), case.n_bins)
+    arrays[1] = arrays[0]
+    comp = operation(arrays, case.space, rho)[0]
+    np.testing.assert_array_equal(comp, np.zeros_like(comp))
+
+
+@pytest.mark.parametrize(("flow", "curvature"), [
+    (0.0, 0.0),
+    (5e-324, 0.0),  # below the smallest normal number: as good as no flow
+    (2e-308, 0.0),
+    (4.0**-511, 0.75 * 2.0**511),
+])
+def test_emd_hessian__of_vanishing_flows_stays_finite(flow, curvature):
+    p, q, space = [flow, 0.0], [0.0, flow], fastemd.Chain(2)
+    raw = np.array([[curvature, 0.0], [0.0, 0.0]])
+    comp = fastemd.emd_hessian(p, q, space, 1.5, project=False)
+    np.testing.assert_allclose(comp, raw, rtol=1e-14)
+    comp = fastemd.emd_hessian(p, q, space, 1.5)
+    np.testing.assert_allclose(comp, curvature * np.array([[0.25, -0.25], [-0.25, 0.25]]),
+                               rtol=1e-14)
+
+
+def test_emd_hessian__is_constant_at_rho_2(case, rng):
+    p, q = random_pair(rng, (3, case.n_bins))
+    comp = fastemd.emd_hessian(p, q, case.space, 2)
+    ref = naive.emd_hessian(p[0], p[0], case.ground, 2)
+    assert_close(comp, np.stack([ref] * 3), naive.size("emd_hessian", (p, q), case.ground, 2))
+
+
+def test_emd_hessian__of_a_chain_is_equation_12_with_its_factor():
+    """H[k, l] = sum_i h_i (step(i - k) - i / N) (step(i - l) - i / N), i counted from 1."""
+    n = 6
+    p, q = [0.5, 0.0, 0.25, 0.25, 0.0, 0.0], [0.0, 0.0, 0.125, 0.0, 0.125, 0.75]
+    ref = np.zeros((n, n))
+    for i in range(1, n):
+        flow = sum(p[:i]) - sum(q[:i])
+        rows = np.array([(k < i) - i / n for k in range(n)])
+        ref += 3.7 * 2.7 * abs(flow) ** 1.7 * np.outer(rows, rows)
+    assert_close(fastemd.emd_hessian(p, q, fastemd.Chain(n), 3.7), ref, rtol=1e-14)
+
+
+def test_emd_hvp__is_linear_in_v_and_takes_any_v(case, rho, rng):
+    p, q, v = HVP.draw(rng, (3,), case.n_bins)
+    size = naive.size("emd_hvp", (p, q, v), case.ground, rho)
+    comp = fastemd.emd_hvp(p, q, -3 * v + 1e3, case.space, rho)
+    ref = -3 * fastemd.emd_hvp(p, q, v, case.space, rho)
+    assert_close(comp, ref, (size + 1.0) * 1e3 * case.n_bins)  # a constant has no effect
+
+
+@pytest.mark.parametrize("operation", SECOND_ORDER, ids=lambda operation: operation.name)
+@pytest.mark.parametrize("rho", [1.5, 3.7])
+def test_hessians__without_validation_a_nan_spoils_its_row_only(operation, small_case, rho, rng):
+    arrays = operation.draw(rng, (40,), small_case.n_bins)
+    clean = operation(arrays, small_case.space, rho)[0]
+    arrays[0][17, 2] = np.nan
+    comp = operation(arrays, small_case.space, rho, validate=False)[0]
+    assert np.isnan(comp[17]).all()
+    np.testing.assert_array_equal(np.delete(comp, 17, 0), np.delete(clean, 17, 0))
+
+
+def test_hessians__swapping_p_and_q_changes_nothing(case, rho, rng):
+    p, q, v = HVP.draw(rng, (3,), case.n_bins)
+    for name, rest in (("emd_hessian", ()), ("emd_hessian_diag", ()), ("emd_hvp", (v,))):
+        function = getattr(fastemd, name)
+        np.testing.assert_array_equal(function(p, q, *rest, case.space, rho),
+                                      function(q, p, *rest, case.space, rho))

@@ -1,0 +1,114 @@
+"""Against programs that nobody here wrote, and against the linear programme."""
+
+import naive
+import networkx as nx
+import numpy as np
+import ot
+import pytest
+import skbio
+from hypothesis import given
+from operations import assert_close
+from scipy.stats import energy_distance, wasserstein_distance
+from skbio.diversity.beta import weighted_unifrac
+from strategies import chain_case, problems, random_ground, random_pair, tree_case
+
+import fastemd
+
+N_ROWS = 8
+
+
+def _positions(case):
+    return np.concatenate([[0.0], np.cumsum(case.ground.weight[:-1])])
+
+
+CHAINS = [
+    chain_case(1),
+    chain_case(2, [0.5]),
+    chain_case(64),
+    chain_case(33, (np.arange(32) % 3 + 0.25).tolist()),
+    chain_case(50, np.random.default_rng(50).exponential(size=49).tolist()),
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=repr)
+def test_emd__of_a_chain_is_scipys_wasserstein_distance(chain, rng):
+    p, q = random_pair(rng, (N_ROWS, chain.n_bins))
+    x = _positions(chain)
+    ref = [wasserstein_distance(x, x, *row) for row in zip(p, q, strict=True)]
+    assert_close(fastemd.emd(p, q, chain.space, 1), ref)
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=repr)
+def test_emd__of_a_chain_at_rho_2_is_half_of_scipys_energy_distance_squared(chain, rng):
+    p, q = random_pair(rng, (N_ROWS, chain.n_bins))
+    x = _positions(chain)
+    ref = [energy_distance(x, x, *row) ** 2 / 2 for row in zip(p, q, strict=True)]
+    assert_close(fastemd.emd(p, q, chain.space, 2), ref)
+
+
+def test_emd__is_pots_earth_movers_distance(case, rng):
+    p, q = random_pair(rng, (N_ROWS, case.n_bins))
+    cost = naive.cost_matrix(case.ground)
+    ref = [ot.emd2(a, b, cost) for a, b in zip(p, q, strict=True)]
+    assert_close(fastemd.emd(p, q, case.space, 1), ref)
+
+
+@pytest.mark.parametrize("n_bins", [2, 5, 60])
+def test_emd_flow__of_a_chain_is_pots_one_dimensional_transport(n_bins, rng):
+    """Summed over what POT's plan carries across each gap."""
+    p, q = random_pair(rng, (n_bins,))
+    x = np.arange(float(n_bins))
+    plan = ot.emd_1d(x, x, p, q)
+    ref = [plan[: i + 1, i + 1 :].sum() - plan[i + 1 :, : i + 1].sum() for i in range(n_bins - 1)]
+    assert_close(fastemd.emd_flow(p, q, fastemd.Chain(n_bins)), ref)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_emd__on_leaves_is_scikit_bios_weighted_unifrac(seed):
+    rng = np.random.default_rng(seed)
+    ground = random_ground(rng, 80)
+    parents = set(ground.parent)
+    leaves = [node for node in range(80) if node not in parents]
+    ground = ground._replace(bin_node=leaves)
+    nodes = [skbio.TreeNode(name=str(i), length=w) for i, w in enumerate(ground.weight)]
+    for node, parent in zip(nodes, ground.parent, strict=True):
+        if parent != -1:
+            nodes[parent].append(node)
+    root = nodes[ground.parent.index(-1)]
+    counts = rng.integers(0, 5, (2, N_ROWS, len(leaves)))
+    counts[:, :, 0] += 1
+    # scikit-bio's own checks refuse unary nodes, which its formula has no trouble with.
+    ref = [weighted_unifrac(a, b, [str(i) for i in leaves], root, normalized=False, validate=False)
+           for a, b in zip(*counts, strict=True)]
+    p, q = counts / counts.sum(axis=-1, keepdims=True)
+    assert_close(fastemd.emd(p, q, tree_case(ground).space, 1), ref)
+
+
+@given(problems(max_nodes=7, n_rows=2))
+def test_emd__is_the_optimum_of_the_linear_programme(problem):
+    case, p, q = problem
+    cost = naive.cost_matrix(case.ground)
+    ref = [naive.linear_programme(*row, cost) for row in zip(p, q, strict=True)]
+    assert_close(fastemd.emd(p, q, case.space, 1), ref, rtol=1e-9)
+
+
+@given(problems(max_nodes=7, n_rows=2))
+def test_emd__costs_what_the_linear_programme_pays_on_the_spaces_own_matrix(problem):
+    """Only fastemd's cost matrix and scipy's solver: no tree formula on the other side."""
+    case, p, q = problem
+    ref = [naive.linear_programme(*row, case.space.cost_matrix()) for row in zip(p, q, strict=True)]
+    assert_close(fastemd.emd(p, q, case.space, 1), ref, rtol=1e-9)
+
+
+@given(problems(max_nodes=7, n_rows=1))
+def test_emd_flow__is_a_transport_that_networkx_cannot_beat(problem):
+    """Network simplex on whole numbers: the cost of the flows is the minimum cost flow's."""
+    case, p, q = problem
+    units = np.rint((p - q)[0] * 2**10).astype(int)
+    graph = nx.DiGraph(naive.graph(case.ground))
+    for _, _, data in graph.edges(data=True):
+        data["weight"] = round(data["weight"] * 100)
+    for bin_node, dirt in zip(case.ground.bin_node, units.tolist(), strict=True):
+        graph.nodes[bin_node]["demand"] = -dirt
+    ref = nx.min_cost_flow_cost(graph) / 2**10 / 100
+    assert_close(fastemd.emd(p, q, case.space, 1)[0], ref)

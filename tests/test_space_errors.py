@@ -1,0 +1,207 @@
+"""Bad trees: the error names the node."""
+
+import networkx as nx
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import linkage
+
+from fastemd import Chain, Tree
+
+GAPS = {
+    "n_bins 0": (lambda: Chain(0), ValueError, "n_bins"),
+    "n_bins negative": (lambda: Chain(-3), ValueError, "n_bins"),
+    "n_bins 2.5": (lambda: Chain(2.5), TypeError, "n_bins"),
+    "n_bins a string": (lambda: Chain("3"), TypeError, "n_bins"),
+    "n_bins None": (lambda: Chain(None), TypeError, "n_bins"),
+    "too few gaps": (lambda: Chain(4, [1.0, 1.0]), ValueError, "gaps"),
+    "a gap per bin": (lambda: Chain(4, np.ones(4)), ValueError, "gaps"),
+    "gaps in a table": (lambda: Chain(4, np.ones((1, 3))), ValueError, "gaps"),
+    "one gap for all": (lambda: Chain(4, 1.0), ValueError, "gaps"),
+    "negative gap": (lambda: Chain(4, [1, 1, -0.5]), ValueError, r"gaps.*\b2\b.*-0\.5"),
+    "NaN gap": (lambda: Chain(4, [1, np.nan, 1]), ValueError, r"gaps.*\b1\b.*nan"),
+    "infinite gap": (lambda: Chain(4, [np.inf, 1, 1]), ValueError, r"gaps.*\b0\b.*inf"),
+    "gaps of strings": (lambda: Chain(3, ["a", "b"]), TypeError, "gaps"),
+    "complex gaps": (lambda: Chain(3, [1j, 1]), TypeError, "gaps"),
+}
+
+PARENTS = {
+    "no nodes": (lambda: Tree.from_parents(np.array([], int)), ValueError, None),
+    "an empty list": (lambda: Tree.from_parents([]), (TypeError, ValueError), None),
+    "two roots": (lambda: Tree.from_parents([-1, 0, -1, 2]), ValueError, r"\b[02]\b"),
+    "no root": (lambda: Tree.from_parents([1, 2, 0]), ValueError, r"\b[012]\b"),
+    "its own parent": (lambda: Tree.from_parents([-1, 0, 2]), ValueError, r"\b2\b"),
+    "a cycle": (lambda: Tree.from_parents([-1, 0, 4, 2, 3, 0]), ValueError, r"\b[234]\b"),
+    "parent too large": (lambda: Tree.from_parents([-1, 0, 7]), ValueError, r"\b[27]\b"),
+    "parent -2": (lambda: Tree.from_parents([-1, 0, -2]), ValueError, r"\b2\b"),
+    "parents of fractions": (lambda: Tree.from_parents([-1, 0.5]), TypeError, "parents"),
+    "parents of strings": (lambda: Tree.from_parents(["a", "b"]), TypeError, "parents"),
+    "parents in a table": (
+        lambda: Tree.from_parents([[-1, 0]]), (TypeError, ValueError), "parents"),
+    "too few weights": (lambda: Tree.from_parents([-1, 0, 0], [1, 1]), ValueError, "weight"),
+    "negative weight": (
+        lambda: Tree.from_parents([-1, 0, 0], [0, 1, -2.5]), ValueError, r"\b2\b.*-2\.5"),
+    "NaN weight": (
+        lambda: Tree.from_parents([-1, 0, 0], [0, np.nan, 1]), ValueError, r"\b1\b.*nan"),
+    "infinite weight": (
+        lambda: Tree.from_parents([-1, 0, 0], [0, 1, np.inf]), ValueError, r"\b2\b.*inf"),
+    "weights of strings": (
+        lambda: Tree.from_parents([-1, 0], ["a", "b"]), TypeError, "weight"),
+    "no bins": (lambda: Tree.from_parents([-1, 0, 0], bins=[]), ValueError, "bin"),
+    "bin that is no node": (
+        lambda: Tree.from_parents([-1, 0, 0], bins=[1, 17]), ValueError, r"\b17\b"),
+    "bin counted from the end": (
+        lambda: Tree.from_parents([-1, 0, 0], bins=[1, -1]), ValueError, "-1"),
+    "bin twice": (
+        lambda: Tree.from_parents([-1, 0, 0], bins=[1, 2, 1]), ValueError, r"\b1\b.*twice"),
+    "bins of fractions": (
+        lambda: Tree.from_parents([-1, 0, 0], bins=[1.5]), (TypeError, ValueError), r"1\.5"),
+}
+
+
+def _digraph(*edges, **weights):
+    graph = nx.DiGraph(edges)
+    for (above, below), length in zip(edges, weights.get("lengths", []), strict=False):
+        if length is not None:
+            graph.edges[above, below]["weight"] = length
+    return graph
+
+
+RA, RB, AC = ("r", "a"), ("r", "b"), ("a", "c")
+V = _digraph(RA, RB, AC)
+U = V.to_undirected()
+
+
+def _with_nodes(graph, *nodes):
+    graph = graph.copy()
+    graph.add_nodes_from(nodes)
+    return graph
+
+
+def _from(*edges, lengths=(), directed=True, **keywords):
+    graph = _digraph(*edges, lengths=lengths)
+    return Tree.from_networkx(graph if directed else graph.to_undirected(), **keywords)
+
+
+GRAPHS = {
+    "no nodes": (lambda: Tree.from_networkx(nx.DiGraph()), ValueError, None),
+    "no nodes, undirected": (lambda: Tree.from_networkx(nx.Graph()), ValueError, None),
+    "two parents": (lambda: _from(RA, RB, AC, ("b", "c")), ValueError, "'c'"),
+    "a directed cycle": (lambda: _from(("a", "b"), ("b", "c"), ("c", "a")), ValueError, "'[abc]'"),
+    "a cycle beside a tree": (
+        lambda: _from(RA, ("x", "y"), ("y", "z"), ("z", "x")), ValueError, "'[xyz]'"),
+    "a loop": (lambda: _from(RA, ("a", "a")), ValueError, "'a'"),
+    "a loop, undirected": (lambda: _from(RA, AC, ("c", "c"), directed=False), ValueError, "'c'"),
+    "a loop alone": (lambda: _from(("a", "a")), ValueError, "'a'"),
+    "a cycle, undirected": (
+        lambda: _from(RA, AC, ("c", "d"), ("d", "a"), directed=False), ValueError, "'[acd]'"),
+    "disconnected": (lambda: Tree.from_networkx(_with_nodes(V, "x")), ValueError, "'[rx]'"),
+    "disconnected, undirected": (
+        lambda: Tree.from_networkx(_with_nodes(U, "x")), ValueError, "'[rabcx]'"),
+    "as many edges as a tree, but in two pieces": (
+        lambda: _from(("a", "b"), ("b", "c"), ("c", "a"), ("x", "y"), directed=False),
+        ValueError, "'[abcxy]'"),
+    "negative weight": (lambda: _from(RA, RB, lengths=[1, -2.5]), ValueError, r"'b'.*-2\.5"),
+    "NaN weight": (lambda: _from(RA, RB, lengths=[np.nan, 1]), ValueError, "'a'.*nan"),
+    "infinite weight": (lambda: _from(RA, RB, lengths=[1, np.inf]), ValueError, "'b'.*inf"),
+    "NaN weight, undirected": (
+        lambda: _from(RA, AC, lengths=[1, np.nan], directed=False), ValueError, "'[ac]'.*nan"),
+    "weight partly missing": (lambda: _from(RA, RB, lengths=[1, None]), ValueError, "'b'"),
+    "weight missing below only": (
+        lambda: _from(RA, RB, AC, lengths=[1, 1, None]), ValueError, "'c'"),
+    "no bins": (lambda: Tree.from_networkx(V, bins=[]), ValueError, "bin"),
+    "bin that is no node": (lambda: Tree.from_networkx(V, bins=["b", "x"]), ValueError, "'x'"),
+    "bin twice": (lambda: Tree.from_networkx(V, bins=["b", "c", "b"]), ValueError, "'b'.*twice"),
+    "root that is no node": (lambda: Tree.from_networkx(U, root="x"), ValueError, "'x'"),
+    "root that has a parent": (lambda: Tree.from_networkx(V, root="a"), ValueError, "'a'"),
+    "no graph": (lambda: Tree.from_networkx([("a", "b")]), TypeError, "graph"),
+    "None": (lambda: Tree.from_networkx(None), TypeError, "graph"),
+}
+
+PATHS = {
+    "no paths": (lambda: Tree.from_paths([]), ValueError, None),
+    "path twice": (
+        lambda: Tree.from_paths([("a", "x"), ("b",), ("a", "x")]), ValueError, "'a', 'x'"),
+    "missing length": (
+        lambda: Tree.from_paths([("a", "x")], weights={("a",): 1}), ValueError, "'a', 'x'"),
+    "missing length of an inner node": (
+        lambda: Tree.from_paths([("a", "x")], weights={("a", "x"): 1}), ValueError, r"'a',\)"),
+    "negative length": (
+        lambda: Tree.from_paths([("a",), ("b",)], weights={("a",): 1, ("b",): -2.5}),
+        ValueError, r"'b',\).*-2\.5"),
+    "NaN length": (
+        lambda: Tree.from_paths([("a",)], weights={("a",): np.nan}), ValueError, "'a'.*nan"),
+    "a plain string": (lambda: Tree.from_paths(["cat", "dog"]), TypeError, "cat"),
+    "a number": (lambda: Tree.from_paths([3]), TypeError, "3"),
+}
+
+INVERSION = linkage([[0.0, 0.0], [1.0, 0.0], [0.5, 0.9]], "centroid")
+assert INVERSION[1, 2] < INVERSION[0, 2]  # the second merge is lower than the first
+
+LINKAGES = {
+    "an inversion": (lambda: Tree.from_linkage(INVERSION), ValueError, r"\b[34]\b"),
+    "negative height": (lambda: Tree.from_linkage([[0, 1, -1.0, 2]]), ValueError, None),
+    "NaN height": (lambda: Tree.from_linkage([[0, 1, np.nan, 2]]), ValueError, None),
+    "three columns": (lambda: Tree.from_linkage(np.ones((2, 3))), ValueError, None),
+    "one axis": (lambda: Tree.from_linkage(np.ones(4)), ValueError, None),
+    "a cluster before it exists": (lambda: Tree.from_linkage([[0, 5, 1.0, 2]]), ValueError, None),
+    "an observation twice": (
+        lambda: Tree.from_linkage([[0, 1, 1.0, 2], [0, 2, 2.0, 3]]), ValueError, None),
+    "strings": (lambda: Tree.from_linkage("linkage"), (TypeError, ValueError), None),
+}
+
+
+def _table(cases):
+    return pytest.mark.parametrize(("build", "error", "match"), cases.values(), ids=cases.keys())
+
+
+@_table(GAPS)
+def test_chain__refuses_bad_gaps(build, error, match):
+    with pytest.raises(error, match=match):
+        build()
+
+
+@_table(PARENTS)
+def test_from_parents__refuses_what_is_not_a_tree(build, error, match):
+    with pytest.raises(error, match=match):
+        build()
+
+
+@_table(GRAPHS)
+def test_from_networkx__refuses_what_is_not_a_tree(build, error, match):
+    with pytest.raises(error, match=match):
+        build()
+
+
+@_table(PATHS)
+def test_from_paths__refuses_bad_paths(build, error, match):
+    with pytest.raises(error, match=match):
+        build()
+
+
+@_table(LINKAGES)
+def test_from_linkage__refuses_what_has_no_cophenetic_distances(build, error, match):
+    with pytest.raises(error, match=match):
+        build()
+
+
+def test_constructors__do_not_change_the_graph():
+    graph = _digraph(RA, RB, AC, lengths=[1, 2, 3])
+    before = nx.to_dict_of_dicts(graph)
+    before = {a: {b: dict(data) for b, data in row.items()} for a, row in before.items()}
+    Tree.from_networkx(graph)
+    Tree.from_networkx(graph.to_undirected(as_view=True))
+    assert nx.to_dict_of_dicts(graph) == before
+
+
+def test_tree__has_no_constructor_of_its_own():
+    with pytest.raises(TypeError, match="from_parents"):
+        Tree()
+    with pytest.raises(TypeError):
+        Tree([-1, 0])
+
+
+def test_constructors__take_options_by_name_only():
+    for build in (lambda: Tree.from_networkx(V, "r"), lambda: Tree.from_parents([-1, 0], None, [1]),
+                  lambda: Tree.from_paths([("a",)], None)):
+        with pytest.raises(TypeError, match="positional"):
+            build()

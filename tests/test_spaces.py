@@ -1,0 +1,272 @@
+"""Chain and Tree: what they hold, and how they are built from what users have."""
+
+import copy
+import pickle
+
+import naive
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from operations import assert_close
+from scipy.cluster.hierarchy import cophenet, linkage
+from scipy.spatial.distance import squareform
+from strategies import cases, grounds, random_pair, tree_case
+
+import fastemd
+
+ARRAYS = ["parent", "weight", "bin_node"]
+
+
+@given(cases())
+def test_spaces__describe_the_tree_that_was_given(case):
+    space, ground = case
+    comp = naive.ground(space)
+    assert (space.n_nodes, space.n_bins) == (len(ground.parent), len(ground.bin_node))
+    assert space.bins == tuple(ground.bin_node)
+    assert_close(naive.cost_matrix(comp), naive.cost_matrix(ground), rtol=1e-14)
+    # The same edges: nodes are told apart by the length of their edge and of all above it.
+    assert _signatures(comp) == _signatures(ground)
+
+
+def _signatures(ground):
+    def signature(node):
+        below = [k for k, at in enumerate(ground.bin_node) if at == node]
+        path = []
+        while ground.parent[node] != -1:
+            path.append(ground.weight[node])
+            node = ground.parent[node]
+        return path, below
+
+    return sorted(signature(node) for node in range(len(ground.parent)))
+
+
+@given(cases())
+def test_spaces__are_in_post_order(case):
+    space, _ = case
+    root = space.n_nodes - 1
+    assert space.parent[root] == -1
+    assert space.weight[root] == 0.0
+    assert all(space.parent[i] > i for i in range(root))
+    # Every subtree is one piece that ends with its top.
+    below = np.ones(space.n_nodes, int)
+    for i in range(root):
+        below[space.parent[i]] += below[i]
+    for top in range(space.n_nodes):
+        inside = range(top - below[top] + 1, top)
+        assert all(space.parent[i] <= top for i in inside)
+
+
+@given(cases())
+def test_spaces__know_their_depth_and_diameter(case):
+    space, ground = case
+    levels = nx.single_source_shortest_path_length(naive.graph(ground), ground.parent.index(-1))
+    assert space.depth == max(levels.values())
+    assert space.diameter == pytest.approx(naive.cost_matrix(ground).max(), rel=1e-14)
+    assert space.diameter == pytest.approx(space.cost_matrix().max(), rel=1e-14)
+
+
+@given(cases(max_nodes=20))
+def test_cost_matrix__is_networkxs_shortest_paths(case):
+    comp = case.space.cost_matrix()
+    assert_close(comp, naive.cost_matrix(case.ground), rtol=1e-14)
+    np.testing.assert_array_equal(comp, comp.T)
+    np.testing.assert_array_equal(np.diag(comp), np.zeros(case.n_bins))
+
+
+def test_cost_matrix__of_a_large_tree(case):
+    assert_close(case.space.cost_matrix(), naive.cost_matrix(case.ground), rtol=1e-13)
+
+
+@pytest.mark.parametrize("stem", [0.0, 1.0, 1e8, 1e15])
+def test_cost_matrix__keeps_short_paths_far_from_the_root(stem):
+    """Two leaves at distance 0.3 below a stem of any length: no difference of large numbers."""
+    tree = fastemd.Tree.from_parents([-1, 0, 1, 1, 0], [0, stem, 0.1, 0.2, 4])
+    short, first, second = 0.1 + 0.2, stem + 4.1, stem + 4.2
+    ref = [[0, short, first], [short, 0, second], [first, second, 0]]
+    np.testing.assert_allclose(tree.cost_matrix(), ref, rtol=1e-14)
+
+
+def test_spaces__have_arrays_of_the_documented_types(case):
+    space = case.space
+    assert all(getattr(space, name).dtype.kind == "i" for name in ("parent", "bin_node"))
+    assert space.weight.dtype == np.float64
+    assert [getattr(space, name).shape for name in ARRAYS] == [
+        (space.n_nodes,), (space.n_nodes,), (space.n_bins,)]
+    assert isinstance(space.bins, tuple)
+    assert [type(getattr(space, name)) for name in ("n_bins", "n_nodes", "depth")] == [int] * 3
+    assert isinstance(space.diameter, float)
+
+
+def test_spaces__are_immutable(case):
+    space = case.space
+    for name in (*ARRAYS, "n_bins", "n_nodes", "bins", "depth", "diameter", "anything_new"):
+        with pytest.raises(AttributeError):
+            setattr(space, name, 1)
+    for name in (*ARRAYS, "n_bins", "bins", "depth"):
+        with pytest.raises(AttributeError):
+            delattr(space, name)
+    for name in ARRAYS:
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(space, name)[0] = 0
+
+
+def test_spaces__do_not_watch_the_arrays_they_were_built_from():
+    gaps, parents, weights = np.ones(2), np.array([-1, 0, 0]), np.array([0.0, 1.0, 2.0])
+    chain, tree = fastemd.Chain(3, gaps), fastemd.Tree.from_parents(parents, weights)
+    gaps[:], parents[:], weights[:] = 9, 1, 9
+    assert chain.diameter == 2
+    assert tree.diameter == 3
+    assert gaps.flags.writeable
+
+
+def test_spaces__hash_by_identity(case):
+    other = pickle.loads(pickle.dumps(case.space))
+    assert {case.space: 1, other: 2}[case.space] == 1
+    assert case.space != other
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy,
+                                       lambda space: pickle.loads(pickle.dumps(space))])
+def test_spaces__survive_copying_and_pickling(case, duplicate, rng):
+    p, q = random_pair(rng, (3, case.n_bins))
+    for used in (False, True):  # with nothing cached, and with all that a call may have cached
+        if used:
+            fastemd.emd_grad(p, q, case.space, 2)
+        other = duplicate(case.space)
+        assert type(other) is type(case.space)
+        for name in ARRAYS:
+            np.testing.assert_array_equal(getattr(other, name), getattr(case.space, name))
+            assert not getattr(other, name).flags.writeable
+        assert other.bins == case.space.bins
+        np.testing.assert_array_equal(fastemd.emd_grad(p, q, other, 2),
+                                      fastemd.emd_grad(p, q, case.space, 2))
+        with pytest.raises(AttributeError):
+            other.n_bins = 3
+
+
+def test_spaces__repr_says_what_they_are(case):
+    text = repr(case.space)
+    assert type(case.space).__name__ in text
+    assert f"n_bins={case.n_bins}" in text.replace("n_bins = ", "n_bins=")
+    assert len(text) < 200
+
+
+@given(cases())
+def test_to_networkx__round_trip(case):
+    graph = case.space.to_networkx()
+    assert isinstance(graph, nx.DiGraph)
+    assert nx.is_arborescence(graph)
+    assert graph.number_of_nodes() == case.space.n_nodes
+    again = fastemd.Tree.from_networkx(graph, bins=case.space.bins)
+    assert again.bins == case.space.bins
+    assert again.depth == case.space.depth
+    np.testing.assert_allclose(again.cost_matrix(), case.space.cost_matrix(), rtol=1e-14)
+    assert _signatures(naive.ground(again)) == _signatures(naive.ground(case.space))
+
+
+def test_to_networkx__keeps_the_users_names():
+    edges = [("all", "animal", 2.0), ("animal", "cat", 1.0), ("animal", "dog", 3.0),
+             ("all", ("a", 1), 0.5)]
+    graph = nx.DiGraph()
+    graph.add_weighted_edges_from(edges)
+    tree = fastemd.Tree.from_networkx(graph)
+    assert tree.bins == ("cat", "dog", ("a", 1))
+    comp = tree.to_networkx()
+    assert sorted(map(str, comp.edges(data="weight"))) == sorted(map(str, edges))
+
+
+@given(st.data(), grounds())
+def test_from_networkx__takes_graphs_of_either_kind(data, ground):
+    undirected = naive.graph(ground)
+    root = data.draw(st.sampled_from(range(len(ground.parent))))
+    directed = nx.DiGraph()
+    directed.add_nodes_from(undirected)
+    for above, below in nx.bfs_edges(undirected, root):
+        directed.add_edge(above, below, weight=undirected.edges[above, below]["weight"])
+    ref = naive.reroot(ground, root)
+    for tree in (fastemd.Tree.from_networkx(directed, bins=ground.bin_node),
+                 fastemd.Tree.from_networkx(undirected, root=root, bins=ground.bin_node)):
+        assert tree.bins == tuple(ground.bin_node)
+        assert _signatures(naive.ground(tree)) == _signatures(ref)
+
+
+@given(grounds(max_nodes=20))
+def test_from_networkx__hangs_an_undirected_tree_at_its_centre(ground):
+    tree = fastemd.Tree.from_networkx(naive.graph(ground), bins=ground.bin_node)
+    assert tree.depth == nx.radius(naive.graph(ground))
+
+
+def test_from_networkx__reads_weights_of_any_name_or_none(rng):
+    graph = nx.DiGraph([("r", "b"), ("r", "a"), ("a", "d"), ("a", "c")])
+    tree = fastemd.Tree.from_networkx(graph)
+    assert tree.bins == ("b", "d", "c")  # the leaves in the graph's node order
+    np.testing.assert_array_equal(tree.cost_matrix(), [[0, 3, 3], [3, 0, 2], [3, 2, 0]])
+    nx.set_edge_attributes(graph, dict(zip(graph.edges, [1, 2, 4, 8], strict=True)), "length")
+    np.testing.assert_array_equal(fastemd.Tree.from_networkx(graph).cost_matrix(),
+                                  tree.cost_matrix())
+    comp = fastemd.Tree.from_networkx(graph, weight="length").cost_matrix()
+    np.testing.assert_array_equal(comp, [[0, 7, 11], [7, 0, 12], [11, 12, 0]])
+
+
+@given(grounds())
+def test_from_parents__bins_are_the_leaves_unless_given(ground):
+    tree = fastemd.Tree.from_parents(ground.parent)
+    leaves = sorted(set(range(len(ground.parent))) - set(ground.parent))
+    assert tree.bins == tuple(leaves)
+    ref = ground._replace(weight=[1.0] * len(ground.parent), bin_node=leaves)
+    np.testing.assert_array_equal(tree.cost_matrix(), naive.cost_matrix(ref))
+    arrays = [np.asarray(x) for x in ground]
+    again = fastemd.Tree.from_parents(*arrays[:2], bins=arrays[2])
+    assert again.bins == tuple(ground.bin_node)
+    assert _signatures(naive.ground(again)) == _signatures(ground)
+
+
+def test_from_paths__builds_the_hierarchy_of_the_names():
+    paths = [("animal", "cat"), ("car",), ("animal", "dog", "poodle"), ("animal", "dog")]
+    tree = fastemd.Tree.from_paths(paths)
+    assert tree.bins == tuple(paths)
+    assert (tree.n_nodes, tree.n_bins, tree.depth) == (6, 4, 3)
+    ref = [[0, 3, 3, 2], [3, 0, 4, 3], [3, 4, 0, 1], [2, 3, 1, 0]]
+    np.testing.assert_array_equal(tree.cost_matrix(), ref)
+
+
+def test_from_paths__names_count_by_their_place():
+    """The same name under two parents, or twice in one path, is another node."""
+    tree = fastemd.Tree.from_paths([("a", "x"), ("b", "x"), ("x", "x"), (1, 2)])
+    ref = np.full((4, 4), 4.0) - 4 * np.eye(4)
+    np.testing.assert_array_equal(tree.cost_matrix(), ref)
+    assert tree.n_nodes == 9
+
+
+def test_from_paths__takes_lengths_by_prefix():
+    weights = {("a",): 1.0, ("a", "x"): 2.0, ("a", "y"): 0.0, ("b",): 8}
+    tree = fastemd.Tree.from_paths([("a", "x"), ("a", "y"), ("b",)], weights=weights)
+    np.testing.assert_array_equal(tree.cost_matrix(), [[0, 2, 11], [2, 0, 9], [11, 9, 0]])
+
+
+@pytest.mark.parametrize("method", ["single", "complete", "average", "ward"])
+@pytest.mark.parametrize("n", [2, 3, 30])
+def test_from_linkage__has_the_cophenetic_distances(method, n, rng):
+    points = rng.normal(size=(n, 3))
+    merges = linkage(points, method)
+    tree = fastemd.Tree.from_linkage(merges)
+    assert tree.bins == tuple(range(n))
+    assert tree.n_nodes == 2 * n - 1
+    assert_close(tree.cost_matrix(), squareform(cophenet(merges)), rtol=1e-13)
+    one_hot = np.eye(n)
+    assert_close(fastemd.emd(one_hot[:, None], one_hot, tree, 2), squareform(cophenet(merges)),
+                 rtol=1e-13)
+
+
+def test_chain__has_bin_k_on_node_k():
+    chain = fastemd.Chain(4, [2, 0.5, 3])
+    assert chain.parent.tolist() == [1, 2, 3, -1]
+    assert chain.weight.tolist() == [2.0, 0.5, 3.0, 0.0]
+    assert chain.bin_node.tolist() == [0, 1, 2, 3]
+    assert chain.bins == (0, 1, 2, 3)
+    assert (chain.depth, chain.diameter) == (3, 5.5)
+    assert fastemd.Chain(4).weight.tolist() == [1.0, 1.0, 1.0, 0.0]
+    assert fastemd.Chain(np.int64(1)).n_nodes == 1
+    assert tree_case(naive.chain(4)).space.parent.tolist() == [1, 2, 3, -1]
