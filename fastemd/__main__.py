@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import fastemd
 
 Array = NDArray[Any]
+TURN, WARM_UP = 10, 0.1  # runs, seconds
 TOLERANCE = 1e-6  # relative, for float32 results against a float64 computation
 
 
@@ -26,87 +27,87 @@ def softmax(logits: Array) -> Array:
     return histograms
 
 
-class DenseReference:
-    """Eq. 13 and 15 as matrix products; the tree is walked by networkx, not by fastemd."""
-
-    def __init__(self, tree: fastemd.Tree) -> None:
-        graph = tree.to_networkx()
-        nodes = [node for node in graph if graph.in_degree(node)]
-        columns = {label: column for column, label in enumerate(tree.bins)}
-        self.ancestors = np.zeros((len(nodes), tree.n_bins))
-        self.weight = np.empty(len(nodes))
-        for row, node in enumerate(nodes):
-            (above,) = graph.predecessors(node)
-            self.weight[row] = graph.edges[above, node]["weight"]
-            for below in (node, *nx.descendants(graph, node)):
-                if below in columns:
-                    self.ancestors[row, columns[below]] = 1.0
-
-    def value_and_grad(self, p: Array, q: Array, rho: float) -> tuple[Array, Array]:
-        """EMD^rho and its projected gradient, in float64."""
-        flow = (p.astype(np.float64) - q) @ self.ancestors.T
-        slope = rho * self.weight * np.sign(flow) * np.abs(flow) ** (rho - 1.0)
-        grad = slope @ self.ancestors
-        value = (self.weight * np.abs(flow) ** rho).sum(axis=-1)
-        return value, grad - grad.mean(axis=-1, keepdims=True)
+def ancestor_matrix(space: fastemd.Chain | fastemd.Tree) -> tuple[Array, Array]:
+    """Eq. 13's matrix A (edges, bins) and the edge lengths; networkx walks the tree."""
+    graph = space.to_networkx()
+    nodes = [node for node in graph if graph.in_degree(node)]
+    columns = {label: column for column, label in enumerate(space.bins)}
+    matrix, weight = np.zeros((len(nodes), space.n_bins)), np.empty(len(nodes))
+    for row, node in enumerate(nodes):
+        (above,) = graph.predecessors(node)
+        weight[row] = graph.edges[above, node]["weight"]
+        for below in (node, *nx.descendants(graph, node)):
+            if below in columns:
+                matrix[row, columns[below]] = 1.0
+    return matrix, weight
 
 
-def rivals(
-    tree: fastemd.Tree, dense: DenseReference, p: Array, q: Array
-) -> dict[str, Callable[[], Any]]:
+def by_products(ancestors: Any, weight: Array, p: Array, q: Array, rho: float) -> tuple[Any, Any]:
+    """EMD^rho and its gradient (eq. 13, 15) by two products with A, dense or sparse."""
+    flow = (ancestors @ (p - q).T).T
+    if rho == 2:
+        slope = 2 * weight * flow
+        value = (slope * flow).sum(axis=-1) / 2
+    else:
+        slope = rho * weight * np.sign(flow) * np.abs(flow) ** (rho - 1)
+        value = (weight * np.abs(flow) ** rho).sum(axis=-1)
+    grad = (ancestors.T @ slope.T).T
+    return value, grad - grad.mean(axis=-1, keepdims=True)
+
+
+def rivals(tree: fastemd.Tree, p: Array, q: Array) -> dict[str, Callable[[], Any]]:
     """Ways to value and gradient of EMD^2 for the same arrays; a subtraction as the yardstick."""
     value, grad = np.empty(p.shape[:-1], p.dtype), np.empty_like(p)
-    weight, matrix = dense.weight.astype(p.dtype), dense.ancestors.astype(p.dtype)
-    sparse = scipy.sparse.csr_array(matrix)
-
-    def by_products(ancestors: Any) -> tuple[Array, Array]:
-        flow = (ancestors @ (p - q).T).T
-        slope = 2 * weight * flow
-        gradient = (ancestors.T @ slope.T).T
-        return (slope * flow).sum(axis=-1) / 2, gradient - gradient.mean(axis=-1, keepdims=True)
-
+    dense, weight = (array.astype(p.dtype) for array in ancestor_matrix(tree))
+    sparse = scipy.sparse.csr_array(dense)
     return {
         "np.subtract(p, q), one array": lambda: np.subtract(p, q, out=grad),
         "fastemd, value and gradient": lambda: fastemd.emd_value_and_grad(
             p, q, tree, 2, out=(value, grad), validate=False
         ),
         "fastemd, with validation": lambda: fastemd.emd_value_and_grad(p, q, tree, 2),
-        "sparse ancestor matrix (scipy)": lambda: by_products(sparse),
-        "dense ancestor matrix (BLAS)": lambda: by_products(matrix),
+        "sparse ancestor matrix (scipy)": lambda: by_products(sparse, weight, p, q, 2),
+        "dense ancestor matrix (BLAS)": lambda: by_products(dense, weight, p, q, 2),
     }
 
 
-def progress(total: int, label: str) -> Iterator[int]:
-    """Count to `total`, saying so on a terminal."""
-    for i in range(total):
-        if sys.stderr.isatty():
-            print(f"\r{label}: {i + 1}/{total}", end="", file=sys.stderr, flush=True)
-        yield i
+def measure(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Array]:
+    """Seconds of `repeats` runs of every contender.
+
+    They take turns, so that the machine's moods hit all alike. A turn starts with untimed runs
+    for `WARM_UP` seconds: the threads of a BLAS spin on for a while and disturb who comes next, and
+    everyone is to find its own data in the caches.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    n_turns = -(-repeats // TURN)
+    for turn in range(n_turns):
+        for name, run in contenders.items():
+            if sys.stderr.isatty():
+                status = f"\r\033[Ktiming, turn {turn + 1} of {n_turns}: {name}"
+                print(status, end="", file=sys.stderr, flush=True)
+            start = time.perf_counter()
+            while time.perf_counter() < start + WARM_UP:
+                run()
+            for _ in range(min(TURN, repeats - turn * TURN)):
+                start = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - start)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def measure(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Array]:
-    """Seconds of every contender, interleaved so that the machine's moods hit all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for i in progress(repeats + 1, "timing"):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            if i:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def check(tree: fastemd.Tree, dense: DenseReference, p: Array, targets: dict[str, Array]) -> bool:
+def check(tree: fastemd.Tree, p: Array, targets: dict[str, Array]) -> bool:
     """Print EMD^1 and EMD^2 and their errors; whether all errors are small."""
     passed = True
+    ancestors, weight = ancestor_matrix(tree)
     header = f"{'':8}{'targets':10}{'mean EMD':>12}{'value error':>14}{'grad error':>14}"
     print(header)
     for rho in (1, 2):
         for kind, q in targets.items():
             value, grad = fastemd.emd_value_and_grad(p, q, tree, rho)
-            true_value, true_grad = dense.value_and_grad(p, q, rho)
+            exact = p.astype(np.float64), q.astype(np.float64)
+            true_value, true_grad = by_products(ancestors, weight, *exact, rho)
             value_error = np.max(np.abs(value - true_value) / true_value)
             grad_error = np.max(np.abs(grad - true_grad)) / np.max(np.abs(true_grad))
             good = bool(value_error <= TOLERANCE and grad_error <= TOLERANCE)
@@ -176,12 +177,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     print(f"{options.batch} random softmax predictions, float32; errors against a dense float64")
     print("computation, relative (of the gradient: to its largest entry)\n")
-    dense = DenseReference(tree)
-    passed = check(tree, dense, p, {"one-hot": one_hot, "soft": soft})
+    passed = check(tree, p, {"one-hot": one_hot, "soft": soft})
 
     print(f"\nTime for the batch, median [quartiles] of {options.repeats} runs, "
           f"{numba.get_num_threads()} threads\n")  # fmt: skip
-    seconds = measure(rivals(tree, dense, p, soft), options.repeats)
+    seconds = measure(rivals(tree, p, soft), options.repeats)
     unit = np.median(next(iter(seconds.values())))
     for name, values in seconds.items():
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))

@@ -41,24 +41,26 @@ def batch_shape(arrays: dict[str, Array]) -> tuple[int, ...]:
         validation.do_not_broadcast(shapes)
 
 
-def as_rows(arrays: list[Array], batch: tuple[int, ...], dtype: np.dtype[Any]) -> list[Array]:
+def as_rows(
+    arrays: dict[str, Array], batch: tuple[int, ...], dtype: np.dtype[Any]
+) -> dict[str, Array]:
     """Every array as (groups, rows, N) of one shape, whose rows are contiguous in memory.
 
     Strides of 0 broadcast, so nothing is copied as long as two levels of rows are enough (which
     they are for one broadcast axis on each side, as in all-pairs) and the bins lie side by side.
     """
-    ready = [_native_rows(array, dtype) for array in arrays]
+    ready = {name: _native_rows(array, dtype) for name, array in arrays.items()}
     n_rows = math.prod(batch)
-    if all(a.shape[:-1] == batch and a.flags.c_contiguous for a in ready):
-        return [a.reshape(1, n_rows, a.shape[-1]) for a in ready]
-    spread = [np.broadcast_to(a, (*batch, a.shape[-1])) for a in ready]
+    if all(a.shape[:-1] == batch and a.flags.c_contiguous for a in ready.values()):
+        return {name: a.reshape(1, n_rows, a.shape[-1]) for name, a in ready.items()}
+    spread = {name: np.broadcast_to(a, (*batch, a.shape[-1])) for name, a in ready.items()}
     for split in range(len(batch)):
         shape = math.prod(batch[:split]), math.prod(batch[split:])
         try:
-            return [a.reshape(*shape, a.shape[-1], copy=False) for a in spread]
+            return {k: a.reshape(*shape, a.shape[-1], copy=False) for k, a in spread.items()}
         except ValueError:  # this split would copy
             continue
-    return [a.reshape(1, n_rows, a.shape[-1]) for a in spread]
+    return {name: a.reshape(1, n_rows, a.shape[-1]) for name, a in spread.items()}
 
 
 def can_hold(out: Array, inputs: Iterable[Array]) -> bool:

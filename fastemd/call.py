@@ -32,7 +32,7 @@ class Call:
         if validate:
             paired = "q" in inputs
             self.tolerance = validation.mass_tolerance(self.inputs.values(), paired)
-        self.writes_to_user = False
+        self.users: list[Array] = []  # arrays to compute into that are the user's
 
     def target(self, name: str, out: Array | None, *columns: int) -> Array:
         """Where to compute (*batch, *columns): in the user's `out` if that is possible."""
@@ -40,7 +40,7 @@ class Call:
         if out is not None:
             validation.check_out(name, out, shape, self.dtype)
             if arrays.can_hold(out, self.inputs.values()):
-                self.writes_to_user = True
+                self.users.append(out)
                 return out
         return np.empty(shape, self.dtype)
 
@@ -59,26 +59,21 @@ class Call:
         n_rows = math.prod(self.batch)
         if n_rows == 0:
             return
-        zeros = np.zeros(self.space.n_bins, self.dtype)
-        given = [self.inputs["p"], self.inputs.get("q", zeros)]
-        given += [self.inputs[name] for name in self.inputs.keys() - {"p", "q"}]
-        p, q, *others = arrays.as_rows(given, self.batch, self.dtype)
-        none = np.empty((0, 0, 0), self.dtype)
-        v = others[0] if others else none
-        values = none.reshape(0) if value is None else value.reshape(n_rows)
-        out = none if rows is None else rows.reshape(*p.shape[:2], rows.shape[-1])
+        nothing = np.empty((0, 0, 0), self.dtype)
+        given = dict(self.inputs)
+        given.setdefault("q", np.zeros(self.space.n_bins, self.dtype))
+        histograms = arrays.as_rows(given, self.batch, self.dtype)
+        triple = histograms["p"], histograms["q"], histograms.get("v", nothing)
+        groups = triple[0].shape[:2]
+        values = nothing.reshape(0) if value is None else value.reshape(n_rows)
+        out = nothing if rows is None else rows.reshape(*groups, rows.shape[-1])
         tolerance = self.tolerance
-        if tolerance >= 0.0 and self.writes_to_user:
-            nowhere = none.reshape(0), none
-            bad = kernels.run("check", plan, (p, q, v), 1.0, *nowhere, True, tolerance)
-            self._report(bad)
+        if tolerance >= 0.0 and any(user is value or user is rows for user in self.users):
+            nowhere = nothing.reshape(0), nothing
+            self._report(kernels.run("check", plan, triple, 1.0, *nowhere, True, tolerance))
             tolerance = -1.0
-        arguments = plan, (p, q, v), self.rho, values, out, project
-        bad = kernels.run(operation, *arguments, tolerance)
-        if bad < n_rows:
-            self._report(bad)
-            # The kernel's quick check can overflow where the exact one does not.
-            kernels.run(operation, *arguments, -1.0)
+        bad = kernels.run(operation, plan, triple, self.rho, values, out, project, tolerance)
+        self._report(bad)
 
     def _report(self, bad_row: int) -> None:
         if bad_row < math.prod(self.batch):

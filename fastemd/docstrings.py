@@ -38,7 +38,7 @@ _SHARED = {
         Raises
         ------
         ValueError
-            If the last axis is not N long, batch shapes do not broadcast, `rho` is < 1 or not
+            If the last axis is not N long, batch shapes do not broadcast, a power is < 1 or not
             finite, `out` has another shape or is read-only, or a histogram is bad; the message
             names the row.
         TypeError

@@ -29,7 +29,7 @@ class GroundSpace:
         Length of the edge above every node; 0 for the root.
     bin_node : ndarray of intp, (n_bins,)
         The node on which every bin sits.
-    nodes : tuple of Hashable
+    nodes : sequence of Hashable
         The user's label of every node, in the order of `parent`.
     """
 

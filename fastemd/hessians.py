@@ -55,9 +55,9 @@ def emd_hessian(
            [-0.5,  0.5]])
     """
     call = Call(space, rho, validate, p=p, q=q)
+    hessian = call.target("out", out, space.n_bins, space.n_bins)
     curvatures = np.empty((*call.batch, space.n_bins + space.plan.weight.size))
     call.run("curvature", space.plan, None, curvatures)
-    hessian = call.target("out", out, space.n_bins, space.n_bins)
     kernels.fill_hessian(space.plan, curvatures, hessian, project)
     return arrays.deliver(hessian, out)
 

@@ -70,8 +70,10 @@ def mass_tolerance(inputs: Iterable[Array], paired: bool) -> float:
     return float(np.sqrt(max([np.finfo(np.float64).eps, *precisions])))
 
 
-def blame(inputs: Mapping[str, Array], batch: tuple[int, ...], row: int, tolerance: float) -> None:
-    """Say what is wrong with one row of the batch, if anything is.
+def blame(
+    inputs: Mapping[str, Array], batch: tuple[int, ...], row: int, tolerance: float
+) -> NoReturn:
+    """Say what is wrong with a row of the batch that a kernel refused.
 
     Parameters
     ----------
@@ -90,26 +92,28 @@ def blame(inputs: Mapping[str, Array], batch: tuple[int, ...], row: int, toleran
         Names the argument, the row, what was found and what was expected.
     """
     index = tuple(int(i) for i in np.unravel_index(row, batch))
-    where = f" row {index[0] if len(index) == 1 else index}" if index else " it"
+    row_name = f": row {index[0] if len(index) == 1 else index}" if index else ""
     masses = {}
     for name, array in inputs.items():
         values = np.broadcast_to(array, (*batch, array.shape[-1]))[index].astype(np.float64)
         for bad in np.flatnonzero(~np.isfinite(values)):
-            raise ValueError(f"{name}:{where} is not finite, {values[bad]} at bin {bad}")
+            raise ValueError(f"{name}{row_name} is not finite, {values[bad]} at bin {bad}")
         if name == "v":
             continue
         for bad in np.flatnonzero(values < 0.0):
             raise ValueError(
-                f"{name}:{where} has a negative mass, {values[bad]} at bin {bad}; "
+                f"{name}{row_name} has a negative mass, {values[bad]} at bin {bad}; "
                 "histograms must be >= 0"
             )
-        masses[name] = float(values.sum())
-    if max(masses.values()) - min(masses.values()) > tolerance * max(masses.values()):
-        sums = " and ".join(f"{name} sums to {mass}" for name, mass in masses.items())
-        raise ValueError(
-            f"p and q:{where} has unequal masses, {sums}; normalise both, for example by "
-            f"p / p.sum(-1, keepdims=True) (relative tolerance {tolerance:.1e})"
-        )
+        with np.errstate(over="ignore"):
+            masses[name] = float(values.sum())
+        if masses[name] == np.inf:
+            raise ValueError(f"{name}{row_name} has a mass beyond the range of float64")
+    sums = " and ".join(f"{name} sums to {mass}" for name, mass in masses.items())
+    raise ValueError(
+        f"p and q{row_name} {'has' if index else 'have'} unequal masses, {sums}; normalise both, "
+        f"for example by p / p.sum(-1, keepdims=True) (relative tolerance {tolerance:.1e})"
+    )
 
 
 # -- ground spaces --------------------------------------------------------------------------------

@@ -10,10 +10,12 @@ from operations import OPERATIONS
 from strategies import RHOS, chain_case, random_ground, tree_case
 
 # The first example of a test may compile a kernel: a deadline or a slow-data check would blame it.
-settings.register_profile("local", deadline=None, max_examples=40,
-                          suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True,
-                          print_blob=True)
+settings.register_profile(
+    "local", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "ci", parent=settings.get_profile("local"), derandomize=True, print_blob=True
+)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 

@@ -201,8 +201,9 @@ def exact_flow(p, q, g):
 
 def exact_emd(p, q, g, rho):
     flow = exact_flow(p, q, g)
-    return sum((Fraction(float(g.weight[i])) * _power(abs(x), rho) for i, x in flow.items()),
-               Fraction(0))
+    return sum(
+        (Fraction(float(g.weight[i])) * _power(abs(x), rho) for i, x in flow.items()), Fraction(0)
+    )
 
 
 def exact_grad(p, q, g, rho, project=True):
@@ -234,8 +235,9 @@ def linear_programme(p, q, cost):
         sums[k, k * n : (k + 1) * n] = 1.0
         sums[n + k, k::n] = 1.0
     # One of the 2 N sums follows from the others; with it, rounding could make them infeasible.
-    solution = linprog(np.ravel(cost), A_eq=sums[:-1], b_eq=np.concatenate([p, q])[:-1],
-                       method="highs")
+    solution = linprog(
+        np.ravel(cost), A_eq=sums[:-1], b_eq=np.concatenate([p, q])[:-1], method="highs"
+    )
     assert solution.success, solution.message
     return solution.fun
 

@@ -72,8 +72,12 @@ def cases(max_nodes=12):
 def histograms(draw, n_bins, n_rows=None, count=2):
     """`count` arrays (n_rows, n_bins), each row of the same mass in all of them."""
     rows = draw(st.integers(1, 4)) if n_rows is None else n_rows
-    counts = np.array([draw(npst.arrays(np.int64, (rows, n_bins), elements=st.integers(0, 9),
-                                        fill=st.just(0))) for _ in range(count)])
+    counts = np.array(
+        [
+            draw(npst.arrays(np.int64, (rows, n_bins), elements=st.integers(0, 9), fill=st.just(0)))
+            for _ in range(count)
+        ]
+    )
     if draw(st.booleans()):  # one-hot rows: the labels of a classification task
         hot = draw(npst.arrays(np.int64, (rows,), elements=st.integers(0, n_bins - 1)))
         counts[0] = np.eye(n_bins, dtype=np.int64)[hot]

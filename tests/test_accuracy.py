@@ -99,8 +99,9 @@ def test_functions__float32_differences_do_not_add_up(n_bins, kind):
     flow = np.cumsum(wide[0] - wide[1])[:-1]
     assert_close(fastemd.emd_flow(p, q, case.space), flow, rtol=ONE_ROUNDING)
     for rho in (1, 2, 3):
-        assert_close(fastemd.emd(p, q, case.space, rho), (np.abs(flow) ** rho).sum(),
-                     rtol=ONE_ROUNDING)
+        assert_close(
+            fastemd.emd(p, q, case.space, rho), (np.abs(flow) ** rho).sum(), rtol=ONE_ROUNDING
+        )
         slope = rho * np.sign(flow) * np.abs(flow) ** (rho - 1)
         raw = np.append(np.cumsum(slope[::-1])[::-1], 0.0)
         assert_close(fastemd.emd_grad(p, q, case.space, rho), raw - raw.mean(), rtol=ONE_ROUNDING)

@@ -10,10 +10,12 @@ import fastemd
 
 SENTINEL = -123.456
 each = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-each_with_rho = pytest.mark.parametrize("operation", [x for x in OPERATIONS if x.takes_rho],
-                                        ids=lambda operation: operation.name)
-each_of_two = pytest.mark.parametrize("operation", [x for x in OPERATIONS if "q" in x.arrays],
-                                      ids=lambda operation: operation.name)
+each_with_rho = pytest.mark.parametrize(
+    "operation", [x for x in OPERATIONS if x.takes_rho], ids=lambda operation: operation.name
+)
+each_of_two = pytest.mark.parametrize(
+    "operation", [x for x in OPERATIONS if "q" in x.arrays], ids=lambda operation: operation.name
+)
 CHAIN = fastemd.Chain(5)
 
 
@@ -56,22 +58,26 @@ def test_functions__refuse_batches_that_do_not_broadcast(operation, shapes):
     _assert_refused(operation, arrays, ValueError, rf"{first}.*{second}", shape=(2,))
 
 
-@pytest.mark.parametrize("bad", [
-    np.ones((4, 5), complex),
-    np.ones((4, 5), object),
-    np.full((4, 5), "1.0"),
-    np.full((4, 5), b"1"),
-    np.zeros((4, 5), "datetime64[s]"),
-    np.zeros((4, 5), "timedelta64[s]"),
-    np.zeros((4, 5), [("x", float)]),
-    np.ma.masked_array(np.ones((4, 5)), mask=np.eye(4, 5, dtype=bool)),
-    np.ma.masked_array(np.ones((4, 5))),
-    [[1j] * 5] * 4,
-    [["a"] * 5] * 4,
-    None,
-    "ones",
-    {"p": 1},
-], ids=lambda bad: str(bad)[:20])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.ones((4, 5), complex),
+        np.ones((4, 5), object),
+        np.full((4, 5), "1.0"),
+        np.full((4, 5), b"1"),
+        np.zeros((4, 5), "datetime64[s]"),
+        np.zeros((4, 5), "timedelta64[s]"),
+        np.zeros((4, 5), [("x", float)]),
+        np.ma.masked_array(np.ones((4, 5)), mask=np.eye(4, 5, dtype=bool)),
+        np.ma.masked_array(np.ones((4, 5))),
+        [[1j] * 5] * 4,
+        [["a"] * 5] * 4,
+        None,
+        "ones",
+        {"p": 1},
+    ],
+    ids=lambda bad: str(bad)[:20],
+)
 @each
 def test_functions__refuse_what_is_not_an_array_of_real_numbers(operation, bad, rng):
     for i, name in enumerate(operation.arrays):
@@ -89,23 +95,27 @@ def test_functions__refuse_ragged_lists(operation, rng):
 
 
 @each_with_rho
-@pytest.mark.parametrize(("rho", "error"), [
-    (True, TypeError),
-    (np.True_, TypeError),
-    ("2", TypeError),
-    (None, TypeError),
-    ([2], TypeError),
-    (np.array([2.0]), TypeError),
-    (np.array(2.0), TypeError),
-    (2j, TypeError),
-    (float("nan"), ValueError),
-    (float("inf"), ValueError),
-    (-float("inf"), ValueError),
-    (0.999, ValueError),
-    (np.float32(0.5), ValueError),
-    (0, ValueError),
-    (-2, ValueError),
-], ids=repr)
+@pytest.mark.parametrize(
+    ("rho", "error"),
+    [
+        (True, TypeError),
+        (np.True_, TypeError),
+        ("2", TypeError),
+        (None, TypeError),
+        ([2], TypeError),
+        (np.array([2.0]), TypeError),
+        (np.array(2.0), TypeError),
+        (2j, TypeError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (-float("inf"), ValueError),
+        (0.999, ValueError),
+        (np.float32(0.5), ValueError),
+        (0, ValueError),
+        (-2, ValueError),
+    ],
+    ids=repr,
+)
 def test_functions__refuse_a_bad_rho(operation, rho, error, rng):
     _assert_refused(operation, operation.draw(rng, (4,), 5), error, r"\brho\b", rho=rho)
 

@@ -28,8 +28,11 @@ def test_functions__a_batch_of_any_size_is_its_rows(operation, small_case, rho, 
 @pytest.mark.parametrize("kind", ["chain", "tree"])
 def test_functions__any_number_of_bins(operation, kind, rng):
     for n_bins in (*range(1, 35), 63, 64, 65, 130):
-        case = (chain_case(n_bins) if kind == "chain"
-                else tree_case(random_ground(rng, n_bins + n_bins // 2, n_bins)))
+        case = (
+            chain_case(n_bins)
+            if kind == "chain"
+            else tree_case(random_ground(rng, n_bins + n_bins // 2, n_bins))
+        )
         for batch in ((), (3,), (20,)):
             arrays = operation.draw(rng, batch, n_bins)
             assert_agrees(operation, arrays, case, 3.7)
@@ -78,8 +81,10 @@ BROADCAST = [
 @pytest.mark.parametrize("shapes", BROADCAST, ids=str)
 def test_functions__broadcast_like_numpy(operation, small_case, shapes, rng):
     batch = np.broadcast_shapes(*shapes[: len(operation.arrays)])
-    whole = [operation.draw(rng, shape, small_case.n_bins)[i]
-             for i, shape in enumerate(shapes[: len(operation.arrays)])]
+    whole = [
+        operation.draw(rng, shape, small_case.n_bins)[i]
+        for i, shape in enumerate(shapes[: len(operation.arrays)])
+    ]
     spread = [np.ascontiguousarray(np.broadcast_to(x, (*batch, small_case.n_bins))) for x in whole]
     ref = operation(spread, small_case.space, 1.5)
     assert [x.shape for x in ref] == operation.shapes(batch, small_case.space)
@@ -126,8 +131,9 @@ def test_functions__any_layout_gives_the_same(operation, small_case, layout, rng
     _assert_equal(operation([layout(arrays[0]), *arrays[1:]], small_case.space, 1.5), ref)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.int8, np.int64, np.uint8, np.uint64, bool,
-                                   np.longdouble])
+@pytest.mark.parametrize(
+    "dtype", [np.float16, np.int8, np.int64, np.uint8, np.uint64, bool, np.longdouble]
+)
 def test_functions__other_types_are_cast_to_float64(operation, small_case, dtype, rng):
     n = small_case.n_bins
     arrays = [np.eye(n)[rng.integers(n, size=6)].astype(dtype) for _ in operation.arrays]
@@ -170,8 +176,11 @@ def test_functions__results_are_new_writeable_contiguous_arrays(operation, small
 def test_functions__of_a_read_only_broadcast_row(operation, small_case, rng):
     arrays = operation.draw(rng, (), small_case.n_bins)
     spread = [np.broadcast_to(x, (40, small_case.n_bins)) for x in arrays]
-    for comp, ref in zip(operation(spread, small_case.space, 1.5),
-                         operation(arrays, small_case.space, 1.5), strict=True):
+    for comp, ref in zip(
+        operation(spread, small_case.space, 1.5),
+        operation(arrays, small_case.space, 1.5),
+        strict=True,
+    ):
         np.testing.assert_array_equal(comp, np.stack([ref] * 40))
 
 
@@ -186,6 +195,9 @@ def test_functions__repeat_themselves_bitwise(operation, case, rng):
 @pytest.mark.parametrize("validate", [True, False])
 def test_functions__checking_does_not_change_the_result(operation, case, validate, rng):
     arrays = operation.draw(rng, (9,), case.n_bins)
-    for comp, ref in zip(operation(arrays, case.space, 1.5, validate=validate),
-                         operation(arrays, case.space, 1.5), strict=True):
+    for comp, ref in zip(
+        operation(arrays, case.space, 1.5, validate=validate),
+        operation(arrays, case.space, 1.5),
+        strict=True,
+    ):
         assert_close(comp, ref, rtol=1e-14)

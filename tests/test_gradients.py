@@ -75,8 +75,9 @@ def _pair_with_flows_off_zero(rng, case):
 
 def test_emd_grad__with_respect_to_q_has_the_other_sign(case, rho, rng):
     p, q = random_pair(rng, (5, case.n_bins))
-    np.testing.assert_array_equal(fastemd.emd_grad(q, p, case.space, rho),
-                                  -fastemd.emd_grad(p, q, case.space, rho))
+    np.testing.assert_array_equal(
+        fastemd.emd_grad(q, p, case.space, rho), -fastemd.emd_grad(p, q, case.space, rho)
+    )
 
 
 @project

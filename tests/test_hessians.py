@@ -55,8 +55,9 @@ def test_emd_hessian__is_the_derivative_of_the_gradient(small_case, rho, project
         # Unprojected steps change the mass, which validation would refuse.
         return fastemd.emd_grad(x, q, space, rho, project=project, validate=False)
 
-    ref = [naive.central_difference(slope, p, direction, 1e-6)
-           for direction in np.eye(n) - project / n]
+    ref = [
+        naive.central_difference(slope, p, direction, 1e-6) for direction in np.eye(n) - project / n
+    ]
     comp = fastemd.emd_hessian(p, q, space, rho, project=project)
     assert_close(comp, ref, 1.0, rtol=1e-6)
 
@@ -90,9 +91,12 @@ def test_emd_hessian__projected_conserves_mass(case, rho, rng):
     size = case.n_bins * naive.size("emd_hessian", (p, q), case.ground, rho)
     hessian = fastemd.emd_hessian(p, q, case.space, rho)
     ones = np.ones(case.n_bins)
-    for vanishing in (hessian.sum(axis=-1), hessian.sum(axis=-2),
-                      fastemd.emd_hvp(p, q, ones, case.space, rho),
-                      fastemd.emd_hvp(p, q, p, case.space, rho).sum(axis=-1)):
+    for vanishing in (
+        hessian.sum(axis=-1),
+        hessian.sum(axis=-2),
+        fastemd.emd_hvp(p, q, ones, case.space, rho),
+        fastemd.emd_hvp(p, q, p, case.space, rho).sum(axis=-1),
+    ):
         assert np.abs(vanishing).max() <= 1e-13 * size
 
 
@@ -114,20 +118,24 @@ def test_hessians__edges_without_flow_add_no_curvature(operation, case, rho, rng
     np.testing.assert_array_equal(comp, np.zeros_like(comp))
 
 
-@pytest.mark.parametrize(("flow", "curvature"), [
-    (0.0, 0.0),
-    (5e-324, 0.0),  # below the smallest normal number: as good as no flow
-    (2e-308, 0.0),
-    (4.0**-511, 0.75 * 2.0**511),
-])
+@pytest.mark.parametrize(
+    ("flow", "curvature"),
+    [
+        (0.0, 0.0),
+        (5e-324, 0.0),  # below the smallest normal number: as good as no flow
+        (2e-308, 0.0),
+        (4.0**-511, 0.75 * 2.0**511),
+    ],
+)
 def test_emd_hessian__of_vanishing_flows_stays_finite(flow, curvature):
     p, q, space = [flow, 0.0], [0.0, flow], fastemd.Chain(2)
     raw = np.array([[curvature, 0.0], [0.0, 0.0]])
     comp = fastemd.emd_hessian(p, q, space, 1.5, project=False)
     np.testing.assert_allclose(comp, raw, rtol=1e-14)
     comp = fastemd.emd_hessian(p, q, space, 1.5)
-    np.testing.assert_allclose(comp, curvature * np.array([[0.25, -0.25], [-0.25, 0.25]]),
-                               rtol=1e-14)
+    np.testing.assert_allclose(
+        comp, curvature * np.array([[0.25, -0.25], [-0.25, 0.25]]), rtol=1e-14
+    )
 
 
 def test_emd_hessian__is_constant_at_rho_2(case, rng):
@@ -172,5 +180,6 @@ def test_hessians__swapping_p_and_q_changes_nothing(case, rho, rng):
     p, q, v = HVP.draw(rng, (3,), case.n_bins)
     for name, rest in (("emd_hessian", ()), ("emd_hessian_diag", ()), ("emd_hvp", (v,))):
         function = getattr(fastemd, name)
-        np.testing.assert_array_equal(function(p, q, *rest, case.space, rho),
-                                      function(q, p, *rest, case.space, rho))
+        np.testing.assert_array_equal(
+            function(p, q, *rest, case.space, rho), function(q, p, *rest, case.space, rho)
+        )

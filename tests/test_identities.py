@@ -38,8 +38,9 @@ def test_emd__is_symmetric_and_not_negative(problem, rho):
 def test_emd__root_is_a_metric(data, case, rho):
     """The triangle inequality; at rho = 1 that of the distance itself."""
     p, q, r = data.draw(histograms(case.n_bins, count=3))
-    pq, qr, pr = (fastemd.emd(a, b, case.space, rho) ** (1 / rho)
-                  for a, b in [(p, q), (q, r), (p, r)])
+    pq, qr, pr = (
+        fastemd.emd(a, b, case.space, rho) ** (1 / rho) for a, b in [(p, q), (q, r), (p, r)]
+    )
     assert (pr <= (pq + qr) * (1 + 1e-12)).all()
 
 
@@ -185,5 +186,6 @@ def test_functions__give_the_same_in_float32(name, case, rho, rng):
 def test_emd__adding_the_same_mass_to_both_changes_nothing(case, rho, rng):
     p, q = random_pair(rng, (4, case.n_bins))
     common = rng.integers(0, 9, (4, case.n_bins)) / 8
-    assert_close(fastemd.emd(p + common, q + common, case.space, rho),
-                 fastemd.emd(p, q, case.space, rho))
+    assert_close(
+        fastemd.emd(p + common, q + common, case.space, rho), fastemd.emd(p, q, case.space, rho)
+    )

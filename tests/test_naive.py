@@ -14,14 +14,18 @@ P, Q = np.array([0.7, 0.1, 0.2]), np.array([0.15, 0.25, 0.6])
 @given(problems(), rhos)
 def test_naive__dense_matrices_agree_with_exact_loops(problem, rho):
     case, p, q = problem
-    value, raw = (np.array([f(*row, case.ground, rho, **kw) for row in zip(p, q, strict=True)],
-                           dtype=np.float64)
-                  for f, kw in [(naive.exact_emd, {}), (naive.exact_grad, {"project": False})])
+    value, raw = (
+        np.array(
+            [f(*row, case.ground, rho, **kw) for row in zip(p, q, strict=True)], dtype=np.float64
+        )
+        for f, kw in [(naive.exact_emd, {}), (naive.exact_grad, {"project": False})]
+    )
     size = naive.size("emd", (p, q), case.ground, rho)
     assert_close(naive.emd(p, q, case.ground, rho), value, size)
     assert_close(naive.emd_grad(p, q, case.ground, rho, project=False), raw, size)
-    assert_close(naive.emd_grad(p, q, case.ground, rho),
-                 raw - raw.mean(axis=-1, keepdims=True), size)
+    assert_close(
+        naive.emd_grad(p, q, case.ground, rho), raw - raw.mean(axis=-1, keepdims=True), size
+    )
 
 
 @given(problems(max_nodes=6, n_rows=2))
@@ -53,6 +57,9 @@ def test_naive__derivatives_agree_with_differences(rho, project):
 
 def test_naive__trees_changed_without_effect_keep_their_distances(rng):
     cost = naive.cost_matrix(SMALL)
-    for same in (naive.reroot(SMALL, 0), naive.relabel(SMALL, [3, 0, 4, 1, 2]),
-                 naive.subdivide(SMALL, [1, 2, 3, 4, 1])):
+    for same in (
+        naive.reroot(SMALL, 0),
+        naive.relabel(SMALL, [3, 0, 4, 1, 2]),
+        naive.subdivide(SMALL, [1, 2, 3, 4, 1]),
+    ):
         np.testing.assert_array_equal(naive.cost_matrix(same), cost)

@@ -26,7 +26,8 @@ KINDS = {
     "every other row": lambda shape: np.empty((2 * shape[0], *shape[1:]))[::2],
     "every other entry": lambda shape: np.empty((*shape[:-1], 2 * shape[-1]))[..., ::2],
     "inside a larger array": lambda shape: np.empty([n + 2 for n in shape])[
-        tuple(slice(1, n + 1) for n in shape)],
+        tuple(slice(1, n + 1) for n in shape)
+    ],
     "backwards": _backwards,
     "misaligned": _misaligned,
     "transposed": lambda shape: np.empty(shape[::-1]).T,

@@ -1,5 +1,6 @@
 """Against programs that nobody here wrote, and against the linear programme."""
 
+import common
 import naive
 import networkx as nx
 import numpy as np
@@ -78,8 +79,10 @@ def test_emd__on_leaves_is_scikit_bios_weighted_unifrac(seed):
     counts = rng.integers(0, 5, (2, N_ROWS, len(leaves)))
     counts[:, :, 0] += 1
     # scikit-bio's own checks refuse unary nodes, which its formula has no trouble with.
-    ref = [weighted_unifrac(a, b, [str(i) for i in leaves], root, normalized=False, validate=False)
-           for a, b in zip(*counts, strict=True)]
+    ref = [
+        weighted_unifrac(a, b, [str(i) for i in leaves], root, normalized=False, validate=False)
+        for a, b in zip(*counts, strict=True)
+    ]
     p, q = counts / counts.sum(axis=-1, keepdims=True)
     assert_close(fastemd.emd(p, q, tree_case(ground).space, 1), ref)
 
@@ -112,3 +115,13 @@ def test_emd_flow__is_a_transport_that_networkx_cannot_beat(problem):
         graph.nodes[bin_node]["demand"] = -dirt
     ref = nx.min_cost_flow_cost(graph) / 2**10 / 100
     assert_close(fastemd.emd(p, q, case.space, 1)[0], ref)
+
+
+@pytest.mark.parametrize("name", common.IMPLEMENTATIONS)
+@pytest.mark.parametrize("rho", [1, 2, 3.7])
+def test_benchmarks__every_implementation_solves_the_same_problem(name, rho, small_case, rng):
+    p, q = random_pair(rng, (5, small_case.n_bins))
+    value, grad = common.IMPLEMENTATIONS[name](small_case.space, p, q, rho)()
+    ref_value, ref_grad = naive.emd_value_and_grad(p, q, small_case.ground, rho)
+    np.testing.assert_allclose(value, ref_value, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(grad, ref_grad, rtol=1e-12, atol=1e-12)

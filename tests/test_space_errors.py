@@ -36,25 +36,48 @@ PARENTS = {
     "parents of fractions": (lambda: Tree.from_parents([-1, 0.5]), TypeError, "parents"),
     "parents of strings": (lambda: Tree.from_parents(["a", "b"]), TypeError, "parents"),
     "parents in a table": (
-        lambda: Tree.from_parents([[-1, 0]]), (TypeError, ValueError), "parents"),
+        lambda: Tree.from_parents([[-1, 0]]),
+        (TypeError, ValueError),
+        "parents",
+    ),
     "too few weights": (lambda: Tree.from_parents([-1, 0, 0], [1, 1]), ValueError, "weight"),
     "negative weight": (
-        lambda: Tree.from_parents([-1, 0, 0], [0, 1, -2.5]), ValueError, r"\b2\b.*-2\.5"),
+        lambda: Tree.from_parents([-1, 0, 0], [0, 1, -2.5]),
+        ValueError,
+        r"\b2\b.*-2\.5",
+    ),
     "NaN weight": (
-        lambda: Tree.from_parents([-1, 0, 0], [0, np.nan, 1]), ValueError, r"\b1\b.*nan"),
+        lambda: Tree.from_parents([-1, 0, 0], [0, np.nan, 1]),
+        ValueError,
+        r"\b1\b.*nan",
+    ),
     "infinite weight": (
-        lambda: Tree.from_parents([-1, 0, 0], [0, 1, np.inf]), ValueError, r"\b2\b.*inf"),
-    "weights of strings": (
-        lambda: Tree.from_parents([-1, 0], ["a", "b"]), TypeError, "weight"),
+        lambda: Tree.from_parents([-1, 0, 0], [0, 1, np.inf]),
+        ValueError,
+        r"\b2\b.*inf",
+    ),
+    "weights of strings": (lambda: Tree.from_parents([-1, 0], ["a", "b"]), TypeError, "weight"),
     "no bins": (lambda: Tree.from_parents([-1, 0, 0], bins=[]), ValueError, "bin"),
     "bin that is no node": (
-        lambda: Tree.from_parents([-1, 0, 0], bins=[1, 17]), ValueError, r"\b17\b"),
+        lambda: Tree.from_parents([-1, 0, 0], bins=[1, 17]),
+        ValueError,
+        r"\b17\b",
+    ),
     "bin counted from the end": (
-        lambda: Tree.from_parents([-1, 0, 0], bins=[1, -1]), ValueError, "-1"),
+        lambda: Tree.from_parents([-1, 0, 0], bins=[1, -1]),
+        ValueError,
+        "-1",
+    ),
     "bin twice": (
-        lambda: Tree.from_parents([-1, 0, 0], bins=[1, 2, 1]), ValueError, r"\b1\b.*twice"),
+        lambda: Tree.from_parents([-1, 0, 0], bins=[1, 2, 1]),
+        ValueError,
+        r"\b1\b.*twice",
+    ),
     "bins of fractions": (
-        lambda: Tree.from_parents([-1, 0, 0], bins=[1.5]), (TypeError, ValueError), r"1\.5"),
+        lambda: Tree.from_parents([-1, 0, 0], bins=[1.5]),
+        (TypeError, ValueError),
+        r"1\.5",
+    ),
 }
 
 
@@ -88,26 +111,43 @@ GRAPHS = {
     "two parents": (lambda: _from(RA, RB, AC, ("b", "c")), ValueError, "'c'"),
     "a directed cycle": (lambda: _from(("a", "b"), ("b", "c"), ("c", "a")), ValueError, "'[abc]'"),
     "a cycle beside a tree": (
-        lambda: _from(RA, ("x", "y"), ("y", "z"), ("z", "x")), ValueError, "'[xyz]'"),
+        lambda: _from(RA, ("x", "y"), ("y", "z"), ("z", "x")),
+        ValueError,
+        "'[xyz]'",
+    ),
     "a loop": (lambda: _from(RA, ("a", "a")), ValueError, "'a'"),
     "a loop, undirected": (lambda: _from(RA, AC, ("c", "c"), directed=False), ValueError, "'c'"),
     "a loop alone": (lambda: _from(("a", "a")), ValueError, "'a'"),
     "a cycle, undirected": (
-        lambda: _from(RA, AC, ("c", "d"), ("d", "a"), directed=False), ValueError, "'[acd]'"),
+        lambda: _from(RA, AC, ("c", "d"), ("d", "a"), directed=False),
+        ValueError,
+        "'[acd]'",
+    ),
     "disconnected": (lambda: Tree.from_networkx(_with_nodes(V, "x")), ValueError, "'[rx]'"),
     "disconnected, undirected": (
-        lambda: Tree.from_networkx(_with_nodes(U, "x")), ValueError, "'[rabcx]'"),
+        lambda: Tree.from_networkx(_with_nodes(U, "x")),
+        ValueError,
+        "'[rabcx]'",
+    ),
     "as many edges as a tree, but in two pieces": (
         lambda: _from(("a", "b"), ("b", "c"), ("c", "a"), ("x", "y"), directed=False),
-        ValueError, "'[abcxy]'"),
+        ValueError,
+        "'[abcxy]'",
+    ),
     "negative weight": (lambda: _from(RA, RB, lengths=[1, -2.5]), ValueError, r"'b'.*-2\.5"),
     "NaN weight": (lambda: _from(RA, RB, lengths=[np.nan, 1]), ValueError, "'a'.*nan"),
     "infinite weight": (lambda: _from(RA, RB, lengths=[1, np.inf]), ValueError, "'b'.*inf"),
     "NaN weight, undirected": (
-        lambda: _from(RA, AC, lengths=[1, np.nan], directed=False), ValueError, "'[ac]'.*nan"),
+        lambda: _from(RA, AC, lengths=[1, np.nan], directed=False),
+        ValueError,
+        "'[ac]'.*nan",
+    ),
     "weight partly missing": (lambda: _from(RA, RB, lengths=[1, None]), ValueError, "'b'"),
     "weight missing below only": (
-        lambda: _from(RA, RB, AC, lengths=[1, 1, None]), ValueError, "'c'"),
+        lambda: _from(RA, RB, AC, lengths=[1, 1, None]),
+        ValueError,
+        "'c'",
+    ),
     "no bins": (lambda: Tree.from_networkx(V, bins=[]), ValueError, "bin"),
     "bin that is no node": (lambda: Tree.from_networkx(V, bins=["b", "x"]), ValueError, "'x'"),
     "bin twice": (lambda: Tree.from_networkx(V, bins=["b", "c", "b"]), ValueError, "'b'.*twice"),
@@ -120,16 +160,30 @@ GRAPHS = {
 PATHS = {
     "no paths": (lambda: Tree.from_paths([]), ValueError, None),
     "path twice": (
-        lambda: Tree.from_paths([("a", "x"), ("b",), ("a", "x")]), ValueError, "'a', 'x'"),
+        lambda: Tree.from_paths([("a", "x"), ("b",), ("a", "x")]),
+        ValueError,
+        "'a', 'x'",
+    ),
     "missing length": (
-        lambda: Tree.from_paths([("a", "x")], weights={("a",): 1}), ValueError, "'a', 'x'"),
+        lambda: Tree.from_paths([("a", "x")], weights={("a",): 1}),
+        ValueError,
+        "'a', 'x'",
+    ),
     "missing length of an inner node": (
-        lambda: Tree.from_paths([("a", "x")], weights={("a", "x"): 1}), ValueError, r"'a',\)"),
+        lambda: Tree.from_paths([("a", "x")], weights={("a", "x"): 1}),
+        ValueError,
+        r"'a',\)",
+    ),
     "negative length": (
         lambda: Tree.from_paths([("a",), ("b",)], weights={("a",): 1, ("b",): -2.5}),
-        ValueError, r"'b',\).*-2\.5"),
+        ValueError,
+        r"'b',\).*-2\.5",
+    ),
     "NaN length": (
-        lambda: Tree.from_paths([("a",)], weights={("a",): np.nan}), ValueError, "'a'.*nan"),
+        lambda: Tree.from_paths([("a",)], weights={("a",): np.nan}),
+        ValueError,
+        "'a'.*nan",
+    ),
     "a plain string": (lambda: Tree.from_paths(["cat", "dog"]), TypeError, "cat"),
     "a number": (lambda: Tree.from_paths([3]), TypeError, "3"),
 }
@@ -145,7 +199,10 @@ LINKAGES = {
     "one axis": (lambda: Tree.from_linkage(np.ones(4)), ValueError, None),
     "a cluster before it exists": (lambda: Tree.from_linkage([[0, 5, 1.0, 2]]), ValueError, None),
     "an observation twice": (
-        lambda: Tree.from_linkage([[0, 1, 1.0, 2], [0, 2, 2.0, 3]]), ValueError, None),
+        lambda: Tree.from_linkage([[0, 1, 1.0, 2], [0, 2, 2.0, 3]]),
+        ValueError,
+        None,
+    ),
     "strings": (lambda: Tree.from_linkage("linkage"), (TypeError, ValueError), None),
 }
 
@@ -201,7 +258,10 @@ def test_tree__has_no_constructor_of_its_own():
 
 
 def test_constructors__take_options_by_name_only():
-    for build in (lambda: Tree.from_networkx(V, "r"), lambda: Tree.from_parents([-1, 0], None, [1]),
-                  lambda: Tree.from_paths([("a",)], None)):
+    for build in (
+        lambda: Tree.from_networkx(V, "r"),
+        lambda: Tree.from_parents([-1, 0], None, [1]),
+        lambda: Tree.from_paths([("a",)], None),
+    ):
         with pytest.raises(TypeError, match="positional"):
             build()

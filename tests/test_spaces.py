@@ -93,7 +93,10 @@ def test_spaces__have_arrays_of_the_documented_types(case):
     assert all(getattr(space, name).dtype.kind == "i" for name in ("parent", "bin_node"))
     assert space.weight.dtype == np.float64
     assert [getattr(space, name).shape for name in ARRAYS] == [
-        (space.n_nodes,), (space.n_nodes,), (space.n_bins,)]
+        (space.n_nodes,),
+        (space.n_nodes,),
+        (space.n_bins,),
+    ]
     assert isinstance(space.bins, tuple)
     assert [type(getattr(space, name)) for name in ("n_bins", "n_nodes", "depth")] == [int] * 3
     assert isinstance(space.diameter, float)
@@ -127,8 +130,9 @@ def test_spaces__hash_by_identity(case):
     assert case.space != other
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy,
-                                       lambda space: pickle.loads(pickle.dumps(space))])
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda space: pickle.loads(pickle.dumps(space))]
+)
 def test_spaces__survive_copying_and_pickling(case, duplicate, rng):
     p, q = random_pair(rng, (3, case.n_bins))
     for used in (False, True):  # with nothing cached, and with all that a call may have cached
@@ -140,8 +144,9 @@ def test_spaces__survive_copying_and_pickling(case, duplicate, rng):
             np.testing.assert_array_equal(getattr(other, name), getattr(case.space, name))
             assert not getattr(other, name).flags.writeable
         assert other.bins == case.space.bins
-        np.testing.assert_array_equal(fastemd.emd_grad(p, q, other, 2),
-                                      fastemd.emd_grad(p, q, case.space, 2))
+        np.testing.assert_array_equal(
+            fastemd.emd_grad(p, q, other, 2), fastemd.emd_grad(p, q, case.space, 2)
+        )
         with pytest.raises(AttributeError):
             other.n_bins = 3
 
@@ -167,8 +172,12 @@ def test_to_networkx__round_trip(case):
 
 
 def test_to_networkx__keeps_the_users_names():
-    edges = [("all", "animal", 2.0), ("animal", "cat", 1.0), ("animal", "dog", 3.0),
-             ("all", ("a", 1), 0.5)]
+    edges = [
+        ("all", "animal", 2.0),
+        ("animal", "cat", 1.0),
+        ("animal", "dog", 3.0),
+        ("all", ("a", 1), 0.5),
+    ]
     graph = nx.DiGraph()
     graph.add_weighted_edges_from(edges)
     tree = fastemd.Tree.from_networkx(graph)
@@ -186,8 +195,10 @@ def test_from_networkx__takes_graphs_of_either_kind(data, ground):
     for above, below in nx.bfs_edges(undirected, root):
         directed.add_edge(above, below, weight=undirected.edges[above, below]["weight"])
     ref = naive.reroot(ground, root)
-    for tree in (fastemd.Tree.from_networkx(directed, bins=ground.bin_node),
-                 fastemd.Tree.from_networkx(undirected, root=root, bins=ground.bin_node)):
+    for tree in (
+        fastemd.Tree.from_networkx(directed, bins=ground.bin_node),
+        fastemd.Tree.from_networkx(undirected, root=root, bins=ground.bin_node),
+    ):
         assert tree.bins == tuple(ground.bin_node)
         assert _signatures(naive.ground(tree)) == _signatures(ref)
 
@@ -204,8 +215,9 @@ def test_from_networkx__reads_weights_of_any_name_or_none(rng):
     assert tree.bins == ("b", "d", "c")  # the leaves in the graph's node order
     np.testing.assert_array_equal(tree.cost_matrix(), [[0, 3, 3], [3, 0, 2], [3, 2, 0]])
     nx.set_edge_attributes(graph, dict(zip(graph.edges, [1, 2, 4, 8], strict=True)), "length")
-    np.testing.assert_array_equal(fastemd.Tree.from_networkx(graph).cost_matrix(),
-                                  tree.cost_matrix())
+    np.testing.assert_array_equal(
+        fastemd.Tree.from_networkx(graph).cost_matrix(), tree.cost_matrix()
+    )
     comp = fastemd.Tree.from_networkx(graph, weight="length").cost_matrix()
     np.testing.assert_array_equal(comp, [[0, 7, 11], [7, 0, 12], [11, 12, 0]])
 
@@ -256,8 +268,9 @@ def test_from_linkage__has_the_cophenetic_distances(method, n, rng):
     assert tree.n_nodes == 2 * n - 1
     assert_close(tree.cost_matrix(), squareform(cophenet(merges)), rtol=1e-13)
     one_hot = np.eye(n)
-    assert_close(fastemd.emd(one_hot[:, None], one_hot, tree, 2), squareform(cophenet(merges)),
-                 rtol=1e-13)
+    assert_close(
+        fastemd.emd(one_hot[:, None], one_hot, tree, 2), squareform(cophenet(merges)), rtol=1e-13
+    )
 
 
 def test_chain__has_bin_k_on_node_k():

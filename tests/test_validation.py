@@ -52,9 +52,7 @@ def test_functions__refuse_a_negative_mass(operation, name, row, bin_, dtype, sm
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("bin_", [0, 3, 4])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_functions__refuse_what_is_not_finite(
-    operation, name, value, bin_, dtype, small_case, rng
-):
+def test_functions__refuse_what_is_not_finite(operation, name, value, bin_, dtype, small_case, rng):
     name = name if name in operation.arrays else "p"
     arrays = operation.draw(rng, (B,), small_case.n_bins, dtype)
     _spoil(arrays, operation, name, B - 1, bin_, value)
@@ -125,18 +123,21 @@ def test_functions__say_which_number_is_wrong(text, small_case, rng):
 
 
 @each_of_two
-@pytest.mark.parametrize(("dtypes", "off", "refused"), [
-    ((np.float64, np.float64), 1e-9, False),
-    ((np.float64, np.float64), 1e-7, True),
-    ((np.float32, np.float32), 1e-4, False),
-    ((np.float32, np.float32), 1e-3, True),
-    ((np.float32, np.float64), 1e-4, False),  # the coarser one counts
-    ((np.float64, np.float32), 1e-3, True),
-    ((np.float16, np.float64), 1e-2, False),
-    ((np.float64, np.float16), 1e-1, True),
-    ((np.int64, np.float64), 1e-9, False),  # whole numbers have no rounding to forgive
-    ((np.int64, np.float64), 1e-7, True),
-])
+@pytest.mark.parametrize(
+    ("dtypes", "off", "refused"),
+    [
+        ((np.float64, np.float64), 1e-9, False),
+        ((np.float64, np.float64), 1e-7, True),
+        ((np.float32, np.float32), 1e-4, False),
+        ((np.float32, np.float32), 1e-3, True),
+        ((np.float32, np.float64), 1e-4, False),  # the coarser one counts
+        ((np.float64, np.float32), 1e-3, True),
+        ((np.float16, np.float64), 1e-2, False),
+        ((np.float64, np.float16), 1e-1, True),
+        ((np.int64, np.float64), 1e-9, False),  # whole numbers have no rounding to forgive
+        ((np.int64, np.float64), 1e-7, True),
+    ],
+)
 @pytest.mark.parametrize("mass", [1.0, 2.0**-13, 2.0**15])
 def test_functions__equal_mass_is_relative_to_the_type_and_the_mass(
     operation, dtypes, off, refused, mass, small_case
@@ -205,3 +206,18 @@ def test_functions__leave_an_overlapping_out_alone(operation, small_case, rng):
         operation([p, *arrays[1:]], small_case.space, 1.5, out=operation.out(buffers))
     np.testing.assert_array_equal(memory, before)
     assert all((buffer == SENTINEL).all() for buffer in buffers[:-1])
+
+
+@pytest.mark.parametrize("name", ["emd", "embed"])
+def test_functions__refuse_a_mass_that_overflows(name):
+    huge = np.full((3, 2), 1.5e308)
+    huge[:2] = 1.0
+    with pytest.raises(ValueError, match="row 2 has a mass beyond"):
+        BY_NAME[name]([huge] * len(BY_NAME[name].arrays), fastemd.Chain(2), 1)
+
+
+def test_emd__one_pair_is_blamed_without_a_row():
+    with pytest.raises(ValueError, match=r"^p and q have unequal masses, p sums to 1"):
+        fastemd.emd([1.0, 0.0], [0.0, 0.5], fastemd.Chain(2), 1)
+    with pytest.raises(ValueError, match=r"^q is not finite, nan at bin 1"):
+        fastemd.emd([1.0, 0.0], [0.0, np.nan], fastemd.Chain(2), 1)

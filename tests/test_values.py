@@ -108,8 +108,9 @@ def test_functions__without_validation_a_nan_spoils_its_row_only(
     arrays = random_pair(rng, (40, small_case.n_bins))
     clean = BY_NAME[name](arrays, small_case.space, rho)
     arrays[argument][17, bad] = np.nan
-    for comp, ref in zip(BY_NAME[name](arrays, small_case.space, rho, validate=False), clean,
-                         strict=True):
+    for comp, ref in zip(
+        BY_NAME[name](arrays, small_case.space, rho, validate=False), clean, strict=True
+    ):
         assert np.isnan(comp[17]).all()
         np.testing.assert_array_equal(np.delete(comp, 17, 0), np.delete(ref, 17, 0))
 

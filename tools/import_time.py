@@ -1,4 +1,4 @@
-"""Fail if `import fastemd` takes more than the given seconds: the median of five fresh processes."""
+"""Fail if `import fastemd` takes more than the given seconds, the median of five processes."""
 
 import statistics
 import subprocess
