@@ -1,6 +1,6 @@
 """Print the table of docs/accuracy.md: the error against exact rational arithmetic.
 
-    python benchmarks/accuracy.py
+    python -m benchmarks.accuracy
 
 Every row holds the largest error over some pairs of random histograms: of the value relative to
 the exact value, of the gradient relative to its largest exact entry. Powers that are no integers

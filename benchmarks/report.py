@@ -1,6 +1,6 @@
 """Print the tables of docs/performance.md.
 
-    python benchmarks/report.py
+    python -m benchmarks.report
 
 All figures of a table are medians of runs taken in turns in one process, and ratios to
 ``np.subtract(p, q, out=g)`` on the same arrays where that makes sense.
@@ -10,9 +10,9 @@ import platform
 
 import numba
 import numpy as np
-from common import IMPLEMENTATIONS, histograms, random_tree, timed
 
 import fastemd
+from benchmarks.common import IMPLEMENTATIONS, histograms, random_tree, timed
 
 
 def machine():

@@ -35,32 +35,33 @@ def result_type(arrays: Iterable[Array]) -> np.dtype[Any]:
 def batch_shape(arrays: dict[str, Array]) -> tuple[int, ...]:
     """The leading shape to which all arrays broadcast."""
     shapes = {name: array.shape[:-1] for name, array in arrays.items()}
+    first, *others = shapes.values()
+    if all(shape == first for shape in others):
+        return first
     try:
         return np.broadcast_shapes(*shapes.values())
     except ValueError:
         validation.do_not_broadcast(shapes)
 
 
-def as_rows(
-    arrays: dict[str, Array], batch: tuple[int, ...], dtype: np.dtype[Any]
-) -> dict[str, Array]:
+def as_rows(arrays: list[Array], batch: tuple[int, ...], dtype: np.dtype[Any]) -> list[Array]:
     """Every array as (groups, rows, N) of one shape, whose rows are contiguous in memory.
 
     Strides of 0 broadcast, so nothing is copied as long as two levels of rows are enough (which
     they are for one broadcast axis on each side, as in all-pairs) and the bins lie side by side.
     """
-    ready = {name: _native_rows(array, dtype) for name, array in arrays.items()}
+    ready = [_native_rows(array, dtype) for array in arrays]
     n_rows = math.prod(batch)
-    if all(a.shape[:-1] == batch and a.flags.c_contiguous for a in ready.values()):
-        return {name: a.reshape(1, n_rows, a.shape[-1]) for name, a in ready.items()}
-    spread = {name: np.broadcast_to(a, (*batch, a.shape[-1])) for name, a in ready.items()}
+    if all(a.shape[:-1] == batch and a.flags.c_contiguous for a in ready):
+        return [a.reshape(1, n_rows, a.shape[-1]) for a in ready]
+    spread = [np.broadcast_to(a, (*batch, a.shape[-1])) for a in ready]
     for split in range(len(batch)):
         shape = math.prod(batch[:split]), math.prod(batch[split:])
         try:
-            return {k: a.reshape(*shape, a.shape[-1], copy=False) for k, a in spread.items()}
+            return [a.reshape(*shape, a.shape[-1], copy=False) for a in spread]
         except ValueError:  # this split would copy
             continue
-    return {name: a.reshape(1, n_rows, a.shape[-1]) for name, a in spread.items()}
+    return [a.reshape(1, n_rows, a.shape[-1]) for a in spread]
 
 
 def can_hold(out: Array, inputs: Iterable[Array]) -> bool:
@@ -79,7 +80,8 @@ def deliver(result: Array, out: Array | None) -> Array:
 
 
 def _native_rows(array: Array, dtype: np.dtype[Any]) -> Array:
-    array = np.require(array, dtype, "A")
+    if array.dtype != dtype or not array.flags.aligned:
+        array = np.require(array, dtype, "A")
     if array.strides[-1] != array.itemsize and array.shape[-1] > 1:
         array = np.ascontiguousarray(array)
     return array

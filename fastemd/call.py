@@ -16,7 +16,8 @@ Array = NDArray[Any]
 class Call:
     """One call of a function: its checked arguments and the launch of its kernel.
 
-    `inputs` are ``p``, ``q`` and ``v`` by name; without ``q`` there is no mass to compare.
+    `inputs` are ``p``, ``q`` and ``v`` by name, in this order; without ``q`` no masses are
+    compared.
     """
 
     def __init__(self, space: GroundSpace, rho: float, validate: bool, **inputs: ArrayLike) -> None:
@@ -60,11 +61,12 @@ class Call:
         if n_rows == 0:
             return
         nothing = np.empty((0, 0, 0), self.dtype)
-        given = dict(self.inputs)
-        given.setdefault("q", np.zeros(self.space.n_bins, self.dtype))
-        histograms = arrays.as_rows(given, self.batch, self.dtype)
-        triple = histograms["p"], histograms["q"], histograms.get("v", nothing)
-        groups = triple[0].shape[:2]
+        given = list(self.inputs.values())
+        if len(given) == 1:  # p against nothing
+            given.append(np.zeros(self.space.n_bins, self.dtype))
+        p, q, *others = arrays.as_rows(given, self.batch, self.dtype)
+        triple = p, q, others[0] if others else nothing
+        groups = p.shape[:2]
         values = nothing.reshape(0) if value is None else value.reshape(n_rows)
         out = nothing if rows is None else rows.reshape(*groups, rows.shape[-1])
         tolerance = self.tolerance

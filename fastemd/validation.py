@@ -1,6 +1,9 @@
 """Every message a user can get for bad input."""
 
+import functools
+import math
 import numbers
+import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -14,7 +17,7 @@ Array = NDArray[Any]
 
 def check_rho(rho: object) -> float:
     """The power as a float, or an error."""
-    if isinstance(rho, bool | np.bool_) or not isinstance(rho, numbers.Real):
+    if isinstance(rho, bool) or not isinstance(rho, numbers.Real):
         raise TypeError(f"rho: expected a number >= 1, got {_kind(rho)}")
     power = float(rho)
     if not 1.0 <= power < np.inf:
@@ -64,10 +67,13 @@ def check_out_pair(out: object) -> tuple[Any, Any]:
 
 def mass_tolerance(inputs: Iterable[Array], paired: bool) -> float:
     """How far the two masses may differ, relative: the root of the coarsest input's precision."""
-    if not paired:
-        return float(np.finfo(np.float64).max)
-    precisions = [np.finfo(array.dtype).eps for array in inputs if array.dtype.kind == "f"]
-    return float(np.sqrt(max([np.finfo(np.float64).eps, *precisions])))
+    return max(_tolerance(array.dtype) for array in inputs) if paired else sys.float_info.max
+
+
+@functools.cache
+def _tolerance(dtype: np.dtype[Any]) -> float:
+    precision = np.finfo(dtype).eps if dtype.kind == "f" else 0.0
+    return math.sqrt(max(np.finfo(np.float64).eps, precision))
 
 
 def blame(

@@ -1,6 +1,5 @@
 """Against programs that nobody here wrote, and against the linear programme."""
 
-import common
 import naive
 import networkx as nx
 import numpy as np
@@ -14,6 +13,7 @@ from skbio.diversity.beta import weighted_unifrac
 from strategies import chain_case, problems, random_ground, random_pair, tree_case
 
 import fastemd
+from benchmarks import common
 
 N_ROWS = 8
 

@@ -46,8 +46,7 @@ def _parallel(operation: str, dtype: np.dtype[Any]) -> Any:
 
 def launch(operation: str, n_elements: int, dtype: np.dtype[Any], *args: Any) -> Any:
     """Run the kernel of `operation` on arrays of `dtype`; `n_elements` measures the work."""
-    n_threads = numba.get_num_threads()
-    alone = n_elements < PARALLEL_FROM or _forked or n_threads == 1
+    alone = n_elements < PARALLEL_FROM or _forked or (n_threads := numba.get_num_threads()) == 1
     if alone or not _one_parallel_kernel.acquire(blocking=False):
         return _serial(operation, dtype)(0, 1, *args)
     try:

@@ -14,7 +14,7 @@ from numba import from_dtype, njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from fastemd.kernels import cpu, dense, edges, lanes, rows
+from fastemd.kernels import cpu, dense, edges, lanes, power, rows
 from fastemd.kernels.cpu import TILES, Job
 from fastemd.kernels.dense import matrices
 from fastemd.kernels.lanes import LANES, lane
@@ -67,7 +67,10 @@ def tiles(tile, plan, p, q, v, rho, value, out, project, tolerance, chunk, n_chu
 
 # A part of the cache's key, since Numba looks for changes in this file only.
 SOURCE_DIGEST = hashlib.sha256(
-    b"".join(Path(str(module.__file__)).read_bytes() for module in (edges, lanes, rows, cpu, dense))
+    b"".join(
+        Path(str(module.__file__)).read_bytes()
+        for module in (edges, power, lanes, rows, cpu, dense)
+    )
 ).hexdigest()
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from fastemd.kernels.edges import cost, curvature, slope
+from fastemd.kernels.edges import curvature, slope
 from fastemd.kernels.lanes import load, splat, store
 from fastemd.kernels.rows import read, write
 
@@ -64,12 +64,12 @@ def down(plan, x, y, start):
 
 @register_jitable
 def slopes(x, weight, share, rho):
-    """Flows to slopes, in place; return EMD^rho and the mean of the gradient, negated."""
+    """Flows to slopes, in place; return rho EMD^rho and the mean of the gradient, negated."""
     value, start = splat(0.0), splat(0.0)
     for e in range(weight.size):
         flow = load(x, e)
         psi = slope(flow, weight[e], rho)
-        value = value + cost(flow, weight[e], rho)
+        value = value + flow * psi
         start = start - psi * share[e]
         store(x, e, psi)
     return value, start
@@ -131,12 +131,12 @@ def flows(plan, job):
 @register_jitable
 def gradient_tile(plan, job):
     flows(plan, job)
-    cost_x, start_x = slopes(job.x, plan.bin_weight, plan.bin_share, job.rho)
-    cost_y, start_y = slopes(job.y, plan.weight, plan.share, job.rho)
+    value_x, start_x = slopes(job.x, plan.bin_weight, plan.bin_share, job.rho)
+    value_y, start_y = slopes(job.y, plan.weight, plan.share, job.rho)
     if job.out.size:
         down(plan, job.x, job.y, (start_x + start_y) * job.project)
         write(job.x, job.out_rows, job.out)
-    return cost_x + cost_y
+    return (value_x + value_y) * (1.0 / job.rho)
 
 
 @register_jitable

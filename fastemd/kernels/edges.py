@@ -18,18 +18,8 @@ def sign(x):
 
 
 @register_jitable
-def cost(x, w, rho):
-    """``w |x|^rho``: what the edge adds to EMD^rho."""
-    if rho == 2.0:
-        return w * (x * x)
-    if rho == 1.0:
-        return w * abs(x)
-    return w * abs(x) ** rho
-
-
-@register_jitable
 def slope(x, w, rho):
-    """``d cost / dx = rho w sgn(x) |x|^(rho - 1)``."""
+    """``psi = rho w sgn(x) |x|^(rho - 1)``; the edge's cost is ``w |x|^rho = x psi / rho``."""
     if rho == 2.0:
         return (2.0 * w) * x
     if rho == 1.0:
@@ -39,7 +29,7 @@ def slope(x, w, rho):
 
 @register_jitable
 def curvature(x, w, rho):
-    """``d slope / dx = rho (rho - 1) w |x|^(rho - 2)``."""
+    """``h = d psi / dx = rho (rho - 1) w |x|^(rho - 2)``."""
     if rho == 2.0:
         return 2.0 * w + 0.0 * x
     flows = abs(x) >= SMALLEST_FLOW

@@ -20,6 +20,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numba.np import arrayobj
 
+from fastemd.kernels.power import power
+
 LANES = 8
 _F64 = ir.DoubleType()
 _I32 = ir.IntType(32)
@@ -103,7 +105,7 @@ _binary(operator.mul, lambda builder, a, b: builder.fmul(a, b))
 _binary(operator.lt, _compare("<"))
 _binary(operator.gt, _compare(">"))
 _binary(operator.ge, _compare(">="))
-_binary(operator.pow, _llvm("llvm.pow"))
+_binary(operator.pow, power)
 _unary(abs, _llvm("llvm.fabs"))
 
 

@@ -1,0 +1,191 @@
+"""What airspeed velocity follows: times, ratios, memory, start-up and growth.
+
+    asv run --python=same --quick --launch-method spawn
+
+Parameters do not depend on the version, data are seeded, and everything is compiled in `setup`.
+"""
+
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+import fastemd
+from benchmarks.common import IMPLEMENTATIONS, histograms, random_tree, timed
+
+
+def _space(name):
+    return fastemd.datasets.imagenet_tree() if name == "tree" else fastemd.Chain(int(name))
+
+
+class _ValueAndGradient:
+    """Every way to the same numbers; one that cannot do a case skips it."""
+
+    param_names = ("space", "dtype", "batch", "rho", "implementation")
+    timeout = 300
+
+    def setup(self, space, dtype, batch, rho, implementation):
+        space = _space(space)
+        if batch * space.n_bins > 1e6 and not implementation.startswith("fastemd"):
+            raise NotImplementedError  # no news in a big batch
+        p, q = (histograms((batch, space.n_bins), dtype, seed) for seed in (0, 1))
+        self.run = IMPLEMENTATIONS[implementation](space, p, q, rho)
+        self.run()
+        grad = np.empty_like(p)
+        self.subtract = lambda: np.subtract(p, q, out=grad)
+
+    def time_value_and_gradient(self, *_):
+        self.run()
+
+    def track_ratio_to_subtraction(self, *_):
+        times = timed({"subtract": self.subtract, "run": self.run}, seconds=0.2)
+        return times["run"][0] / times["subtract"][0]
+
+    track_ratio_to_subtraction.unit = "np.subtract"
+
+
+class Tree(_ValueAndGradient):
+    """The ImageNet tree."""
+
+    params = (
+        ("tree",),
+        ("float32", "float64"),
+        (1, 512, 8192),
+        (1, 2, 3.7),
+        tuple(IMPLEMENTATIONS),
+    )
+
+
+class Chain(_ValueAndGradient):
+    """Chains at one number of elements; 1024 is a power-of-two stride."""
+
+    params = (("64", "100", "1000", "1024"), ("float32", "float64"), (8000,), (2,), ("fastemd",))
+
+
+class Operations:
+    """All functions on the ImageNet tree, next to value and gradient."""
+
+    params = (("float32", "float64"), (1, 512), (2, 3.7))
+    param_names = ("dtype", "batch", "rho")
+
+    def setup(self, dtype, batch, rho):
+        self.tree = fastemd.datasets.imagenet_tree()
+        shape = batch, self.tree.n_bins
+        self.p, self.q, self.v = (histograms(shape, dtype, seed) for seed in range(3))
+        self.rho = rho
+        for name in dir(self):
+            if name.startswith("time_"):
+                getattr(self, name)()
+
+    def time_value(self, *_):
+        fastemd.emd(self.p, self.q, self.tree, self.rho)
+
+    def time_gradient(self, *_):
+        fastemd.emd_grad(self.p, self.q, self.tree, self.rho)
+
+    def time_value_and_gradient(self, *_):
+        fastemd.emd_value_and_grad(self.p, self.q, self.tree, self.rho)
+
+    def time_hessian_diagonal(self, *_):
+        fastemd.emd_hessian_diag(self.p, self.q, self.tree, self.rho)
+
+    def time_hessian_vector_product(self, *_):
+        fastemd.emd_hvp(self.p, self.q, self.v, self.tree, self.rho)
+
+    def time_flow(self, *_):
+        fastemd.emd_flow(self.p, self.q, self.tree)
+
+    def time_embedding(self, *_):
+        fastemd.embed(self.p, self.tree, self.rho)
+
+
+class Hessian:
+    """The dense Hessian, next to filling an array of its size."""
+
+    params = (("tree", "1000"), ("float32", "float64"), (1, 8))
+    param_names = ("space", "dtype", "batch")
+
+    def setup(self, space, dtype, batch):
+        space = _space(space)
+        p, q = (histograms((batch, space.n_bins), dtype, seed) for seed in (0, 1))
+        out = np.empty((batch, space.n_bins, space.n_bins), dtype)
+        self.run = lambda: fastemd.emd_hessian(p, q, space, 2, out=out)
+        self.fill = lambda: out.fill(1.0)
+        self.run()
+
+    def time_hessian(self, *_):
+        self.run()
+
+    def peakmem_hessian(self, *_):
+        self.run()
+
+    def track_ratio_to_filling(self, *_):
+        times = timed({"fill": self.fill, "run": self.run}, seconds=0.2)
+        return times["run"][0] / times["fill"][0]
+
+    track_ratio_to_filling.unit = "ndarray.fill"
+
+
+class Memory:
+    """Peak memory of a big batch: inputs, results and little else."""
+
+    params = ("tree", "1000")
+    param_names = ("space",)
+
+    def setup(self, space):
+        self.space = _space(space)
+        self.p, self.q = (histograms((8192, 1000), "float32", seed) for seed in (0, 1))
+
+    def peakmem_inputs_alone(self, space):
+        self.p += 0.0
+
+    def peakmem_value_and_gradient(self, space):
+        fastemd.emd_value_and_grad(self.p, self.q, self.space, 2)
+
+
+class Growth:
+    """Linear in the nodes: 16 rows on random trees, and on a path, the deepest of trees."""
+
+    params = (("random", "path"), (10, 10**2, 10**3, 10**4, 10**5, 10**6))
+    param_names = ("tree", "nodes")
+    timeout = 300
+
+    def setup(self, tree, nodes):
+        if tree == "path":
+            space = fastemd.Tree.from_parents(np.arange(-1, nodes - 1), bins=range(nodes))
+        else:
+            space = random_tree(nodes)
+        p, q = (histograms((16, space.n_bins), "float32", seed) for seed in (0, 1))
+        self.run = IMPLEMENTATIONS["fastemd"](space, p, q, 2)
+        self.run()
+
+    def time_value_and_gradient(self, *_):
+        self.run()
+
+
+class Start:
+    """What a new process pays before its first result."""
+
+    timeout = 300
+    number, repeat, warmup_time = 1, (3, 5, 30.0), 0
+    FIRST_CALL = "import fastemd; fastemd.emd_grad([1, 0], [0, 1], fastemd.Chain(2), 2)"
+
+    def setup(self):
+        self.python(self.FIRST_CALL)  # fills the caches
+
+    def python(self, code, **environment):
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment or None)
+
+    def time_python_alone(self):
+        self.python("import numpy")
+
+    def time_import(self):
+        self.python("import fastemd")
+
+    def time_first_result_from_the_cache(self):
+        self.python(self.FIRST_CALL)
+
+    def time_first_result_compiled(self):
+        with tempfile.TemporaryDirectory() as empty:
+            self.python(self.FIRST_CALL, NUMBA_CACHE_DIR=empty)

@@ -1,0 +1,72 @@
+"""``a ** y`` for vectors of float64, ``a >= 0``.
+
+The C library raises one number at a time; this does all lanes at once (value and gradient at
+``rho = 3.7`` on the ImageNet tree: GAIN). ``a = 2^e m`` with m between the roots of 1/2 and 2;
+``log2 m`` is an odd series in ``(m - 1) / (m + 1)``; ``y (e + log2 m)`` is split into an integer n
+and a rest r, with the product ``y e`` kept in two parts; ``2^r`` is its Taylor series. The relative
+error is at most about ``(1 + |y| / 2) 2^-52``. Below the smallest normal number, a counts as 0.
+"""
+
+import math
+
+from llvmlite import ir
+from numba.core import cgutils
+
+_BELOW_ONE = 0x3FE6A09E667F3BCD  # the bits of sqrt(1/2)
+_ONE = 0x3FF0000000000000
+_FRACTION = 0x000FFFFFFFFFFFFF
+_SHIFT = 1.5 * 2.0**52  # adding it leaves an integer in the low bits
+_SHIFT_BITS = 0x4338000000000000
+_LOG2 = [2.0 / (math.log(2.0) * k) for k in range(1, 23, 2)]
+_EXP2 = [math.log(2.0) ** k / math.factorial(k) for k in range(14)]
+
+
+def power(builder, a, y):
+    """Emit ``a ** y`` for two vectors of float64 of one length."""
+    floats = a.type
+    integers = ir.VectorType(ir.IntType(64), floats.count)
+
+    def real(x):
+        return ir.Constant(floats, [x] * floats.count)
+
+    def integer(x):
+        return ir.Constant(integers, [x] * floats.count)
+
+    def call(name, *args):
+        signature = ir.FunctionType(floats, [floats] * len(args))
+        name = f"llvm.{name}.v{floats.count}f64"
+        return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
+
+    def series(x, coefficients):
+        total = real(coefficients[-1])
+        for c in coefficients[-2::-1]:
+            total = call("fma", total, x, real(c))
+        return total
+
+    def power_of_two(k):
+        return builder.bitcast(builder.shl(builder.add(k, integer(1023)), integer(52)), floats)
+
+    bits = builder.add(builder.bitcast(a, integers), integer(_ONE - _BELOW_ONE))
+    e = builder.sub(builder.ashr(bits, integer(52)), integer(1023))
+    e = builder.bitcast(builder.add(e, integer(_SHIFT_BITS)), floats)
+    e = builder.fsub(e, real(_SHIFT))
+    m = builder.add(builder.and_(bits, integer(_FRACTION)), integer(_BELOW_ONE))
+    m = builder.bitcast(m, floats)
+    s = builder.fdiv(builder.fsub(m, real(1.0)), builder.fadd(m, real(1.0)))
+    log2_m = builder.fmul(s, series(builder.fmul(s, s), _LOG2))
+
+    high = builder.fmul(y, e)
+    low = builder.fadd(call("fma", y, e, builder.fneg(high)), builder.fmul(y, log2_m))
+    n = call("rint", builder.fadd(high, low))
+    n = call("minnum", call("maxnum", n, real(-2000.0)), real(2000.0))
+    r = builder.fadd(builder.fsub(high, n), low)
+    r = call("minnum", call("maxnum", r, real(-1.0)), real(1.0))
+
+    k = builder.bitcast(builder.fadd(n, real(_SHIFT)), integers)
+    k = builder.sub(k, integer(_SHIFT_BITS))
+    half = builder.ashr(k, integer(1))  # 2^n itself may be out of range
+    result = builder.fmul(series(r, _EXP2), power_of_two(half))
+    result = builder.fmul(result, power_of_two(builder.sub(k, half)))
+    none = builder.fcmp_ordered("<", a, real(2.0**-1022))
+    result = builder.select(none, real(0.0), result)
+    return builder.fadd(result, builder.fmul(real(0.0), a))  # NaN and inf give NaN
