@@ -5,6 +5,7 @@
 Parameters do not depend on the version, data are seeded, and everything is compiled in `setup`.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -175,7 +176,7 @@ class Start:
         self.python(self.FIRST_CALL)  # fills the caches
 
     def python(self, code, **environment):
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment or None)
+        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **environment})
 
     def time_python_alone(self):
         self.python("import numpy")

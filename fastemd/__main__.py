@@ -17,6 +17,7 @@ import fastemd
 
 Array = NDArray[Any]
 TURN, WARM_UP = 10, 0.1  # runs, seconds
+FORMATS = (".png", ".pdf", ".svg")
 TOLERANCE = 1e-6  # relative, for float32 results against a float64 computation
 
 
@@ -121,25 +122,22 @@ def check(tree: fastemd.Tree, p: Array, targets: dict[str, Array]) -> bool:
 
 def picture(tree: fastemd.Tree, p: Array, target: int, path: Path, n_bins: int = 30) -> None:
     """Flow and gradient for one sample, on the part of the tree where most of them is."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     from fastemd import plotting
 
     q = np.zeros_like(p)
     q[target] = 1.0
-    bins = np.argsort(-np.abs(p - q))[:n_bins]
+    columns = np.argsort(-np.abs(p - q))[:n_bins]
     graph = fastemd.datasets.imagenet_graph()
     names = dict(graph.nodes(data="name"))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(17, 7), layout="constrained")
-    plotting.plot_flow(p, q, tree, bins=bins, labels=names, ax=left)
-    plotting.plot_gradient(p, q, tree, 2, bins=bins, labels=names, ax=right)
+    figure = Figure(figsize=(17, 7), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    plotting.plot_flow(p, q, tree, columns=columns, labels=names, ax=left)
+    plotting.plot_gradient(p, q, tree, 2, columns=columns, labels=names, ax=right)
     left.set_title(f"flow from a prediction to the class {names[tree.bins[target]]!r}")
     right.set_title("gradient of EMD^2: descent moves mass from red to blue")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -155,6 +153,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("batch", "repeats"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
+    if options.seed < 0:
+        parser.error("--seed must be at least 0")
+    if options.picture.suffix.lower() not in FORMATS:
+        parser.error(f"--picture must end in one of {' '.join(FORMATS)}")
     if not options.picture.absolute().parent.is_dir():
         parser.error(f"--picture: there is no folder {options.picture.absolute().parent}")
 
@@ -190,8 +192,9 @@ def main(arguments: list[str] | None = None) -> int:
             f"{middle / unit:9.1f} x"
         )
 
+    print("\nDrawing one sample ...", flush=True)
     picture(tree, p[0], int(labels[0]), options.picture)
-    print(f"\nPicture of one sample's flow and gradient: {options.picture}")
+    print(f"Picture of its flow and gradient: {options.picture}")
     if not passed:
         print("\nA check FAILED, see above.", file=sys.stderr)
     return 0 if passed else 1

@@ -66,7 +66,7 @@ def as_rows(arrays: list[Array], batch: tuple[int, ...], dtype: np.dtype[Any]) -
 
 def can_hold(out: Array, inputs: Iterable[Array]) -> bool:
     """Whether a kernel can write to `out` while it reads the inputs."""
-    plain = out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative
+    plain = type(out) is np.ndarray and out.flags.c_contiguous and out.flags.aligned
     return plain and not any(np.may_share_memory(out, array) for array in inputs)
 
 

@@ -31,17 +31,19 @@ class Call:
         self.dtype = arrays.result_type(self.inputs.values())
         self.tolerance = -1.0  # the numbers are not looked at
         if validate:
-            paired = "q" in inputs
-            self.tolerance = validation.mass_tolerance(self.inputs.values(), paired)
-        self.users: list[Array] = []  # arrays to compute into that are the user's
+            histograms = [array for name, array in self.inputs.items() if name != "v"]
+            self.tolerance = validation.mass_tolerance(histograms)
+        self.outs: list[Array] = []  # what the user gave to compute into
 
     def target(self, name: str, out: Array | None, *columns: int) -> Array:
         """Where to compute (*batch, *columns): in the user's `out` if that is possible."""
         shape = (*self.batch, *columns)
         if out is not None:
             validation.check_out(name, out, shape, self.dtype)
+            if any(np.may_share_memory(out, other) for other in self.outs):
+                validation.outs_overlap()
+            self.outs.append(out)
             if arrays.can_hold(out, self.inputs.values()):
-                self.users.append(out)
                 return out
         return np.empty(shape, self.dtype)
 
@@ -68,13 +70,13 @@ class Call:
         triple = p, q, others[0] if others else nothing
         groups = p.shape[:2]
         values = nothing.reshape(0) if value is None else value.reshape(n_rows)
-        out = nothing if rows is None else rows.reshape(*groups, rows.shape[-1])
+        columns = nothing if rows is None else rows.reshape(*groups, rows.shape[-1])
         tolerance = self.tolerance
-        if tolerance >= 0.0 and any(user is value or user is rows for user in self.users):
+        if tolerance >= 0.0 and any(out is value or out is rows for out in self.outs):
             nowhere = nothing.reshape(0), nothing
             self._report(kernels.run("check", plan, triple, 1.0, *nowhere, True, tolerance))
             tolerance = -1.0
-        bad = kernels.run(operation, plan, triple, self.rho, values, out, project, tolerance)
+        bad = kernels.run(operation, plan, triple, self.rho, values, columns, project, tolerance)
         self._report(bad)
 
     def _report(self, bad_row: int) -> None:

@@ -4,8 +4,8 @@ Every description of a tree (a networkx graph, name paths, a linkage matrix) bec
 parent pointers, with -1 at the root, in the description's own node order.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import networkx as nx
 import numpy as np
@@ -15,6 +15,7 @@ from fastemd import validation
 
 Index = NDArray[np.intp]
 Floats = NDArray[np.float64]
+Path: TypeAlias = tuple[Hashable, ...]
 
 
 def children_of(parent: Index) -> list[list[int]]:
@@ -35,6 +36,19 @@ def post_order(parent: Index, root: int) -> list[int]:
         order.append(node)
         stack.extend(children[node])
     return order[::-1]
+
+
+def tree_order(parent: Index, labels: Sequence[Hashable]) -> Index:
+    """The post-order of all nodes, if they are one tree."""
+    roots = np.flatnonzero(parent < 0)
+    if roots.size == 0:
+        validation.not_a_tree(f"there is no root; node {labels[0]!r} is below a cycle or on it")
+    order = np.array(post_order(parent, int(roots[0])), np.intp)
+    left_out = np.ones(parent.size, bool)
+    left_out[order] = False
+    for node in np.flatnonzero(left_out).tolist():
+        validation.not_a_tree(f"node {labels[node]!r} is below a cycle or on it")
+    return order
 
 
 def bins_below(parent: Index, bin_node: Index) -> Index:
@@ -60,12 +74,15 @@ def parents_of_digraph(
     parent = np.full(len(index), -1, np.intp)
     for above, node in graph.edges:
         if parent[index[node]] >= 0:
-            validation.not_a_tree(f"node {node!r} has more than one parent")
+            validation.not_a_tree(
+                f"node {node!r} has more than one parent; edges must run from parent to child "
+                "(graph.reverse() turns them)"
+            )
         parent[index[node]] = index[above]
     roots = [label for label, i in index.items() if parent[i] < 0]
     if len(roots) > 1:
         validation.not_a_tree(f"node {roots[1]!r} is not connected to node {roots[0]!r}")
-    if root is not None and roots != [root]:
+    if root is not None and roots and roots != [root]:
         raise ValueError(f"root: node {root!r} has a parent in the directed graph")
     return parent
 
@@ -116,23 +133,32 @@ def edge_attribute(
 
 
 def tree_of_paths(
-    paths: Sequence[Any], weights: Mapping[Any, Any] | None
-) -> tuple[list[tuple[Hashable, ...]], Index, list[Any]]:
-    """Prefixes, parent pointers and edge lengths of name paths; the empty path is the root."""
-    index: dict[tuple[Hashable, ...], int] = {(): 0}
+    paths: Iterable[Any], weights: Mapping[Any, Any] | None
+) -> tuple[list[Path], Index, list[Any], list[Path]]:
+    """Prefixes, parent pointers, edge lengths and bins of name paths; the root is ``()``."""
+    index: dict[Path, int] = {(): 0}
     parent, lengths = [-1], [0.0]
-    for path in paths:
-        if isinstance(path, str) or not isinstance(path, Sequence):
-            raise TypeError(f"paths: expected a sequence of names, got {path!r}")
+    bins: dict[Path, None] = {}  # a set that keeps its order
+    for given in paths:
+        if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+            raise TypeError(f"paths: expected a sequence of names, got {given!r}")
+        path = tuple(given)
+        if not all(isinstance(name, Hashable) for name in path):
+            raise TypeError(f"paths: the names in {path!r} must be hashable")
+        if path in bins:
+            raise ValueError(f"paths: {path!r} stands twice")
+        bins[path] = None
         for end in range(1, len(path) + 1):
-            prefix = tuple(path[:end])
+            prefix = path[:end]
             if prefix not in index:
                 index[prefix] = len(index)
                 parent.append(index[prefix[:-1]])
                 if weights is not None and prefix not in weights:
                     raise ValueError(f"weights: no length for the edge above {prefix!r}")
                 lengths.append(1.0 if weights is None else weights[prefix])
-    return list(index), np.array(parent, np.intp), lengths
+    if not bins:
+        raise ValueError("paths: a ground space needs at least one bin")
+    return list(index), np.array(parent, np.intp), lengths, list(bins)
 
 
 def tree_of_linkage(linkage: ArrayLike) -> tuple[Index, Floats]:
@@ -150,10 +176,17 @@ def tree_of_linkage(linkage: ArrayLike) -> tuple[Index, Floats]:
     for row in np.flatnonzero(late):  # scipy lets this pass in a matrix of one row
         raise ValueError(f"Z: row {row} merges a cluster that does not exist yet")
     height = np.concatenate((np.zeros(n_observations), matrix[:, 2]))
+    if np.isnan(height).any():
+        raise ValueError("Z: a height is NaN")
     parent = np.full(height.size, -1, np.intp)
     clusters = np.arange(n_observations, height.size)
     for side in (0, 1):
         parent[matrix[:, side].astype(np.intp)] = clusters
     lengths = np.zeros(height.size)
     lengths[:-1] = (height[parent[:-1]] - height[:-1]) / 2.0
+    for node in np.flatnonzero(lengths < 0.0):
+        raise ValueError(
+            f"Z: cluster {parent[node]} at height {height[parent[node]]:g} lies below its part "
+            f"{node} at {height[node]:g}; the methods 'centroid' and 'median' can give such trees"
+        )
     return parent, lengths

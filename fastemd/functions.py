@@ -237,7 +237,6 @@ def embed(
            [0., 0.]])
     """
     call = Call(space, rho, validate, p=p)
-    mass = call.target("out", out, space.n_nodes - 1)
-    call.run("flow", space.full_plan, None, mass)
-    mass *= space.weight[:-1] ** (1.0 / call.rho)
-    return arrays.deliver(mass, out)
+    coordinates = call.target("out", out, space.n_nodes - 1)
+    call.run("embed", space.full_plan, None, coordinates)
+    return arrays.deliver(coordinates, out)

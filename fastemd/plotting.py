@@ -10,6 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import TwoSlopeNorm
 from numpy.typing import ArrayLike, NDArray
 
+from fastemd import validation
 from fastemd.functions import emd_flow, emd_grad
 from fastemd.ground import GroundSpace
 from fastemd.spaces import Chain
@@ -33,11 +34,12 @@ class _Layout(NamedTuple):
         return np.stack(ends, axis=1)
 
 
-def _layout(space: GroundSpace, bins: Iterable[int] | None) -> _Layout:
+def _layout(space: GroundSpace, chosen: Iterable[int] | None) -> _Layout:
     """Bins side by side in the tree's order, inner nodes above the middle of their children."""
-    columns = np.arange(space.n_bins) if bins is None else np.unique(list(bins))
-    if columns.size == 0 or columns[0] < 0 or columns[-1] >= space.n_bins:
-        raise ValueError(f"bins: expected columns between 0 and {space.n_bins - 1}")
+    if not isinstance(space, GroundSpace):
+        validation.not_a_space(space)
+    columns = np.arange(space.n_bins) if chosen is None else np.unique(list(chosen))
+    validation.check_columns(columns, space.n_bins)
     if isinstance(space, Chain):
         nodes = np.arange(columns[0], columns[-1] + 1)
         x = np.concatenate(([0.0], np.cumsum(space.weight[:-1])))
@@ -96,7 +98,7 @@ def _name_bins(
 def plot_tree(
     space: GroundSpace,
     *,
-    bins: Iterable[int] | None = None,
+    columns: Iterable[int] | None = None,
     labels: Mapping[Hashable, str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -106,8 +108,8 @@ def plot_tree(
     ----------
     space : Chain or Tree
         What to draw.
-    bins : iterable of int, optional
-        Columns of the bins to show, with the nodes above them; all by default.
+    columns : iterable of int, optional
+        The bins to show, by their column, with the nodes above them; all by default.
     labels : mapping of Hashable to str, optional
         What to write at a bin, by its node's label (`Tree.nodes`); by default the label itself.
     ax : matplotlib.axes.Axes, optional
@@ -120,7 +122,7 @@ def plot_tree(
     Raises
     ------
     ValueError
-        If `bins` holds no column or one that does not exist.
+        If `columns` holds none or one that does not exist.
 
     Examples
     --------
@@ -129,7 +131,7 @@ def plot_tree(
     >>> tree = fastemd.Tree.from_paths([("animal", "cat"), ("animal", "dog"), ("car",)])
     >>> ax = plotting.plot_tree(tree)
     """
-    layout = _layout(space, bins)
+    layout = _layout(space, columns)
     ax = _axes(space, ax)
     ax.add_collection(
         LineCollection(list(layout.segments(space)), colors="0.6", linewidths=1.0, zorder=1)
@@ -145,7 +147,7 @@ def plot_flow(
     q: ArrayLike,
     space: GroundSpace,
     *,
-    bins: Iterable[int] | None = None,
+    columns: Iterable[int] | None = None,
     labels: Mapping[Hashable, str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -158,7 +160,7 @@ def plot_flow(
     ----------
     p, q : array_like, (N,)
         One pair of histograms.
-    space, bins, labels, ax
+    space, columns, labels, ax
         As for `plot_tree`.
 
     Returns
@@ -176,11 +178,12 @@ def plot_flow(
     >>> from fastemd import plotting
     >>> ax = plotting.plot_flow([1, 0, 0], [0, 0.5, 0.5], fastemd.Chain(3))
     """
-    layout = _layout(space, bins)
+    layout = _layout(space, columns)
+    validation.check_one_pair(p, q)
     flow = emd_flow(p, q, space)[layout.nodes[:-1]]
     largest = float(np.max(np.abs(flow), initial=0.0)) or 1.0
     norm = TwoSlopeNorm(0.0, -largest, largest)
-    ax = plot_tree(space, bins=layout.columns, labels=labels, ax=ax)
+    ax = plot_tree(space, columns=layout.columns, labels=labels, ax=ax)
     edges = LineCollection(
         list(layout.segments(space)),
         array=flow,
@@ -202,7 +205,7 @@ def plot_gradient(
     space: GroundSpace,
     rho: float,
     *,
-    bins: Iterable[int] | None = None,
+    columns: Iterable[int] | None = None,
     labels: Mapping[Hashable, str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -214,7 +217,7 @@ def plot_gradient(
     ----------
     p, q : array_like, (N,)
         One pair of histograms.
-    space, bins, labels, ax
+    space, columns, labels, ax
         As for `plot_tree`.
     rho : float
         The power of the flow, >= 1.
@@ -234,10 +237,11 @@ def plot_gradient(
     >>> from fastemd import plotting
     >>> ax = plotting.plot_gradient([1, 0, 0], [0, 0.5, 0.5], fastemd.Chain(3), rho=2)
     """
-    layout = _layout(space, bins)
+    layout = _layout(space, columns)
+    validation.check_one_pair(p, q)
     grad = emd_grad(p, q, space, rho)[layout.columns]
     largest = float(np.max(np.abs(grad), initial=0.0)) or 1.0
-    ax = plot_tree(space, bins=layout.columns, labels=labels, ax=ax)
+    ax = plot_tree(space, columns=layout.columns, labels=labels, ax=ax)
     norm = TwoSlopeNorm(0.0, -largest, largest)
     _discs(ax, space, layout, grad, norm, f"gradient of EMD^{rho:g}")
     return ax

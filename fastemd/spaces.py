@@ -87,10 +87,11 @@ class Tree(GroundSpace):
             choice changes the signs of some flows and no distance.
         bins : iterable of nodes, optional
             The nodes that carry mass, in column order; inner nodes may. By default the leaves,
-            in the graph's own node order.
+            in the graph's own node order: nodes without children, or in an undirected tree with
+            one neighbour, be it the root or not.
         weight : str
             The edge attribute that holds the length, a finite number >= 0. All edges have it or
-            none has; then every edge has length 1.
+            none has; then (also if the name is misspelt) every edge has length 1.
 
         Returns
         -------
@@ -113,18 +114,25 @@ class Tree(GroundSpace):
         ('cat', 'dog')
         """
         if not isinstance(graph, nx.Graph) or graph.is_multigraph():
-            raise TypeError(f"graph: expected a networkx Graph or DiGraph, got {type(graph)}")
+            raise TypeError(
+                f"graph: expected a networkx Graph or DiGraph, got {type(graph).__name__}; "
+                "a multigraph becomes one by nx.Graph(graph) or nx.DiGraph(graph)"
+            )
         nodes = list(graph)
         if not nodes:
             validation.not_a_tree("the graph has no nodes")
         index = {label: i for i, label in enumerate(nodes)}
-        if root is not None and root not in index:
+        if root is not None and (not isinstance(root, Hashable) or root not in index):
             raise ValueError(f"root: {root!r} is not a node of the graph")
         directed = graph.is_directed()
         orient = flatten.parents_of_digraph if directed else flatten.parents_of_graph
         parent = orient(graph, index, root)
+        order = flatten.tree_order(parent, nodes)
         lengths = flatten.edge_attribute(graph, nodes, parent, weight)
-        return cls._build(parent, lengths, nodes, bins)
+        if bins is None:
+            degree = graph.out_degree if directed else graph.degree
+            bins = [node for node in nodes if degree[node] <= (0 if directed else 1)]
+        return cls._build(parent, order, (weight, lengths), nodes, bins)
 
     @classmethod
     def from_parents(
@@ -168,7 +176,12 @@ class Tree(GroundSpace):
         parent = validation.check_parents(parents)
         if weights is None:
             weights = np.ones(parent.size)
-        return cls._build(parent, weights, range(parent.size), bins)
+        nodes = range(parent.size)
+        order = flatten.tree_order(parent, nodes)
+        if bins is None:
+            n_children = np.bincount(parent[parent >= 0], minlength=parent.size)
+            bins = np.flatnonzero(n_children == 0).tolist()
+        return cls._build(parent, order, ("weights", weights), nodes, bins)
 
     @classmethod
     def from_paths(
@@ -207,9 +220,9 @@ class Tree(GroundSpace):
                [2., 0., 3.],
                [3., 3., 0.]])
         """
-        listed = list(paths)
-        nodes, parent, lengths = flatten.tree_of_paths(listed, weights)
-        return cls._build(parent, lengths, nodes, [tuple(path) for path in listed])
+        nodes, parent, lengths, bins = flatten.tree_of_paths(paths, weights)
+        order = flatten.tree_order(parent, nodes)
+        return cls._build(parent, order, ("weights", lengths), nodes, bins)
 
     @classmethod
     def from_linkage(cls, Z: ArrayLike) -> Self:  # noqa: N803  # scipy's name
@@ -242,32 +255,25 @@ class Tree(GroundSpace):
                [4., 4., 0.]])
         """
         parent, lengths = flatten.tree_of_linkage(Z)
-        return cls._build(parent, lengths, range(parent.size), range((parent.size + 1) // 2))
+        nodes = range(parent.size)
+        order = flatten.tree_order(parent, nodes)
+        return cls._build(parent, order, ("Z", lengths), nodes, range((parent.size + 1) // 2))
 
     @classmethod
     def _build(
         cls,
         parent: Index,
-        lengths: ArrayLike,
+        order: Index,
+        lengths: tuple[str, object],
         labels: Sequence[Hashable],
-        bins: Iterable[Hashable] | None,
+        bins: object,
     ) -> Self:
-        """Check the tree, its lengths and bins, and number its nodes in post-order."""
-        roots = np.flatnonzero(parent < 0)
-        if roots.size == 0:
-            validation.not_a_tree(f"there is no root; node {labels[0]!r} is below a cycle or on it")
-        root = int(roots[0])
-        order = np.array(flatten.post_order(parent, root), np.intp)
-        number = np.full(parent.size, -1, np.intp)
+        """Check lengths (with the argument's name) and bins; number the nodes in `order`."""
+        weight = validation.check_lengths(*lengths, labels, root=int(order[-1]))
+        number = np.empty(parent.size, np.intp)
         number[order] = np.arange(order.size)
-        for node in np.flatnonzero(number < 0).tolist():
-            validation.not_a_tree(f"node {labels[node]!r} is below a cycle or on it")
-        weight = validation.check_lengths("weight", lengths, labels, root)
-        if bins is None:
-            n_children = np.bincount(parent[parent >= 0], minlength=parent.size)
-            bins = [labels[i] for i in np.flatnonzero(n_children == 0).tolist()]
         index = {label: i for i, label in enumerate(labels)}
-        bin_node = number[validation.check_bins(list(bins), index)]
+        bin_node = number[validation.check_bins(bins, index)]
         above = np.append(number[parent[order[:-1]]], -1)
         return restore(
             cls, above, weight[order], bin_node, tuple(labels[i] for i in order.tolist())

@@ -8,9 +8,10 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
+LONGEST = 1e150  # of all edges together: no result overflows as long as masses are not huge, too
 
 # -- functions on histograms ---------------------------------------------------------------------
 
@@ -19,7 +20,10 @@ def check_rho(rho: object) -> float:
     """The power as a float, or an error."""
     if isinstance(rho, bool) or not isinstance(rho, numbers.Real):
         raise TypeError(f"rho: expected a number >= 1, got {_kind(rho)}")
-    power = float(rho)
+    try:
+        power = float(rho)
+    except OverflowError:
+        power = np.inf
     if not 1.0 <= power < np.inf:
         raise ValueError(f"rho: expected a finite number >= 1, got {power}")
     return power
@@ -57,6 +61,10 @@ def check_out(name: str, out: object, shape: tuple[int, ...], dtype: np.dtype[An
         raise ValueError(f"{name}: the array is read-only")
 
 
+def outs_overlap() -> NoReturn:
+    raise ValueError("out: the arrays for value and grad share memory")
+
+
 def check_out_pair(out: object) -> tuple[Any, Any]:
     if out is None:
         return None, None
@@ -65,9 +73,10 @@ def check_out_pair(out: object) -> tuple[Any, Any]:
     return out[0], out[1]
 
 
-def mass_tolerance(inputs: Iterable[Array], paired: bool) -> float:
-    """How far the two masses may differ, relative: the root of the coarsest input's precision."""
-    return max(_tolerance(array.dtype) for array in inputs) if paired else sys.float_info.max
+def mass_tolerance(histograms: Sequence[Array]) -> float:
+    """How far two masses may differ, relative: the root of the coarser type's precision."""
+    paired = len(histograms) == 2
+    return max(_tolerance(h.dtype) for h in histograms) if paired else sys.float_info.max
 
 
 @functools.cache
@@ -113,13 +122,29 @@ def blame(
             )
         with np.errstate(over="ignore"):
             masses[name] = float(values.sum())
-        if masses[name] == np.inf:
-            raise ValueError(f"{name}{row_name} has a mass beyond the range of float64")
+    if sum(masses.values()) == np.inf:
+        names = " and ".join(masses)
+        raise ValueError(f"{names}{row_name}: the mass is beyond the range of float64")
     sums = " and ".join(f"{name} sums to {mass}" for name, mass in masses.items())
     raise ValueError(
         f"p and q{row_name} {'has' if index else 'have'} unequal masses, {sums}; normalise both, "
         f"for example by p / p.sum(-1, keepdims=True) (relative tolerance {tolerance:.1e})"
     )
+
+
+# -- pictures -------------------------------------------------------------------------------------
+
+
+def check_columns(columns: Array, n_bins: int) -> None:
+    good = columns.dtype.kind in "iu" and columns.size and 0 <= columns[0] <= columns[-1] < n_bins
+    if not good:
+        raise ValueError(f"columns: expected integers between 0 and {n_bins - 1}")
+
+
+def check_one_pair(p: ArrayLike, q: ArrayLike) -> None:
+    for name, value in (("p", p), ("q", q)):
+        if np.ndim(value) != 1:
+            raise ValueError(f"{name}: expected one histogram, got shape {np.shape(value)}")
 
 
 # -- ground spaces --------------------------------------------------------------------------------
@@ -137,18 +162,23 @@ def check_lengths(
     name: str, values: object, owners: Sequence[object], root: int | None = None
 ) -> NDArray[np.float64]:
     """Edge lengths as float64: one per owner, finite, >= 0; the root has none and gets 0."""
-    try:
-        lengths = np.array(values, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected numbers, got {_kind(values)}") from None
-    if lengths.shape != (len(owners),):
-        raise ValueError(f"{name}: expected shape ({len(owners)},), got {lengths.shape}")
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name}: masked arrays are not supported")
+    given = np.array(values, object)
+    if given.shape != (len(owners),):
+        raise ValueError(f"{name}: expected shape ({len(owners)},), got {given.shape}")
     if root is not None:
-        lengths[root] = 0.0
+        given[root] = 0.0
+    for owner, value in zip(owners, given, strict=True):
+        if not isinstance(value, numbers.Real):
+            raise TypeError(f"{name}: {owner!r} has length {value!r:.60}, expected a number")
+    lengths = given.astype(np.float64)
     for i in np.flatnonzero(~(np.isfinite(lengths) & (lengths >= 0.0))).tolist():
         raise ValueError(
             f"{name}: {owners[i]!r} has length {lengths[i]}; lengths must be finite and >= 0"
         )
+    if math.fsum(lengths) > LONGEST:
+        raise ValueError(f"{name}: the lengths sum to more than {LONGEST:g}; use another unit")
     return lengths
 
 
@@ -162,18 +192,23 @@ def check_parents(values: object) -> NDArray[np.intp]:
     for node in np.flatnonzero((parents < -1) | (parents >= parents.size)):
         not_a_tree(f"node {node} has parent {parents[node]}, which does not exist")
     roots = np.flatnonzero(parents == -1)
+    if roots.size == 0:
+        not_a_tree("no node has parent -1, which marks the root; some lie on a cycle")
     if roots.size > 1:
         not_a_tree(f"nodes {roots[0]} and {roots[1]} are both roots (parent -1)")
     return parents.astype(np.intp)
 
 
-def check_bins(bins: Sequence[Hashable], index: Mapping[Hashable, int]) -> NDArray[np.intp]:
+def check_bins(labels: object, index: Mapping[Hashable, int]) -> NDArray[np.intp]:
     """The node index of every bin."""
+    if not isinstance(labels, Iterable):
+        raise TypeError(f"bins: expected nodes, got {_kind(labels)}")
+    bins = list(labels)
     if not bins:
         raise ValueError("bins: a ground space needs at least one bin")
     seen = set()
     for label in bins:
-        if label not in index:
+        if not isinstance(label, Hashable) or label not in index:
             raise ValueError(f"bins: {label!r} is not a node of the tree")
         if label in seen:
             raise ValueError(f"bins: {label!r} stands twice")

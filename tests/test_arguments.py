@@ -199,3 +199,28 @@ def test_emd_value_and_grad__refuses_an_out_that_is_no_pair(count, rng):
     with pytest.raises((TypeError, ValueError), match="out"):
         fastemd.emd_value_and_grad(p, q, CHAIN, 2, out=np.full((2, 5), SENTINEL))
     assert all((buffer == SENTINEL).all() for buffer in buffers)
+
+
+def test_functions__refuse_a_power_beyond_float64():
+    with pytest.raises(ValueError, match="rho: expected a finite number >= 1, got inf"):
+        fastemd.emd([1.0, 0.0], [0.0, 1.0], fastemd.Chain(2), 10**400)
+
+
+def test_emd_hvp__the_type_of_v_does_not_loosen_the_check_of_masses():
+    p, q = [1.0, 0.0], [0.0, 1.0 + 1e-4]
+    with pytest.raises(ValueError, match="unequal masses"):
+        fastemd.emd_hvp(p, q, np.float32([1, 0]), fastemd.Chain(2), 2)
+
+
+@pytest.mark.parametrize("project", [True, 1, "yes"])
+def test_emd_grad__any_true_value_projects(project):
+    p, q, chain = [1.0, 0.0, 0.0], [0.0, 0.5, 0.5], fastemd.Chain(3)
+    ref = fastemd.emd_grad(p, q, chain, 2)
+    np.testing.assert_array_equal(fastemd.emd_grad(p, q, chain, 2, project=project), ref)
+
+
+def test_functions__stay_finite_on_the_longest_chain():
+    chain = fastemd.Chain(3, [4e149, 4e149])
+    value, grad = fastemd.emd_value_and_grad([1.0, 0, 0], [1.0, 0, 0], chain, 3)
+    assert value == 0
+    assert not grad.any()

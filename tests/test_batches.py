@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 from operations import assert_agrees, assert_close
@@ -184,12 +185,17 @@ def test_functions__of_a_read_only_broadcast_row(operation, small_case, rng):
         np.testing.assert_array_equal(comp, np.stack([ref] * 40))
 
 
-def test_functions__repeat_themselves_bitwise(operation, case, rng):
-    """No result depends on how rows were dealt to threads."""
-    arrays = operation.draw(rng, (50,), case.n_bins)
-    ref = operation(arrays, case.space, 3.7)
-    for _ in range(3):
-        _assert_equal(operation(arrays, case.space, 3.7), ref)
+def test_functions__same_bits_with_one_thread_and_with_all(operation, small_case, rng):
+    """Enough work that it is dealt to threads."""
+    arrays = operation.draw(rng, (9001,), small_case.n_bins)
+    ref = operation(arrays, small_case.space, 3.7)
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        comp = operation(arrays, small_case.space, 3.7)
+    finally:
+        numba.set_num_threads(threads)
+    _assert_equal(comp, ref)
 
 
 @pytest.mark.parametrize("validate", [True, False])

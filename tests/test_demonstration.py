@@ -45,6 +45,8 @@ def test_main__fails_if_a_result_is_wrong(path, capsys, monkeypatch):
         (["--batch", "0"], "--batch must be at least 1"),
         (["--repeats", "-1"], "--repeats must be at least 1"),
         (["--picture", "no/such/folder/x.png"], "there is no folder"),
+        (["--picture", "x.xyz"], "--picture must end in one of .png"),
+        (["--seed", "-1"], "--seed must be at least 0"),
         (["--nonsense"], "unrecognized"),
     ],
 )

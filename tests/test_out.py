@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from operations import OPERATIONS
 
+import fastemd
+
 SENTINEL = -123.456
 
 each = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
@@ -148,8 +150,27 @@ def test_out__of_value_and_grad_may_be_a_list(small_case, rng):
     ref = operation((p, q), small_case.space, 2)
     value, grad = np.empty(5), np.empty_like(p)
     comp = operation((p, q), small_case.space, 2, out=[value, grad])
-    comp = comp[0] if isinstance(comp[0], list) else comp
     assert comp[0] is value
     assert comp[1] is grad
     np.testing.assert_array_equal(value, ref[0])
     np.testing.assert_array_equal(grad, ref[1])
+
+
+def test_out__of_value_and_grad_may_not_share_memory():
+    memory = np.zeros((2, 3))
+    p, q, chain = np.eye(3)[:2], np.eye(3)[1:], fastemd.Chain(3)
+    with pytest.raises(ValueError, match="out: the arrays for value and grad share memory"):
+        fastemd.emd_value_and_grad(p, q, chain, 2, out=(memory[0, :2], memory))
+    assert not memory.any()
+
+
+@pytest.mark.parametrize("kind", [np.matrix, np.memmap])
+def test_out__of_a_subclass_is_written(kind, tmp_path):
+    grad = (
+        np.zeros((2, 3)).view(kind)
+        if kind is np.matrix
+        else np.memmap(tmp_path / "grad", np.float64, "w+", shape=(2, 3))
+    )
+    p, q, chain = np.eye(3)[:2], np.eye(3)[1:], fastemd.Chain(3)
+    assert fastemd.emd_grad(p, q, chain, 2, out=grad) is grad
+    np.testing.assert_array_equal(np.asarray(grad), fastemd.emd_grad(p, q, chain, 2))

@@ -41,7 +41,7 @@ def test_plot_flow__shows_every_edge_and_bin():
 
 
 def test_plot_flow__a_part_starts_where_its_paths_meet():
-    ax = plotting.plot_flow(P, Q, TREE, bins=[1, 0])
+    ax = plotting.plot_flow(P, Q, TREE, columns=[1, 0])
     shown = [("a", "b", "x"), ("a", "b", "y")]
     flow = fastemd.emd_flow(P, Q, TREE)[[TREE.nodes.index(node) for node in shown]]
     np.testing.assert_array_equal(_values(ax, LineCollection), flow)
@@ -79,7 +79,14 @@ def test_plot_tree__uses_labels_and_axes_of_the_user():
     assert "sea" in {text.get_text() for text in ax.texts}
 
 
-@pytest.mark.parametrize("bins", [[], [-1], [4]])
-def test_plot_tree__refuses_bins_that_do_not_exist(bins):
-    with pytest.raises(ValueError, match="bins: expected columns between 0 and 3"):
-        plotting.plot_tree(TREE, bins=bins)
+@pytest.mark.parametrize("columns", [[], [-1], [4], ["a"], [0.5]])
+def test_plot_tree__refuses_columns_that_do_not_exist(columns):
+    with pytest.raises(ValueError, match="columns: expected integers between 0 and 3"):
+        plotting.plot_tree(TREE, columns=columns)
+
+
+def test_plot_flow__refuses_batches_and_what_is_no_space():
+    with pytest.raises(ValueError, match=r"p: expected one histogram, got shape \(1, 4\)"):
+        plotting.plot_flow([P], Q, TREE)
+    with pytest.raises(TypeError, match="space: expected"):
+        plotting.plot_tree("tree")

@@ -265,3 +265,60 @@ def test_constructors__take_options_by_name_only():
     ):
         with pytest.raises(TypeError, match="positional"):
             build()
+
+
+@pytest.mark.parametrize("weights", [["0", "1", "2"], [0, None, 1], [0, 1j, 1], [0, "x", 1.5]])
+def test_from_parents__names_the_node_whose_length_is_no_number(weights):
+    with pytest.raises(TypeError, match=r"weights: [12] has length .* expected a number"):
+        Tree.from_parents([-1, 0, 0], weights)
+
+
+def test_from_parents__refuses_lengths_that_would_overflow():
+    with pytest.raises(ValueError, match="weights: the lengths sum to more than"):
+        Tree.from_parents([-1, 0, 0], [0, 1e150, 1e150])
+
+
+def test_from_networkx__names_the_node_whose_length_is_no_number():
+    graph = nx.DiGraph([("all", "cat"), ("all", "dog")])
+    nx.set_edge_attributes(graph, {("all", "cat"): 1.0, ("all", "dog"): "abc"}, "weight")
+    with pytest.raises(TypeError, match="weight: 'dog' has length 'abc'"):
+        Tree.from_networkx(graph)
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        ([(0, 0)], "cycle"),
+        ([("cat", "animal"), ("dog", "animal")], r"'animal' has more than one parent.*reverse"),
+    ],
+)
+def test_from_networkx__says_what_is_wrong_with_the_edges(edges, message):
+    with pytest.raises(ValueError, match=message):
+        Tree.from_networkx(nx.DiGraph(edges))
+
+
+@pytest.mark.parametrize(
+    ("bins", "error"), [(5, TypeError), ([["a"]], ValueError), ([], ValueError)]
+)
+def test_from_networkx__refuses_bins_that_are_no_nodes(bins, error):
+    with pytest.raises(error, match="bins: "):
+        Tree.from_networkx(nx.DiGraph([(0, 1)]), bins=bins)
+
+
+def test_from_networkx__leaves_of_an_undirected_tree_do_not_depend_on_its_root():
+    graph = nx.Graph([("r", "cat"), ("r", "dog"), ("r", "car")])
+    for root in (None, "cat", "r"):
+        assert Tree.from_networkx(graph, root=root).bins == ("cat", "dog", "car")
+    assert Tree.from_networkx(nx.Graph([(0, 1)])).bins == (0, 1)
+
+
+def test_from_linkage__explains_an_inversion():
+    points = [[0.0, 0.0], [1.0, 0.0], [0.5, 0.8660254]]
+    with pytest.raises(ValueError, match=r"Z: cluster 4 at height .* lies below its part 3"):
+        Tree.from_linkage(linkage(points, "centroid"))
+
+
+def test_from_paths__takes_any_iterables_of_names():
+    ref = Tree.from_paths([("a", "b"), ("a", "c")]).cost_matrix()
+    for paths in (np.array([["a", "b"], ["a", "c"]]), (iter(x) for x in (["a", "b"], ["a", "c"]))):
+        np.testing.assert_array_equal(Tree.from_paths(paths).cost_matrix(), ref)

@@ -75,10 +75,6 @@ def test_cost_matrix__is_networkxs_shortest_paths(case):
     np.testing.assert_array_equal(np.diag(comp), np.zeros(case.n_bins))
 
 
-def test_cost_matrix__of_a_large_tree(case):
-    assert_close(case.space.cost_matrix(), naive.cost_matrix(case.ground), rtol=1e-13)
-
-
 @pytest.mark.parametrize("stem", [0.0, 1.0, 1e8, 1e15])
 def test_cost_matrix__keeps_short_paths_far_from_the_root(stem):
     """Two leaves at distance 0.3 below a stem of any length: no difference of large numbers."""

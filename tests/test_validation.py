@@ -212,7 +212,7 @@ def test_functions__leave_an_overlapping_out_alone(operation, small_case, rng):
 def test_functions__refuse_a_mass_that_overflows(name):
     huge = np.full((3, 2), 1.5e308)
     huge[:2] = 1.0
-    with pytest.raises(ValueError, match="row 2 has a mass beyond"):
+    with pytest.raises(ValueError, match="row 2: the mass is beyond"):
         BY_NAME[name]([huge] * len(BY_NAME[name].arrays), fastemd.Chain(2), 1)
 
 

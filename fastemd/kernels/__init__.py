@@ -40,7 +40,7 @@ def _serial(operation: str, dtype: np.dtype[Any]) -> Any:
 
 @functools.cache
 def _parallel(operation: str, dtype: np.dtype[Any]) -> Any:
-    address = compiling.address_of(_serial(operation, dtype))
+    address = compiling.address_of(_serial(operation, dtype))  # compiling keeps the kernel alive
     return functools.partial(compiling.parallel_launcher(operation, dtype), address)
 
 
@@ -69,7 +69,7 @@ def run(
 
     Parameters
     ----------
-    operation : {"gradient", "hessian_diag", "hvp", "flow", "curvature", "check"}
+    operation : {"gradient", "hessian_diag", "hvp", "flow", "embed", "curvature", "check"}
     plan : Plan
         Which edges to walk.
     rows : three ndarrays (G, R, N)
@@ -89,7 +89,7 @@ def run(
     int
         The first row that failed the checks, or ``G * R``.
     """
-    arguments = plan, *rows, rho, value, out, float(project), tolerance
+    arguments = plan, *rows, rho, value, out, float(bool(project)), tolerance
     return int(launch(operation, rows[0].size, rows[0].dtype, *arguments))
 
 
@@ -100,4 +100,4 @@ def fill_hessian(plan: Plan, curvatures: Array, out: Array, project: bool) -> No
     if n_matrices:
         curvatures = curvatures.reshape(n_matrices, curvatures.shape[-1])
         matrices = out.reshape(n_matrices, n_bins, n_bins)
-        launch("hessian", out.size, out.dtype, plan, curvatures, matrices, float(project))
+        launch("hessian", out.size, out.dtype, plan, curvatures, matrices, float(bool(project)))

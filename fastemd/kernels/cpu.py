@@ -164,12 +164,24 @@ def hvp_tile(plan, job):
 @register_jitable
 def flow_tile(plan, job):
     total = flows(plan, job)
-    if plan.weight.size == 0:
-        write(job.x, job.out_rows, job.out)
-    else:
-        for e in range(plan.slot.size):
-            store(job.z, e, load(job.y, plan.slot[e]))
-        write(job.z, job.out_rows, job.out)
+    for e in range(job.out.shape[2]):
+        store(job.z, e, load(job.x, e) if plan.weight.size == 0 else load(job.y, plan.slot[e]))
+    write(job.z, job.out_rows, job.out)
+    return total
+
+
+@register_jitable
+def embed_tile(plan, job):
+    total = flows(plan, job)
+    exponent = 1.0 / job.rho
+    for e in range(job.out.shape[2]):
+        if plan.weight.size == 0:
+            coordinate = load(job.x, e) * splat(plan.bin_weight[e]) ** exponent
+        else:
+            i = plan.slot[e]
+            coordinate = load(job.y, i) * splat(plan.weight[i]) ** exponent
+        store(job.z, e, coordinate)
+    write(job.z, job.out_rows, job.out)
     return total
 
 
@@ -195,6 +207,7 @@ TILES = {
     "hessian_diag": hessian_diag_tile,
     "hvp": hvp_tile,
     "flow": flow_tile,
+    "embed": embed_tile,
     "curvature": curvature_tile,
     "check": check_tile,
 }

@@ -46,7 +46,7 @@ def fill_matrix(plan, curvatures, out, project, part, n_parts, node_sum, mean, m
     if plan.weight.size == 0:
         for k in range(part, n_bins, n_parts):
             for m in range(n_bins):
-                out[k, m] = node_sum[max(k, m)] - mean[k] - mean[m]
+                out[k, m] = node_sum[max(k, m)] - (mean[k] + mean[m])
         return
     root = plan.weight.size - 1
     on_path[:] = False
@@ -61,7 +61,7 @@ def fill_matrix(plan, curvatures, out, project, part, n_parts, node_sum, mean, m
         for b in range(plan.bin_start[i], plan.bin_start[i + 1]):
             k = plan.column[b]
             for m in range(n_bins):
-                out[k, m] = meet[plan.bin_parent[m]] - mean[k] - mean[m]
+                out[k, m] = meet[plan.bin_parent[m]] - (mean[k] + mean[m])
             out[k, k] = node_sum[i] + curvatures[k] - 2.0 * mean[k]
 
 

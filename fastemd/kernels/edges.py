@@ -3,7 +3,8 @@
 `x` is the flow through an edge, `w >= 0` the edge's length, `rho >= 1` the power. All are written
 with operators only, so `x` may be a number or a vector of them. Conventions at ``x = 0``: the
 slope is 0 for every `rho` (the subgradient ``sgn(0) = 0`` at ``rho = 1``), and for ``rho < 2`` an
-edge without flow adds no curvature (instead of an infinite one).
+edge without flow adds no curvature (instead of an infinite one). A flow below the smallest normal
+number counts as none wherever a power is taken.
 """
 
 from numba.extending import register_jitable

@@ -1,0 +1,22 @@
+"""Threads, forks and spawned processes, under every threading layer of Numba."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("concurrency.py")
+SCENES = ["threads", "forked", "forked_while_busy", "spawned", "users_threads_stay"]
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp", "default"])
+@pytest.mark.parametrize("scene", SCENES)
+def test_functions__right_from_anywhere(scene, layer):
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+    if layer != "default":
+        environment["NUMBA_THREADING_LAYER"] = layer
+    command = [sys.executable, str(SCRIPT), scene, layer]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,92 @@
+"""The machinery under the functions: powers in lanes, the cache, what an import loads."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+import fastemd
+from fastemd.kernels.lanes import LANES, load, store
+
+PACKAGE = Path(fastemd.__file__).parent
+FIRST_CALL = "import fastemd; print(float(fastemd.emd([1, 0], [0, 1], fastemd.Chain(2), 1)))"
+
+
+@numba.njit
+def _raise_lanes(x, y, out):
+    for i in range(x.size // LANES):
+        store(out, i, load(x, i) ** y)
+
+
+def _power(x, y):
+    out = np.empty_like(x)
+    _raise_lanes(x, y, out)
+    return out
+
+
+@pytest.mark.parametrize("y", [1e-12, 0.5, 1.7, 2.7, 10.0, 100.0, 1000.0, -0.01, -0.99])
+def test_power__within_its_bound(y, rng):
+    x = np.concatenate([10.0 ** rng.uniform(-300, 300, 4000), rng.uniform(0.5, 2.0, 4000)])
+    with np.errstate(over="ignore", under="ignore"):
+        exact = x.astype(np.longdouble) ** np.longdouble(y)
+    within = (exact > 1e-300) & (exact < 1e300)
+    assert within.sum() > 100
+    error = np.abs(_power(x, y)[within] / exact[within] - 1).max()
+    assert error <= (1.5 + abs(y) / 2) * 2.0**-52
+
+
+@pytest.mark.parametrize(
+    ("a", "y", "result"),
+    [
+        (0.0, 0.5, 0.0),
+        (5e-324, 0.5, 0.0),  # no normal number
+        (2.0**-1022, 0.5, 2.0**-511),
+        (1.0, 1e300, 1.0),
+        (4.0, 1.7e308, np.inf),
+        (0.25, 1.7e308, 0.0),
+        (1e200, 2.0, np.inf),
+        (1e-200, 2.0, 0.0),
+        (2.0, -1074.0, 5e-324),
+        (3.0, 0.0, 1.0),
+        (np.nan, 0.5, np.nan),
+    ],
+)
+def test_power__at_the_edges(a, y, result):
+    np.testing.assert_array_equal(_power(np.full(LANES, a), y), np.full(LANES, result))
+
+
+def _run(code, folder=None, **environment):
+    """What Python prints; `folder`, where it starts, comes first on its path."""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import__brings_no_framework_and_compiles_nothing():
+    heavy = {"torch", "jax", "cupy", "numba.cuda", "matplotlib.pyplot", "scipy.cluster"}
+    code = f"import sys, fastemd; print([m for m in {sorted(heavy)} if m in sys.modules])"
+    assert _run(code) == "[]"
+
+
+def test_cache__of_edited_kernels_is_not_used(tmp_path):
+    """An edit of a file whose functions a kernel calls must change the result."""
+    shutil.copytree(PACKAGE, tmp_path / "fastemd", ignore=shutil.ignore_patterns("__pycache__"))
+    cache = str(tmp_path / "cache")
+    assert _run(FIRST_CALL, tmp_path, NUMBA_CACHE_DIR=cache) == "1.0"
+    edges = tmp_path / "fastemd" / "kernels" / "edges.py"
+    source = edges.read_text()
+    assert source.count("return w * sign(x)") == 1
+    edges.write_text(source.replace("return w * sign(x)", "return 7.0 * w * sign(x)"))
+    assert _run(FIRST_CALL, tmp_path, NUMBA_CACHE_DIR=cache) == "7.0"
+
+
+def test_cache__is_done_without_if_no_folder_can_be_written():
+    nowhere = "from numba.core.caching import CacheImpl; CacheImpl._locator_classes = []"
+    assert _run(f"{nowhere}; {FIRST_CALL}") == "1.0"
