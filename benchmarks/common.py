@@ -1,17 +1,11 @@
-"""What all benchmarks share: problems, and one table of ways to solve them.
-
-An implementation in `IMPLEMENTATIONS` takes ``(space, p, q, rho)`` and returns a function without
-arguments that gives the values and projected gradients of EMD^rho for the batch, or raises
-NotImplementedError. `tests/test_peers.py` checks the same table.
-"""
+"""What all benchmarks share: problems, and how long their solutions take."""
 
 import time
 
 import numpy as np
-import scipy.sparse
 
 import fastemd
-from fastemd.__main__ import TURN, ancestor_matrix, by_products, measure
+from fastemd.rivals import TURN, measure
 
 
 def histograms(shape, dtype, seed=0):
@@ -26,34 +20,6 @@ def random_tree(n_nodes, seed=0):
     rng = np.random.default_rng(seed)
     parents = np.append(-1, rng.integers(0, np.arange(1, n_nodes)))
     return fastemd.Tree.from_parents(parents, rng.exponential(size=n_nodes))
-
-
-def with_fastemd(space, p, q, rho):
-    out = np.empty(p.shape[:-1], p.dtype), np.empty_like(p)
-    return lambda: fastemd.emd_value_and_grad(p, q, space, rho, out=out, validate=False)
-
-
-def with_fastemd_checked(space, p, q, rho):
-    return lambda: fastemd.emd_value_and_grad(p, q, space, rho)
-
-
-def with_scipy_sparse(space, p, q, rho):
-    ancestors, weight = (array.astype(p.dtype) for array in ancestor_matrix(space))
-    sparse = scipy.sparse.csr_array(ancestors)
-    return lambda: by_products(sparse, weight, p, q, rho)
-
-
-def with_dense_blas(space, p, q, rho):
-    ancestors, weight = (array.astype(p.dtype) for array in ancestor_matrix(space))
-    return lambda: by_products(ancestors, weight, p, q, rho)
-
-
-IMPLEMENTATIONS = {
-    "fastemd": with_fastemd,
-    "fastemd, checked": with_fastemd_checked,
-    "scipy.sparse": with_scipy_sparse,
-    "dense BLAS": with_dense_blas,
-}
 
 
 def timed(contenders, seconds=1.0):

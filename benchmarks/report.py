@@ -12,7 +12,8 @@ import numba
 import numpy as np
 
 import fastemd
-from benchmarks.common import IMPLEMENTATIONS, histograms, random_tree, timed
+from benchmarks.common import histograms, random_tree, timed
+from fastemd.rivals import IMPLEMENTATIONS
 
 
 def machine():

@@ -3,20 +3,17 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import numba
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 import fastemd
+from fastemd.rivals import IMPLEMENTATIONS, Run, ancestor_matrix, by_products, measure
 
 Array = NDArray[Any]
-TURN, WARM_UP = 10, 0.1  # runs, seconds
 FORMATS = (".png", ".pdf", ".svg")
 TOLERANCE = 1e-6  # relative, for float32 results against a float64 computation
 
@@ -26,76 +23,6 @@ def softmax(logits: Array) -> Array:
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     histograms: Array = (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
     return histograms
-
-
-def ancestor_matrix(space: fastemd.Chain | fastemd.Tree) -> tuple[Array, Array]:
-    """Eq. 13's matrix A (edges, bins) and the edge lengths; networkx walks the tree."""
-    graph = space.to_networkx()
-    nodes = [node for node in graph if graph.in_degree(node)]
-    columns = {label: column for column, label in enumerate(space.bins)}
-    matrix, weight = np.zeros((len(nodes), space.n_bins)), np.empty(len(nodes))
-    for row, node in enumerate(nodes):
-        (above,) = graph.predecessors(node)
-        weight[row] = graph.edges[above, node]["weight"]
-        for below in (node, *nx.descendants(graph, node)):
-            if below in columns:
-                matrix[row, columns[below]] = 1.0
-    return matrix, weight
-
-
-def by_products(ancestors: Any, weight: Array, p: Array, q: Array, rho: float) -> tuple[Any, Any]:
-    """EMD^rho and its gradient (eq. 13, 15) by two products with A, dense or sparse."""
-    flow = (ancestors @ (p - q).T).T
-    if rho == 2:
-        slope = 2 * weight * flow
-        value = (slope * flow).sum(axis=-1) / 2
-    else:
-        slope = rho * weight * np.sign(flow) * np.abs(flow) ** (rho - 1)
-        value = (weight * np.abs(flow) ** rho).sum(axis=-1)
-    grad = (ancestors.T @ slope.T).T
-    return value, grad - grad.mean(axis=-1, keepdims=True)
-
-
-def rivals(tree: fastemd.Tree, p: Array, q: Array) -> dict[str, Callable[[], Any]]:
-    """Ways to value and gradient of EMD^2 for the same arrays; a subtraction as the yardstick."""
-    value, grad = np.empty(p.shape[:-1], p.dtype), np.empty_like(p)
-    dense, weight = (array.astype(p.dtype) for array in ancestor_matrix(tree))
-    sparse = scipy.sparse.csr_array(dense)
-    return {
-        "np.subtract(p, q), one array": lambda: np.subtract(p, q, out=grad),
-        "fastemd, value and gradient": lambda: fastemd.emd_value_and_grad(
-            p, q, tree, 2, out=(value, grad), validate=False
-        ),
-        "fastemd, with validation": lambda: fastemd.emd_value_and_grad(p, q, tree, 2),
-        "sparse ancestor matrix (scipy)": lambda: by_products(sparse, weight, p, q, 2),
-        "dense ancestor matrix (BLAS)": lambda: by_products(dense, weight, p, q, 2),
-    }
-
-
-def measure(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Array]:
-    """Seconds of `repeats` runs of every contender.
-
-    They take turns, so that the machine's moods hit all alike. A turn starts with untimed runs
-    for `WARM_UP` seconds: the threads of a BLAS spin on for a while and disturb who comes next, and
-    everyone is to find its own data in the caches.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    n_turns = -(-repeats // TURN)
-    for turn in range(n_turns):
-        for name, run in contenders.items():
-            if sys.stderr.isatty():
-                status = f"\r\033[Ktiming, turn {turn + 1} of {n_turns}: {name}"
-                print(status, end="", file=sys.stderr, flush=True)
-            start = time.perf_counter()
-            while time.perf_counter() < start + WARM_UP:
-                run()
-            for _ in range(min(TURN, repeats - turn * TURN)):
-                start = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - start)
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def check(tree: fastemd.Tree, p: Array, targets: dict[str, Array]) -> bool:
@@ -171,24 +98,26 @@ def main(arguments: list[str] | None = None) -> int:
     one_hot = np.eye(tree.n_bins, dtype=np.float32)[labels]
     soft = softmax(3.0 * rng.standard_normal(shape))
 
-    print("Compiling two kernels (some seconds, once: they are kept on disk) ...", flush=True)
+    print("Compiling the kernel (some seconds, once: it is kept on disk) ...", flush=True)
     start = time.perf_counter()
     fastemd.emd_value_and_grad(p, soft, tree, 2)
-    fastemd.emd_value_and_grad(p[:1], soft[:1], tree, 2)
     print(f"  ready after {time.perf_counter() - start:.1f} s\n")
 
     print(f"{options.batch} random softmax predictions, float32; errors against a dense float64")
     print("computation, relative (of the gradient: to its largest entry)\n")
     passed = check(tree, p, {"one-hot": one_hot, "soft": soft})
 
-    print(f"\nTime for the batch, median [quartiles] of {options.repeats} runs, "
-          f"{numba.get_num_threads()} threads\n")  # fmt: skip
-    seconds = measure(rivals(tree, p, soft), options.repeats)
+    print(f"\nTime for EMD^2 and its gradient, {numba.get_num_threads()} threads, median")
+    print(f"[quartiles] of {options.repeats} runs\n")
+    grad = np.empty_like(p)
+    contenders: dict[str, Run] = {"np.subtract(p, q)": lambda: np.subtract(p, soft, out=grad)}
+    contenders |= {name: make(tree, p, soft, 2) for name, make in IMPLEMENTATIONS.items()}
+    seconds = measure(contenders, options.repeats)
     unit = np.median(next(iter(seconds.values())))
     for name, values in seconds.items():
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
         print(
-            f"  {name:32}{middle * 1e3:9.3f} ms  [{low * 1e3:.3f}, {high * 1e3:.3f}]"
+            f"  {name:24}{middle * 1e3:9.3f} ms  [{low * 1e3:.3f}, {high * 1e3:.3f}]"
             f"{middle / unit:9.1f} x"
         )
 

@@ -7,6 +7,7 @@ import pytest
 
 import fastemd
 from fastemd import __main__ as demonstration
+from fastemd import rivals
 
 ARGUMENTS = ["--batch", "3", "--repeats", "2"]
 
@@ -21,7 +22,7 @@ def test_main__checks_times_and_draws(path, capsys):
     printed = capsys.readouterr().out
     assert "n_bins=1000, n_nodes=1374" in printed
     assert len(re.findall(r"^EMD\^[12] .* ok$", printed, re.M)) == 4
-    for rival in ("np.subtract", "fastemd, value", "BLAS", "scipy"):
+    for rival in ("np.subtract", "fastemd, checked", "BLAS", "scipy"):
         assert re.search(rf"{rival}.* ms +\[.*\].* x$", printed, re.M), rival
     assert str(path) in printed
     assert path.read_bytes().startswith(b"\x89PNG")
@@ -59,11 +60,11 @@ def test_main__refuses_bad_options(arguments, message, capsys):
 
 def test_by_products__agrees_with_a_tree_done_by_hand():
     tree = fastemd.Tree.from_parents([-1, 0, 0, 1, 1], weights=[0, 2, 1, 1, 3])
-    ancestors, weight = demonstration.ancestor_matrix(tree)
+    ancestors, weight = rivals.ancestor_matrix(tree)
     p, q = np.array([[1.0, 0, 0]]), np.array([[0, 0.5, 0.5]])  # bins 2, 3, 4
-    value, grad = demonstration.by_products(ancestors, weight, p, q, 1)
+    value, grad = rivals.by_products(ancestors, weight, p, q, 1)
     assert value == [1 + 2 + 0.5 + 1.5]
     np.testing.assert_allclose(grad, [np.array([1, -3, -5]) + 7 / 3])
-    value, grad = demonstration.by_products(ancestors, weight, p, q, 2)
+    value, grad = rivals.by_products(ancestors, weight, p, q, 2)
     assert value == [1 + 2 + 0.25 + 0.75]
     np.testing.assert_allclose(grad, [np.array([2, -5, -7]) + 10 / 3])

@@ -13,7 +13,7 @@ from skbio.diversity.beta import weighted_unifrac
 from strategies import chain_case, problems, random_ground, random_pair, tree_case
 
 import fastemd
-from benchmarks import common
+from fastemd.rivals import IMPLEMENTATIONS
 
 N_ROWS = 8
 
@@ -117,11 +117,11 @@ def test_emd_flow__is_a_transport_that_networkx_cannot_beat(problem):
     assert_close(fastemd.emd(p, q, case.space, 1)[0], ref)
 
 
-@pytest.mark.parametrize("name", common.IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("rho", [1, 2, 3.7])
-def test_benchmarks__every_implementation_solves_the_same_problem(name, rho, small_case, rng):
+def test_rivals__every_implementation_solves_the_same_problem(name, rho, small_case, rng):
     p, q = random_pair(rng, (5, small_case.n_bins))
-    value, grad = common.IMPLEMENTATIONS[name](small_case.space, p, q, rho)()
+    value, grad = IMPLEMENTATIONS[name](small_case.space, p, q, rho)()
     ref_value, ref_grad = naive.emd_value_and_grad(p, q, small_case.ground, rho)
     np.testing.assert_allclose(value, ref_value, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(grad, ref_grad, rtol=1e-12, atol=1e-12)
