@@ -5,13 +5,15 @@ parent pointers, with -1 at the root, in the description's own node order.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import networkx as nx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastemd import validation
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Index = NDArray[np.intp]
 Floats = NDArray[np.float64]
@@ -91,6 +93,8 @@ def parents_of_graph(
     graph: "nx.Graph[Any]", index: Mapping[Hashable, int], root: Hashable | None
 ) -> Index:
     """Parent pointers of an undirected tree hung up at `root`, by default at its centre."""
+    import networkx as nx  # who calls this has imported it
+
     start = next(iter(index)) if root is None else root
     if root is None and nx.is_tree(graph):  # if it is none, the walk below names the fault
         start = min(nx.tree.center(graph), key=index.__getitem__)

@@ -2,9 +2,8 @@
 
 import functools
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import networkx as nx
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -12,6 +11,9 @@ from fastemd import flatten, validation
 from fastemd.flatten import Index
 from fastemd.ground import GroundSpace, restore
 from fastemd.plan import Plan, chain_plan
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class Chain(GroundSpace):
@@ -113,6 +115,8 @@ class Tree(GroundSpace):
         >>> tree.bins
         ('cat', 'dog')
         """
+        import networkx as nx  # who calls this has imported it
+
         if not isinstance(graph, nx.Graph) or graph.is_multigraph():
             raise TypeError(
                 f"graph: expected a networkx Graph or DiGraph, got {type(graph).__name__}; "
