@@ -33,20 +33,26 @@ def first_bad_row(job, first, n_rows, tolerance):
 
 
 @register_jitable
+def lanes_of(n_vectors):
+    """Scratch for lane vectors that start where a cache line does, else each lies in two."""
+    room = np.empty((n_vectors + 1) * LANES)
+    skip = (-room.ctypes.data) % (8 * LANES) // 8
+    return room[skip : skip + n_vectors * LANES]
+
+
+@register_jitable
 def tiles(tile, plan, p, q, v, rho, value, out, project, tolerance, chunk, n_chunks):
     """Every `n_chunks`-th tile from tile `chunk` on; stop at the first bad row and return it."""
     n_rows, n_bins, n_inner = p.shape[0] * p.shape[1], p.shape[2], plan.weight.size
     with_v = 1 if v.size else 0
     starts = np.empty((5, LANES), np.intp)
-    x = np.empty((1 + with_v, n_bins * LANES))
-    y = np.empty((1 + with_v, n_inner * LANES))
-    z = np.empty(out.shape[2] * LANES)
-    job = Job(
-        p, q, v, out, rho, project,
-        starts[0], starts[1], starts[2], starts[3], starts[4],
-        x[0], y[0], x[with_v], y[with_v], z,
-    )  # fmt: skip
     zeros = np.zeros((1, 1, n_bins * with_v), p.dtype)
+    job = Job(
+        p, q, v, zeros, out, rho, project,
+        starts[0], starts[1], starts[2], starts[3], starts[4],
+        lanes_of(n_bins), lanes_of(n_inner),
+        lanes_of(n_bins * with_v), lanes_of(n_inner * with_v), lanes_of(out.shape[2]),
+    )  # fmt: skip
     locate(zeros, 0, job.zero_rows)
     for first in range(chunk * LANES, n_rows, n_chunks * LANES):
         locate(p, first, job.p_rows)

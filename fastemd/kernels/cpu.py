@@ -102,11 +102,16 @@ def products(x, x2, total, weight, share, rho):
 
 
 class Job(NamedTuple):
-    """What one thread works on: the arrays, where the rows of its tile start, and its scratch."""
+    """What one thread works on: the arrays, where the rows of its tile start, and its scratch.
+
+    The rows are addresses, so a job holds every array they point into: Numba frees an array after
+    its last use by name.
+    """
 
     p: np.ndarray
     q: np.ndarray
     v: np.ndarray
+    zeros: np.ndarray  # one row to subtract from `v`
     out: np.ndarray
     rho: float
     project: float  # 1 to conserve the total mass, 0 for the raw derivatives
