@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastemd
-from fastemd.rivals import IMPLEMENTATIONS, Run, ancestor_matrix, by_products, measure
+from fastemd.rivals import (
+    IMPLEMENTATIONS,
+    Run,
+    ancestor_matrix,
+    by_products,
+    measure,
+    softmax,
+)
 
 Array = NDArray[Any]
 FORMATS = (".png", ".pdf", ".svg")
 TOLERANCE = 1e-6  # relative, for float32 results against a float64 computation
-
-
-def softmax(logits: Array) -> Array:
-    """Histograms from logits, in float32 as a network would give them."""
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    histograms: Array = (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
-    return histograms
 
 
 def check(tree: fastemd.Tree, p: Array, targets: dict[str, Array]) -> bool:
@@ -93,10 +93,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{tree}\n  the 1000 ILSVRC2012 classes under WordNet; every edge has length 1\n")
 
     shape = options.batch, tree.n_bins
-    p = softmax(3.0 * rng.standard_normal(shape))
+    p = softmax(3.0 * rng.standard_normal(shape)).astype(np.float32)
     labels = rng.integers(tree.n_bins, size=options.batch)
     one_hot = np.eye(tree.n_bins, dtype=np.float32)[labels]
-    soft = softmax(3.0 * rng.standard_normal(shape))
+    soft = softmax(3.0 * rng.standard_normal(shape)).astype(np.float32)
 
     print("Compiling the kernel (some seconds, once: it is kept on disk) ...", flush=True)
     start = time.perf_counter()

@@ -61,7 +61,7 @@ def bins_below(parent: Index, bin_node: Index) -> Index:
     return np.array(count, np.intp)
 
 
-def frozen(values: ArrayLike) -> NDArray[np.float64 | np.intp]:
+def frozen(values: ArrayLike) -> NDArray[Any]:
     """A read-only, contiguous array of indices or float64."""
     array = np.array(values, order="C")
     array = array.astype(np.float64 if array.dtype.kind == "f" else np.intp)
@@ -126,7 +126,7 @@ def edge_attribute(
         for node, label, i in zip(nodes, above, parent, strict=True)
     ]
     missing = [i for i in range(len(nodes)) if parent[i] >= 0 and edges[i] is None]
-    if len(missing) == len(nodes) - 1:
+    if len(missing) == np.count_nonzero(parent >= 0):
         return [1.0] * len(nodes)
     for i in missing:
         raise ValueError(

@@ -8,6 +8,7 @@ from fastemd import arrays, validation
 from fastemd.call import Call
 from fastemd.docstrings import documented
 from fastemd.ground import GroundSpace
+from fastemd.plan import raised
 
 Array = NDArray[Any]
 
@@ -238,5 +239,5 @@ def embed(
     """
     call = Call(space, rho, validate, p=p)
     coordinates = call.target("out", out, space.n_nodes - 1)
-    call.run("embed", space.full_plan, None, coordinates)
+    call.run("embed", raised(space.full_plan, 1.0 / call.rho), None, coordinates)
     return arrays.deliver(coordinates, out)

@@ -7,7 +7,7 @@ every parent comes after its children and the children of one parent lie next to
 ``column[bin_start[i]:bin_start[i + 1]]`` its bins. A chain has no inner nodes at all.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -94,6 +94,12 @@ def compact_plan(parent: Index, weight: Floats, bin_node: Index) -> Plan:
     return _plan(parent, weight, below, np.flatnonzero(kept & ~unary & ~leaf), bin_at, bin_weight)
 
 
+def raised(plan: Plan, exponent: float) -> Plan:
+    """The same plan with all lengths raised to a power."""
+    bin_weight, weight = frozen(plan.bin_weight**exponent), frozen(plan.weight**exponent)
+    return plan._replace(bin_weight=bin_weight, weight=weight)
+
+
 def _plan(
     parent: Index, weight: Floats, below: Index, inner: Index, bin_at: Index, bin_weight: Floats
 ) -> Plan:
@@ -130,5 +136,4 @@ def _starts(group: Index, n_groups: int) -> Index:
 
 
 def _frozen(**fields: ArrayLike) -> Plan:
-    arrays: dict[str, Any] = {name: frozen(values) for name, values in fields.items()}
-    return Plan(**arrays)
+    return Plan(**{name: frozen(values) for name, values in fields.items()})

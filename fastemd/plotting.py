@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import CenteredNorm
 from numpy.typing import ArrayLike, NDArray
 
 from fastemd import validation
@@ -15,6 +15,7 @@ from fastemd.functions import emd_flow, emd_grad
 from fastemd.ground import GroundSpace
 from fastemd.spaces import Chain
 
+Array = NDArray[Any]
 COLORS = "RdBu_r"
 
 
@@ -181,15 +182,14 @@ def plot_flow(
     layout = _layout(space, columns)
     validation.check_one_pair(p, q)
     flow = emd_flow(p, q, space)[layout.nodes[:-1]]
-    largest = float(np.max(np.abs(flow), initial=0.0)) or 1.0
-    norm = TwoSlopeNorm(0.0, -largest, largest)
+    norm = _centred(flow)
     ax = plot_tree(space, columns=layout.columns, labels=labels, ax=ax)
     edges = LineCollection(
         list(layout.segments(space)),
         array=flow,
         cmap=COLORS,
         norm=norm,
-        linewidths=0.5 + 9.0 * np.abs(flow) / largest,
+        linewidths=0.5 + 9.0 * np.abs(flow) / norm.halfrange,
         capstyle="round",
         zorder=1.5,
     )
@@ -240,18 +240,22 @@ def plot_gradient(
     layout = _layout(space, columns)
     validation.check_one_pair(p, q)
     grad = emd_grad(p, q, space, rho)[layout.columns]
-    largest = float(np.max(np.abs(grad), initial=0.0)) or 1.0
     ax = plot_tree(space, columns=layout.columns, labels=labels, ax=ax)
-    norm = TwoSlopeNorm(0.0, -largest, largest)
-    _discs(ax, space, layout, grad, norm, f"gradient of EMD^{rho:g}")
+    _discs(ax, space, layout, grad, _centred(grad), f"gradient of EMD^{rho:g}")
     return ax
 
 
+def _centred(values: Array) -> CenteredNorm:
+    """Colours with 0 in the middle."""
+    largest = float(np.max(np.abs(values), initial=0.0)) or 1.0
+    return CenteredNorm(0.0, largest)
+
+
 def _discs(
-    ax: Axes, space: GroundSpace, layout: _Layout, values: Any, norm: TwoSlopeNorm, title: str
+    ax: Axes, space: GroundSpace, layout: _Layout, values: Array, norm: CenteredNorm, title: str
 ) -> None:
     at = space.bin_node[layout.columns]
-    sizes = 20.0 + 120.0 * np.abs(values) / norm.vmax
+    sizes = 20.0 + 120.0 * np.abs(values) / norm.halfrange
     discs = ax.scatter(
         layout.x[at],
         layout.y[at],

@@ -23,6 +23,13 @@ Run = Callable[[], Any]
 TURN, WARM_UP = 10, 0.1  # runs, seconds
 
 
+def softmax(logits: Array) -> Array:
+    """Histograms as a network gives them, of the type of its logits."""
+    weights: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
 def ancestor_matrix(space: GroundSpace) -> tuple[Array, Array]:
     """Eq. 13's matrix A (edges, bins) and the edge lengths; networkx walks the tree."""
     graph = space.to_networkx()

@@ -131,12 +131,11 @@ class Tree(GroundSpace):
         directed = graph.is_directed()
         orient = flatten.parents_of_digraph if directed else flatten.parents_of_graph
         parent = orient(graph, index, root)
-        order = flatten.tree_order(parent, nodes)
         lengths = flatten.edge_attribute(graph, nodes, parent, weight)
         if bins is None:
             degree = graph.out_degree if directed else graph.degree
             bins = [node for node in nodes if degree[node] <= (0 if directed else 1)]
-        return cls._build(parent, order, (weight, lengths), nodes, bins)
+        return cls._build(parent, (weight, lengths), nodes, bins)
 
     @classmethod
     def from_parents(
@@ -180,12 +179,10 @@ class Tree(GroundSpace):
         parent = validation.check_parents(parents)
         if weights is None:
             weights = np.ones(parent.size)
-        nodes = range(parent.size)
-        order = flatten.tree_order(parent, nodes)
         if bins is None:
             n_children = np.bincount(parent[parent >= 0], minlength=parent.size)
             bins = np.flatnonzero(n_children == 0).tolist()
-        return cls._build(parent, order, ("weights", weights), nodes, bins)
+        return cls._build(parent, ("weights", weights), range(parent.size), bins)
 
     @classmethod
     def from_paths(
@@ -225,8 +222,7 @@ class Tree(GroundSpace):
                [3., 3., 0.]])
         """
         nodes, parent, lengths, bins = flatten.tree_of_paths(paths, weights)
-        order = flatten.tree_order(parent, nodes)
-        return cls._build(parent, order, ("weights", lengths), nodes, bins)
+        return cls._build(parent, ("weights", lengths), nodes, bins)
 
     @classmethod
     def from_linkage(cls, Z: ArrayLike) -> Self:  # noqa: N803  # scipy's name
@@ -259,20 +255,19 @@ class Tree(GroundSpace):
                [4., 4., 0.]])
         """
         parent, lengths = flatten.tree_of_linkage(Z)
-        nodes = range(parent.size)
-        order = flatten.tree_order(parent, nodes)
-        return cls._build(parent, order, ("Z", lengths), nodes, range((parent.size + 1) // 2))
+        bins = range((parent.size + 1) // 2)
+        return cls._build(parent, ("Z", lengths), range(parent.size), bins)
 
     @classmethod
     def _build(
         cls,
         parent: Index,
-        order: Index,
         lengths: tuple[str, object],
         labels: Sequence[Hashable],
         bins: object,
     ) -> Self:
-        """Check lengths (with the argument's name) and bins; number the nodes in `order`."""
+        """Check the tree, its lengths (with the argument's name) and bins; put it in post-order."""
+        order = flatten.tree_order(parent, labels)
         weight = validation.check_lengths(*lengths, labels, root=int(order[-1]))
         number = np.empty(parent.size, np.intp)
         number[order] = np.arange(order.size)

@@ -129,3 +129,15 @@ def test_emd__of_a_long_chain_stays_accurate(rho, rng):
         exact += Fraction(abs(float(flow)) ** rho)
     exact -= Fraction(abs(float(flow)) ** rho)  # there is no edge after the last bin
     assert _relative([fastemd.emd(p, q, fastemd.Chain(n), rho)], [exact]) <= 1e-12
+
+
+@pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
+def test_functions__float32_is_float64_rounded_once(operation, small_case, rho, rng):
+    """Masses with all their digits: whatever is rounded twice shows."""
+    n = small_case.n_bins
+    single = [rng.dirichlet(np.ones(n), 40).astype(np.float32) for _ in operation.arrays]
+    double = [x.astype(np.float64) for x in single]
+    comp = operation(single, small_case.space, rho, validate=False)
+    ref = operation(double, small_case.space, rho, validate=False)
+    for ours, theirs in zip(comp, ref, strict=True):
+        np.testing.assert_array_equal(ours, theirs.astype(np.float32), strict=True)

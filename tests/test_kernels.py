@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fastemd
+from fastemd.kernels import edges
 from fastemd.kernels.lanes import LANES, load, store
 
 PACKAGE = Path(fastemd.__file__).parent
@@ -90,3 +91,14 @@ def test_cache__of_edited_kernels_is_not_used(tmp_path):
 def test_cache__is_done_without_if_no_folder_can_be_written():
     nowhere = "from numba.core.caching import CacheImpl; CacheImpl._locator_classes = []"
     assert _run(f"{nowhere}; {FIRST_CALL}") == "1.0"
+
+
+@pytest.mark.parametrize("x", [-0.3, 0.0, 2.0])
+@pytest.mark.parametrize("rho", [1.0, 1.5, 2.0, 3.7])
+def test_edges__run_on_plain_numbers(x, rho):
+    """One source for lanes, CUDA and Python: the chain of two bins has one edge."""
+    p, q, chain = [max(x, 0.0), 2.0], [max(-x, 0.0), 2.0 + x], fastemd.Chain(2, [0.7])
+    grad = fastemd.emd_grad(p, q, chain, rho, project=False)
+    np.testing.assert_allclose(edges.slope(x, 0.7, rho), grad[0], rtol=1e-14)
+    hessian = fastemd.emd_hessian(p, q, chain, rho, project=False)
+    np.testing.assert_allclose(edges.curvature(x, 0.7, rho), hessian[0, 0], rtol=1e-14)

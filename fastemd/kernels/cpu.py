@@ -178,14 +178,11 @@ def flow_tile(plan, job):
 @register_jitable
 def embed_tile(plan, job):
     total = flows(plan, job)
-    exponent = 1.0 / job.rho
     for e in range(job.out.shape[2]):
         if plan.weight.size == 0:
-            coordinate = load(job.x, e) * splat(plan.bin_weight[e]) ** exponent
+            store(job.z, e, load(job.x, e) * plan.bin_weight[e])
         else:
-            i = plan.slot[e]
-            coordinate = load(job.y, i) * splat(plan.weight[i]) ** exponent
-        store(job.z, e, coordinate)
+            store(job.z, e, load(job.y, plan.slot[e]) * plan.weight[plan.slot[e]])
     write(job.z, job.out_rows, job.out)
     return total
 

@@ -33,6 +33,8 @@ def curvature(x, w, rho):
     """``h = d psi / dx = rho (rho - 1) w |x|^(rho - 2)``."""
     if rho == 2.0:
         return 2.0 * w + 0.0 * x
+    if rho == 1.0:
+        return 0.0 * x
     flows = abs(x) >= SMALLEST_FLOW
     none = (abs(x) < SMALLEST_FLOW) * 1.0
     return (rho * (rho - 1.0) * w) * (flows * (abs(x) + none) ** (rho - 2.0))
