@@ -56,7 +56,7 @@ def emd_hessian(
     """
     call = Call(space, rho, validate, p=p, q=q)
     hessian = call.target("out", out, space.n_bins, space.n_bins)
-    curvatures = np.empty((*call.batch, space.n_bins + space.plan.weight.size))
+    curvatures = np.empty((*call.batch, space.plan.weight.size))
     call.run("curvature", space.plan, None, curvatures)
     kernels.fill_hessian(space.plan, curvatures, hessian, project)
     return arrays.deliver(hessian, out)

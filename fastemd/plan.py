@@ -1,51 +1,31 @@
 """Post-order arrays -> the plan that the kernels read.
 
-A plan describes the tree as the two sweeps walk it. Bins hang, as leaf edges, below inner nodes; a
-bin that sits on an inner node hangs there on an edge of length 0. Inner nodes are numbered so that
-every parent comes after its children and the children of one parent lie next to each other, hence
-``child_start[i]:child_start[i + 1]`` are the children of inner node ``i`` and
-``column[bin_start[i]:bin_start[i + 1]]`` its bins. A chain has no inner nodes at all.
+A plan describes the edges as the two sweeps walk them. Every bin has an edge of its own, to an
+inner node of the tree or, on a chain, to the next bin; a bin that sits on an inner node hangs there
+on an edge of length 0. The bins' edges come first, in the order of the columns; those above the
+inner nodes follow, each before its parent's. The last one ends above the root and has no length.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from fastemd.flatten import Floats, Index, bins_below, children_of, frozen
+from fastemd.flatten import Floats, Index, bins_below, frozen
 
 
 class Plan(NamedTuple):
-    """What a kernel knows of a ground space: N bins, I inner nodes, the root last."""
+    """What a kernel knows of a ground space: E edges, of which the first N belong to the bins."""
 
-    column: Index  # (N,) bins grouped by the inner node they hang on
-    bin_start: Index  # (I + 1,)
-    child_start: Index  # (I + 1,)
-    bin_parent: Index  # (N,) the inner node of every bin
-    parent: Index  # (I,) the inner node above, -1 for the root
-    bin_weight: Floats  # (N,) length of a bin's own edge; on a chain of the gap after it
-    bin_share: Floats  # (N,) fraction of the bins below that edge
-    weight: Floats  # (I,) length of the edge above an inner node, 0 for the root
-    share: Floats  # (I,) fraction of the bins below it
-    slot: Index  # (n_nodes - 1,) inner node of every given node but the root, -1 if contracted
+    parent: Index  # (E,) the edge above; E for the last
+    weight: Floats  # (E,) lengths
+    share: Floats  # (E,) fraction of the bins that are below an edge
 
 
 def chain_plan(gaps: Floats) -> Plan:
     """The plan of a chain: the flow after bin ``k`` crosses gap ``k``; none follows the last."""
     n_bins = gaps.size + 1
-    none = np.empty(0, np.intp)
-    return _frozen(
-        column=none,
-        bin_start=none,
-        child_start=none,
-        bin_parent=none,
-        parent=none,
-        bin_weight=np.append(gaps, 0.0),
-        bin_share=np.arange(1, n_bins + 1) / n_bins,
-        weight=np.empty(0),
-        share=np.empty(0),
-        slot=none,
-    )
+    above = np.arange(1, n_bins + 1)
+    return Plan(frozen(above), frozen(np.append(gaps, 0.0)), frozen(above / n_bins))
 
 
 def full_plan(parent: Index, weight: Floats, bin_node: Index) -> Plan:
@@ -96,44 +76,20 @@ def compact_plan(parent: Index, weight: Floats, bin_node: Index) -> Plan:
 
 def raised(plan: Plan, exponent: float) -> Plan:
     """The same plan with all lengths raised to a power."""
-    bin_weight, weight = frozen(plan.bin_weight**exponent), frozen(plan.weight**exponent)
-    return plan._replace(bin_weight=bin_weight, weight=weight)
+    return plan._replace(weight=frozen(plan.weight**exponent))
 
 
 def _plan(
     parent: Index, weight: Floats, below: Index, inner: Index, bin_at: Index, bin_weight: Floats
 ) -> Plan:
-    """Number the nodes `inner` (the root last) as the kernels want them."""
-    n_bins, n_inner = bin_at.size, inner.size
-    number = np.full(parent.size + 1, -1, np.intp)  # the last entry serves parent -1
-    number[inner] = np.arange(n_inner)
-    children = children_of(number[parent[inner]])
-    order = [n_inner - 1]
-    for node in order:  # breadth first: the list grows while it is walked
-        order.extend(children[node])
-    order.reverse()
-    inner = inner[order]
-    number[inner] = np.arange(n_inner)
-    bin_parent, node_parent = number[bin_at], number[parent[inner]]
-    weight = weight[inner]
-    weight[-1] = 0.0
-    return _frozen(
-        column=np.argsort(bin_parent, kind="stable"),
-        bin_start=_starts(bin_parent, n_inner),
-        child_start=_starts(node_parent[:-1], n_inner),
-        bin_parent=bin_parent,
-        parent=node_parent,
-        bin_weight=bin_weight,
-        bin_share=np.full(n_bins, 1.0 / n_bins),
-        weight=weight,
-        share=below[inner] / n_bins,
-        slot=number[: parent.size - 1],
+    """Keep of a tree the nodes `inner`, in their order, the root last."""
+    n_bins, n_edges = bin_at.size, bin_at.size + inner.size
+    edge_above = np.full(parent.size + 1, n_edges)  # the last entry serves parent -1
+    edge_above[inner] = np.arange(n_bins, n_edges)
+    inner_weight = weight[inner]
+    inner_weight[-1] = 0.0
+    return Plan(
+        frozen(np.append(edge_above[bin_at], edge_above[parent[inner]])),
+        frozen(np.append(bin_weight, inner_weight)),
+        frozen(np.append(np.full(n_bins, 1.0 / n_bins), below[inner] / n_bins)),
     )
-
-
-def _starts(group: Index, n_groups: int) -> Index:
-    return np.concatenate(([0], np.cumsum(np.bincount(group, minlength=n_groups))))
-
-
-def _frozen(**fields: ArrayLike) -> Plan:
-    return Plan(**{name: frozen(values) for name, values in fields.items()})

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastemd.kernels import compiling
+from fastemd.kernels.compiling import Kernel
 from fastemd.plan import Plan
 
 Array = NDArray[Any]
@@ -34,24 +35,38 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-@functools.cache
-def _serial(operation: str, dtype: np.dtype[Any]) -> Any:
-    return compiling.serial_kernel(operation, dtype)
+_POWERS = {1.0: "1", 2.0: "2"}
 
 
 @functools.cache
-def _parallel(operation: str, dtype: np.dtype[Any]) -> Any:
-    address = compiling.address_of(_serial(operation, dtype))  # compiling keeps the kernel alive
-    return functools.partial(compiling.parallel_launcher(operation, dtype), address)
+def _serial(operation: str, chain: bool, rho: str, dtype: np.dtype[Any]) -> Any:
+    return compiling.serial_kernel(kernel_for(operation, chain, rho), dtype)
 
 
-def launch(operation: str, n_elements: int, dtype: np.dtype[Any], *args: Any) -> Any:
-    """Run the kernel of `operation` on arrays of `dtype`; `n_elements` measures the work."""
+@functools.cache
+def _parallel(operation: str, chain: bool, rho: str, dtype: np.dtype[Any]) -> Any:
+    kernel = kernel_for(operation, chain, rho)
+    address = compiling.address_of_code(kernel, dtype)
+    return functools.partial(compiling.parallel_launcher(kernel, dtype), address)
+
+
+def kernel_for(operation: str, chain: bool, rho: str) -> Kernel:
+    """The kernel that serves an operation on a kind of space, for a power "1", "2" or "any"."""
+    if operation == "hvp" and rho != "any":
+        operation = "constant_hvp"  # the curvature does not depend on the flow
+    if operation in ("flow", "embed", "check", "hessian"):
+        rho = "any"
+    space = "any" if operation in ("check", "hessian") else "chain" if chain else "tree"
+    return Kernel(operation, space, rho)
+
+
+def launch(key: tuple[Any, ...], n_elements: int, *args: Any) -> int:
+    """Run the kernel of a key (see `_serial`); `n_elements` measures the work."""
     alone = n_elements < PARALLEL_FROM or _forked or (n_threads := numba.get_num_threads()) == 1
     if alone or not _one_parallel_kernel.acquire(blocking=False):
-        return _serial(operation, dtype)(0, 1, *args)
+        return _serial(*key)(0, 1, *args)  # type: ignore[no-any-return]
     try:
-        return _parallel(operation, dtype)(n_threads, *args)
+        return _parallel(*key)(n_threads, *args)  # type: ignore[no-any-return]
     finally:
         _one_parallel_kernel.release()
 
@@ -90,15 +105,17 @@ def run(
     int
         The first row that failed the checks, or ``G * R``.
     """
-    arguments = plan, *rows, rho, value, out, float(bool(project)), tolerance
-    return int(launch(operation, rows[0].size, rows[0].dtype, *arguments))
+    p = rows[0]
+    key = operation, plan.weight.size == p.shape[2], _POWERS.get(rho, "any"), p.dtype
+    return launch(key, p.size, plan, *rows, rho, value, out, float(bool(project)), tolerance)
 
 
 def fill_hessian(plan: Plan, curvatures: Array, out: Array, project: bool) -> None:
-    """Write the dense Hessians `out` (..., N, N) from what "curvature" gave, (..., N + I)."""
+    """Write the dense Hessians `out` (..., N, N) from what "curvature" gave, (..., edges)."""
     n_bins = out.shape[-1]
     n_matrices = out.size // (n_bins * n_bins)
     if n_matrices:
         curvatures = curvatures.reshape(n_matrices, curvatures.shape[-1])
         matrices = out.reshape(n_matrices, n_bins, n_bins)
-        launch("hessian", out.size, out.dtype, plan, curvatures, matrices, float(bool(project)))
+        key = "hessian", False, "any", out.dtype
+        launch(key, out.size, plan, curvatures, matrices, float(bool(project)))

@@ -1,87 +1,104 @@
-"""The dense Hessian, filled from the curvatures of all edges."""
+"""The dense Hessian, filled from the curvatures of all edges.
+
+Raw entry (k, m) is the curvature between the root and the point where the paths of bins k and m
+meet; from it go the means of row and column, and the grand mean is added. The raw rows of
+neighbouring bins hardly differ: one is kept, and changed where need be, on a walk over the tree.
+"""
 
 import numpy as np
 from numba.extending import register_jitable
 
 
 @register_jitable
-def path_sums(plan, curvatures, n_bins, node_sum, mean):
-    """Fill in what every entry needs and return the grand mean of the raw Hessian.
+def path_sums(plan, curvatures, path, mean):
+    """Sum the curvatures between every edge and the root; return the grand mean.
 
-    `node_sum` is the curvature between the root and every inner node (on a chain: every bin),
-    `mean` the means of the raw Hessian's rows: scalar sweeps for one pair of histograms.
+    `mean` becomes, for a bin, the mean of its row of the raw Hessian.
     """
-    grand, total, total_mean = 0.0, 0.0, 0.0
-    for k in range(n_bins):
-        grand += curvatures[k] * plan.bin_share[k] ** 2
-    if plan.weight.size == 0:
-        for k in range(n_bins - 1, -1, -1):
-            total += curvatures[k]
-            total_mean += curvatures[k] * plan.bin_share[k]
-            node_sum[k], mean[k] = total, total_mean
-        return grand
-    node_mean = np.zeros(plan.weight.size)
-    node_sum[plan.weight.size - 1] = 0.0
-    for i in range(plan.weight.size - 2, -1, -1):
-        h, above = curvatures[n_bins + i], plan.parent[i]
-        node_sum[i] = node_sum[above] + h
-        node_mean[i] = node_mean[above] + h * plan.share[i]
-        grand += h * plan.share[i] ** 2
-    for k in range(n_bins):
-        mean[k] = node_mean[plan.bin_parent[k]] + curvatures[k] * plan.bin_share[k]
+    n_edges, grand = plan.weight.size, 0.0
+    path[n_edges], mean[n_edges] = 0.0, 0.0
+    for e in range(n_edges - 1, -1, -1):
+        h, above, share = curvatures[e], plan.parent[e], plan.share[e]
+        path[e] = path[above] + h
+        mean[e] = mean[above] + h * share
+        grand += h * share * share
     return grand
 
 
 @register_jitable
-def fill_matrix(plan, curvatures, out, project, part, n_parts, node_sum, mean, meet, on_path):
-    """Write every entry once.
-
-    Raw entry (k, m) is the curvature from the root to where the paths of k and m meet; from it go
-    the means of row and column, and the grand mean is added.
-    """
-    n_bins = out.shape[0]
-    half_grand = path_sums(plan, curvatures, n_bins, node_sum, mean) / 2.0
-    for k in range(n_bins):
-        mean[k] = project * (mean[k] - half_grand)
-    if plan.weight.size == 0:
-        for k in range(part, n_bins, n_parts):
-            for m in range(n_bins):
-                out[k, m] = node_sum[max(k, m)] - (mean[k] + mean[m])
-        return
-    root = plan.weight.size - 1
-    on_path[:] = False
-    for i in range(part, plan.weight.size, n_parts):
-        if plan.bin_start[i] == plan.bin_start[i + 1]:
-            continue
-        mark_path(plan, i, on_path, True)
-        meet[root] = node_sum[root]
-        for j in range(root - 1, -1, -1):
-            meet[j] = node_sum[j] if on_path[j] else meet[plan.parent[j]]
-        mark_path(plan, i, on_path, False)
-        for b in range(plan.bin_start[i], plan.bin_start[i + 1]):
-            k = plan.column[b]
-            for m in range(n_bins):
-                out[k, m] = meet[plan.bin_parent[m]] - (mean[k] + mean[m])
-            out[k, k] = node_sum[i] + curvatures[k] - 2.0 * mean[k]
+def write_row(out, matrix, k, raw, mean, own_mean):
+    # A function of its own, else LLVM takes one number at a time; and no view of the row, whose
+    # reference count the threads would fight for (twice the time).
+    for m in range(raw.size):
+        out[matrix, k, m] = raw[m] - (own_mean + mean[m])
 
 
 @register_jitable
-def mark_path(plan, node, on_path, mark):
-    while node >= 0:
-        on_path[node] = mark
-        node = plan.parent[node]
+def fill_chain(out, matrix, path, mean, raw, part, n_parts):
+    """The longer one of two paths on a chain holds the shorter."""
+    raw[:] = path[: raw.size]
+    for k in range(raw.size):
+        raw[:k] = path[k]
+        if k % n_parts == part:
+            write_row(out, matrix, k, raw, mean, mean[k])
+
+
+@register_jitable
+def fill_tree(plan, out, matrix, path, mean, raw, part, n_parts, bins, lowest, start):
+    """All bins of an inner node meet the others at the same points."""
+    n_bins, n_edges = out.shape[1], plan.weight.size
+    last = n_edges
+    for node in range(n_edges - 1, n_bins - 1, -1):  # the root first, every subtree in one piece
+        above = plan.parent[node]
+        while last != above and plan.parent[last] != above:
+            last = plan.parent[last]
+        if last != above:  # leave the subtree before this one
+            for b in range(start[lowest[last]], start[last + 1]):
+                raw[bins[b]] = path[above]
+        for b in range(start[lowest[node]], start[node + 1]):
+            raw[bins[b]] = path[node]
+        for b in range(start[node], start[node + 1]):
+            k = bins[b]
+            if b % n_parts == part:
+                write_row(out, matrix, k, raw, mean, mean[k])
+                out[matrix, k, k] = path[k] - (mean[k] + mean[k])
+        last = node
+
+
+@register_jitable
+def bins_in_order(plan, n_bins):
+    """The bins by the node above, the first node of every subtree, where a node's bins start."""
+    n_edges = plan.weight.size
+    start, bins = np.zeros(n_edges + 2, np.intp), np.empty(n_bins, np.intp)
+    lowest = np.arange(n_edges + 1)
+    for e in range(n_bins):
+        start[plan.parent[e] + 1] += 1
+    for e in range(n_edges + 1):
+        start[e + 1] += start[e]
+    for e in range(n_bins - 1, -1, -1):
+        above = plan.parent[e]
+        start[above + 1] -= 1
+        bins[start[above + 1]] = e
+    for e in range(n_bins, n_edges):
+        above = plan.parent[e]
+        lowest[above] = min(lowest[above], lowest[e])
+    return bins, lowest, start[1:]
 
 
 @register_jitable
 def matrices(plan, curvatures, out, project, chunk, n_chunks):
     """The share of one thread: whole matrices if there are many, else some rows of each."""
     n_parts = 1 if out.shape[0] >= 4 * n_chunks else n_chunks
-    n_bins, n_inner = out.shape[1], plan.weight.size
-    node_sum, mean = np.empty(max(n_bins, n_inner)), np.empty(n_bins)
-    meet, on_path = np.empty(n_inner), np.empty(n_inner, np.bool_)
+    n_bins, n_edges = out.shape[1], plan.weight.size
+    path, mean, raw = np.empty(n_edges + 1), np.empty(n_edges + 1), np.empty(n_bins)
+    bins, lowest, start = bins_in_order(plan, n_bins)
     for task in range(chunk, out.shape[0] * n_parts, n_chunks):
-        row, part = task // n_parts, task % n_parts
-        fill_matrix(
-            plan, curvatures[row], out[row], project, part, n_parts, node_sum, mean, meet, on_path
-        )
+        matrix, part = task // n_parts, task % n_parts
+        half_grand = path_sums(plan, curvatures[matrix], path, mean) / 2.0
+        for k in range(n_bins):
+            mean[k] = project * (mean[k] - half_grand)
+        if n_edges == n_bins:
+            fill_chain(out, matrix, path, mean, raw, part, n_parts)
+        else:
+            fill_tree(plan, out, matrix, path, mean, raw, part, n_parts, bins, lowest, start)
     return out.shape[0]

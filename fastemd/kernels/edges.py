@@ -5,6 +5,9 @@ with operators only, so `x` may be a number or a vector of them. Conventions at 
 slope is 0 for every `rho` (the subgradient ``sgn(0) = 0`` at ``rho = 1``), and for ``rho < 2`` an
 edge without flow adds no curvature (instead of an infinite one). A flow below the smallest normal
 number counts as none wherever a power is taken.
+
+The powers that people use need no power: they have functions of their own. `SLOPE` and `CURVATURE`
+name the function for a power; any power but 1 and 2 is "any".
 """
 
 from numba.extending import register_jitable
@@ -19,22 +22,42 @@ def sign(x):
 
 
 @register_jitable
-def slope(x, w, rho):
+def slope_1(x, w, rho):
+    """``w sgn(x)``."""
+    return w * sign(x)
+
+
+@register_jitable
+def slope_2(x, w, rho):
+    """``2 w x``."""
+    return (2.0 * w) * x
+
+
+@register_jitable
+def slope_any(x, w, rho):
     """``psi = rho w sgn(x) |x|^(rho - 1)``; the edge's cost is ``w |x|^rho = x psi / rho``."""
-    if rho == 2.0:
-        return (2.0 * w) * x
-    if rho == 1.0:
-        return w * sign(x)
     return (rho * w) * (sign(x) * abs(x) ** (rho - 1.0))
 
 
 @register_jitable
-def curvature(x, w, rho):
+def curvature_1(x, w, rho):
+    """None."""
+    return 0.0 * x
+
+
+@register_jitable
+def curvature_2(x, w, rho):
+    """``2 w``."""
+    return 2.0 * w + 0.0 * x
+
+
+@register_jitable
+def curvature_any(x, w, rho):
     """``h = d psi / dx = rho (rho - 1) w |x|^(rho - 2)``."""
-    if rho == 2.0:
-        return 2.0 * w + 0.0 * x
-    if rho == 1.0:
-        return 0.0 * x
     flows = abs(x) >= SMALLEST_FLOW
     none = (abs(x) < SMALLEST_FLOW) * 1.0
     return (rho * (rho - 1.0) * w) * (flows * (abs(x) + none) ** (rho - 2.0))
+
+
+SLOPE = {"1": slope_1, "2": slope_2, "any": slope_any}
+CURVATURE = {"1": curvature_1, "2": curvature_2, "any": curvature_any}

@@ -40,16 +40,25 @@ def power(builder, a, y):
         return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
 
     def series(x, coefficients):
-        total = real(coefficients[-1])
-        for c in coefficients[-2::-1]:
-            total = call("fma", total, x, real(c))
-        return total
+        return call("fma", halves(x, coefficients[1:]), x, real(coefficients[0]))
+
+    def halves(x, coefficients):
+        """The series in halves, even terms and odd ones: short chains of sums run side by side."""
+        if len(coefficients) == 1:
+            return real(coefficients[0])
+        square = builder.fmul(x, x)
+        even, odd = halves(square, coefficients[::2]), halves(square, coefficients[1::2])
+        return call("fma", odd, x, even)
+
+    def clamp(x, low, high):
+        x = builder.select(builder.fcmp_ordered("<", x, real(high)), x, real(high))
+        return builder.select(builder.fcmp_ordered(">", x, real(low)), x, real(low))
 
     def power_of_two(k):
         return builder.bitcast(builder.shl(builder.add(k, integer(1023)), integer(52)), floats)
 
     bits = builder.add(builder.bitcast(a, integers), integer(_ONE - _BELOW_ONE))
-    e = builder.sub(builder.ashr(bits, integer(52)), integer(1023))
+    e = builder.sub(builder.lshr(bits, integer(52)), integer(1023))
     e = builder.bitcast(builder.add(e, integer(_SHIFT_BITS)), floats)
     e = builder.fsub(e, real(_SHIFT))
     m = builder.add(builder.and_(bits, integer(_FRACTION)), integer(_BELOW_ONE))
@@ -57,17 +66,16 @@ def power(builder, a, y):
     s = builder.fdiv(builder.fsub(m, real(1.0)), builder.fadd(m, real(1.0)))
     log2_m = builder.fmul(s, series(builder.fmul(s, s), _LOG2))
 
-    y = call("minnum", call("maxnum", y, real(-1e18)), real(1e18))  # y e must not overflow
+    y = clamp(y, -1e18, 1e18)  # y e must not overflow
     high = builder.fmul(y, e)
     low = builder.fadd(call("fma", y, e, builder.fneg(high)), builder.fmul(y, log2_m))
-    n = call("rint", builder.fadd(high, low))
-    n = call("minnum", call("maxnum", n, real(-2000.0)), real(2000.0))
-    r = builder.fadd(builder.fsub(high, n), low)
-    r = call("minnum", call("maxnum", r, real(-1.0)), real(1.0))
+    n = clamp(call("rint", builder.fadd(high, low)), -2000.0, 2000.0)
+    r = clamp(builder.fadd(builder.fsub(high, n), low), -1.0, 1.0)
 
     k = builder.bitcast(builder.fadd(n, real(_SHIFT)), integers)
     k = builder.sub(k, integer(_SHIFT_BITS))
-    half = builder.ashr(k, integer(1))  # 2^n itself may be out of range
+    # 2^n itself may be out of range. (Shifts of unsigned numbers: AVX2 has no others.)
+    half = builder.sub(builder.lshr(builder.add(k, integer(4096)), integer(1)), integer(2048))
     result = builder.fmul(series(r, _EXP2), power_of_two(half))
     result = builder.fmul(result, power_of_two(builder.sub(k, half)))
     none = builder.fcmp_ordered("<", a, real(2.0**-1022))

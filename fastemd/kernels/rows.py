@@ -1,81 +1,76 @@
-"""Rows of the user's arrays to columns of lanes, and back; and whether the rows are good."""
+"""The rows of a tile: where they start, and whether they are good."""
 
 import numpy as np
 from numba.extending import register_jitable
 
+from fastemd.kernels.blocks import (
+    add_lines,
+    has_sign,
+    line_at,
+    number,
+    numbers_per_line,
+    or_lines,
+    sum_of_line,
+)
 from fastemd.kernels.lanes import (
     LANES,
     address,
-    lane,
-    peek,
-    peek_lanes,
-    poke,
-    read_block,
+    put_integer,
     splat,
-    write_block,
 )
 
 
 @register_jitable
 def locate(array, first, rows):
     """Note where the rows of a tile start; beyond the end of the batch the last row stands in."""
-    n_rows = array.shape[0] * array.shape[1]
+    n_groups, n_rows = array.shape[0], array.shape[1]
+    start, last = address(array), n_groups * n_rows - 1
     for r in range(LANES):
-        row = min(first + r, n_rows - 1)
-        rows[r] = address(array, row // array.shape[1], row % array.shape[1])
+        row, group = min(first + r, last), 0
+        if n_groups > 1:  # spares a division, which tiles of few bins feel
+            group, row = row // n_rows, row % n_rows
+        put_integer(rows, r, start + group * array.strides[0] + row * array.strides[1])
 
 
 @register_jitable
-def read(p, q, p_rows, q_rows, x):
-    """``x[k]`` = the lanes of ``p[row, k] - q[row, k]``."""
-    n_bins = p.shape[2]
-    whole = n_bins - n_bins % LANES
-    for k in range(0, whole, LANES):
-        read_block(p_rows, q_rows, k, p, x)
-    for r in range(LANES):
-        for k in range(whole, n_bins):
-            x[k * LANES + r] = peek(p_rows, r, k, p) - peek(q_rows, r, k, q)
-
-
-@register_jitable
-def write(x, rows, out):
-    """``out[row, k]`` = the lanes at ``x[k]``."""
-    n_columns = out.shape[2]
-    whole = n_columns - n_columns % LANES
-    for k in range(0, whole, LANES):
-        write_block(x, k, rows, out)
-    for r in range(LANES):
-        for k in range(whole, n_columns):
-            poke(rows, r, k, out, x[k * LANES + r])
-
-
-@register_jitable
-def is_histogram_pair(p, p_rows, q_rows, r, tolerance):
-    """Whether row `r` of `p` and `q` is finite, non-negative and of equal mass."""
-    n_bins = p.shape[2]
-    mass_p, mass_q, negative = splat(0.0), splat(0.0), splat(0.0)
-    whole = n_bins - n_bins % LANES
-    for k in range(0, whole, LANES):
-        a, b = peek_lanes(p_rows, r, k, p), peek_lanes(q_rows, r, k, p)
-        mass_p, mass_q = mass_p + a, mass_q + b
-        negative = negative + (a < 0.0) + (b < 0.0)
-    sum_p, sum_q, n_negative = 0.0, 0.0, 0.0
-    for i in range(LANES):
-        sum_p += lane(mass_p, i)
-        sum_q += lane(mass_q, i)
-        n_negative += lane(negative, i)
+def is_histogram_pair(p_row, q_row, n_bins, tolerance, like):
+    """Whether both rows are finite and non-negative, and their masses equal."""
+    # Two operations a cache line see whether a row needs a closer look. Sums of float32 are rough,
+    # hence half of the tolerance.
+    p_sums, q_sums, bits = splat(0.0), splat(0.0), splat(0.0)
+    step = numbers_per_line(like)
+    whole = n_bins - n_bins % step
+    for k in range(0, whole, step):
+        p, q = line_at(p_row, k, like), line_at(q_row, k, like)
+        p_sums, q_sums = add_lines(p_sums, p, like), add_lines(q_sums, q, like)
+        bits = or_lines(bits, or_lines(p, q))
+    mass_p, mass_q, negative = sum_of_line(p_sums, like), sum_of_line(q_sums, like), False
     for k in range(whole, n_bins):
-        a, b = peek(p_rows, r, k, p), peek(q_rows, r, k, p)
-        sum_p += a
-        sum_q += b
-        n_negative += (a < 0.0) + (b < 0.0)
-    finite = sum_p + sum_q < np.inf  # NaN compares false
-    return finite and n_negative == 0.0 and abs(sum_p - sum_q) <= tolerance * max(sum_p, sum_q)
+        a, b = number(p_row, k, like), number(q_row, k, like)
+        mass_p, mass_q, negative = mass_p + a, mass_q + b, negative or a < 0.0 or b < 0.0
+    finite = mass_p + mass_q < np.inf  # NaN compares false
+    equal = abs(mass_p - mass_q) <= 0.5 * tolerance * max(mass_p, mass_q)
+    if finite and equal and not negative and not has_sign(bits, like):
+        return True
+    return is_histogram_pair_after_all(p_row, q_row, n_bins, tolerance, like)
 
 
 @register_jitable
-def is_finite(v, rows, r):
+def is_histogram_pair_after_all(p_row, q_row, n_bins, tolerance, like):
+    """The same with sums of float64 and an eye for -0."""
+    mass_p, mass_q, negative = 0.0, 0.0, False
+    for k in range(n_bins):
+        a, b = number(p_row, k, like), number(q_row, k, like)
+        mass_p += a
+        mass_q += b
+        negative |= (a < 0.0) or (b < 0.0)
+    finite = mass_p + mass_q < np.inf
+    return finite and not negative and abs(mass_p - mass_q) <= tolerance * max(mass_p, mass_q)
+
+
+@register_jitable
+def is_finite(row, n_bins, like):
     total = 0.0
-    for k in range(v.shape[2]):
-        total += 0.0 * peek(rows, r, k, v)
+    for k in range(n_bins):
+        total += 0.0 * number(row, k, like)
     return total == 0.0
