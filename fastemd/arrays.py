@@ -1,7 +1,8 @@
 """The one door for arrays: a user's array in, rows that the kernels read, results out."""
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,13 @@ from numpy.typing import NDArray
 from fastemd import validation
 
 Array = NDArray[Any]
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+@functools.cache
+def nothing(dtype: np.dtype[Any]) -> Array:
+    """No rows, where a kernel may get some."""
+    return np.empty((1, 1, 0), dtype)
 
 
 def unwrap(name: str, value: object, n_bins: int) -> Array:
@@ -24,6 +32,28 @@ def unwrap(name: str, value: object, n_bins: int) -> Array:
         validation.not_an_array(name, array if isinstance(value, np.ndarray) else value)
     validation.check_bins_axis(name, array.shape, n_bins)
     return array
+
+
+def ready_rows(values: Collection[Any], n_bins: int) -> list[Array] | None:
+    """The arguments as (1, rows, n_bins) if they are alike and as a kernel reads them, else None.
+
+    What the other functions here find out, for the usual case, in a quarter of their time.
+    """
+    first = next(iter(values))
+    if type(first) is not np.ndarray or len(values) == 1:
+        return None
+    shape, dtype = first.shape, first.dtype
+    if not (dtype is _FLOAT32 or dtype is _FLOAT64) or not shape or shape[-1] != n_bins:
+        return None
+    rows = []
+    for value in values:
+        if type(value) is not np.ndarray or value.dtype is not dtype or value.shape != shape:
+            return None
+        flags = value.flags
+        if not flags.c_contiguous or not flags.aligned:
+            return None
+        rows.append(value.reshape(1, -1, n_bins))
+    return rows
 
 
 def result_type(arrays: Iterable[Array]) -> np.dtype[Any]:

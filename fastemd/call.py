@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from fastemd import arrays, kernels, validation
 from fastemd.ground import GroundSpace
@@ -20,19 +20,24 @@ class Call:
     compared.
     """
 
-    def __init__(self, space: GroundSpace, rho: float, validate: bool, **inputs: ArrayLike) -> None:
+    def __init__(self, space: GroundSpace, rho: float, validate: bool, **inputs: Any) -> None:
         if not isinstance(space, GroundSpace):
             validation.not_a_space(space)
         self.space = space
         self.rho = validation.check_rho(rho)
-        n_bins = space.n_bins
-        self.inputs = {name: arrays.unwrap(name, a, n_bins) for name, a in inputs.items()}
-        self.batch = arrays.batch_shape(self.inputs)
-        self.dtype = arrays.result_type(self.inputs.values())
+        self.inputs: dict[str, Array] = inputs
+        self.rows = arrays.ready_rows(inputs.values(), space.n_bins)
+        if self.rows is None:
+            for name, value in inputs.items():
+                inputs[name] = arrays.unwrap(name, value, space.n_bins)
+            self.batch = arrays.batch_shape(inputs)
+            self.dtype = arrays.result_type(inputs.values())
+        else:
+            self.batch, self.dtype = self.inputs["p"].shape[:-1], self.inputs["p"].dtype
         self.tolerance = -1.0  # the numbers are not looked at
         if validate:
-            histograms = [array for name, array in self.inputs.items() if name != "v"]
-            self.tolerance = validation.mass_tolerance(histograms)
+            others = [inputs["q"].dtype] if "q" in inputs else []
+            self.tolerance = validation.mass_tolerance(inputs["p"].dtype, *others)
         self.outs: list[Array] = []  # what the user gave to compute into
 
     def target(self, name: str, out: Array | None, *columns: int) -> Array:
@@ -62,23 +67,24 @@ class Call:
         n_rows = math.prod(self.batch)
         if n_rows == 0:
             return
-        nothing = np.empty((0, 0, 0), self.dtype)
-        given = list(self.inputs.values())
-        if len(given) == 1:  # p against nothing
-            given.append(np.zeros(self.space.n_bins, self.dtype))
-        p, q, *others = arrays.as_rows(given, self.batch, self.dtype)
-        triple = p, q, others[0] if others else nothing
-        groups = p.shape[:2]
-        values = nothing.reshape(0) if value is None else value.reshape(n_rows)
-        columns = nothing if rows is None else rows.reshape(*groups, rows.shape[-1])
-        tolerance = self.tolerance
+        nothing = arrays.nothing(self.dtype)
+        given = self.rows
+        if given is None:
+            given = list(self.inputs.values())
+            if len(given) == 1:  # p against nothing
+                given.append(np.zeros(self.space.n_bins, self.dtype))
+            given = arrays.as_rows(given, self.batch, self.dtype)
+        p, q, v = (*given, nothing)[:3]
+        values = nothing[0, 0] if value is None else value.reshape(n_rows)
+        columns = nothing if rows is None else rows.reshape(*p.shape[:2], rows.shape[-1])
+        tolerance, bad = self.tolerance, n_rows
         if tolerance >= 0.0 and any(out is value or out is rows for out in self.outs):
-            nowhere = nothing.reshape(0), nothing
-            self._report(kernels.run("check", plan, triple, 1.0, *nowhere, True, tolerance))
+            nowhere = nothing[0, 0], nothing
+            bad = kernels.run("check", plan, (p, q, v), 1.0, *nowhere, True, tolerance)
             tolerance = -1.0
-        bad = kernels.run(operation, plan, triple, self.rho, values, columns, project, tolerance)
-        self._report(bad)
-
-    def _report(self, bad_row: int) -> None:
-        if bad_row < math.prod(self.batch):
-            validation.blame(self.inputs, self.batch, bad_row, self.tolerance)
+        if bad == n_rows:
+            bad = kernels.run(
+                operation, plan, (p, q, v), self.rho, values, columns, project, tolerance
+            )
+        if bad < n_rows:
+            validation.blame(self.inputs, self.batch, bad, self.tolerance)

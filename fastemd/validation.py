@@ -18,6 +18,8 @@ LONGEST = 1e150  # of all edges together: no result overflows as long as masses 
 
 def check_rho(rho: object) -> float:
     """The power as a float, or an error."""
+    if type(rho) in (int, float) and 1.0 <= rho < 1e300:  # type: ignore[operator]
+        return float(rho)  # type: ignore[arg-type]
     if isinstance(rho, bool) or not isinstance(rho, numbers.Real):
         raise TypeError(f"rho: expected a number >= 1, got {_kind(rho)}")
     try:
@@ -73,16 +75,13 @@ def check_out_pair(out: object) -> tuple[Any, Any]:
     return out[0], out[1]
 
 
-def mass_tolerance(histograms: Sequence[Array]) -> float:
-    """How far two masses may differ, relative: the root of the coarser type's precision."""
-    paired = len(histograms) == 2
-    return max(_tolerance(h.dtype) for h in histograms) if paired else sys.float_info.max
-
-
 @functools.cache
-def _tolerance(dtype: np.dtype[Any]) -> float:
-    precision = np.finfo(dtype).eps if dtype.kind == "f" else 0.0
-    return math.sqrt(max(np.finfo(np.float64).eps, precision))
+def mass_tolerance(*dtypes: np.dtype[Any]) -> float:
+    """How far two masses may differ, relative: the root of the coarser type's precision."""
+    if len(dtypes) == 1:  # nothing to compare
+        return sys.float_info.max
+    precisions = [np.finfo(d).eps if d.kind == "f" else 0.0 for d in (*dtypes, np.dtype(float))]
+    return math.sqrt(max(precisions))
 
 
 def blame(
