@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 import fastemd
 from fastemd.rivals import (
-    IMPLEMENTATIONS,
     Run,
     ancestor_matrix,
     by_products,
     measure,
+    ready,
     softmax,
 )
 
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"[quartiles] of {options.repeats} runs\n")
     grad = np.empty_like(p)
     contenders: dict[str, Run] = {"np.subtract(p, q)": lambda: np.subtract(p, soft, out=grad)}
-    contenders |= {name: make(tree, p, soft, 2) for name, make in IMPLEMENTATIONS.items()}
+    contenders |= ready(tree, p, soft, 2)
     seconds = measure(contenders, options.repeats)
     unit = np.median(next(iter(seconds.values())))
     for name, values in seconds.items():

@@ -1,9 +1,12 @@
 """Other ways to the same numbers, and a fair race: for the demonstration and the benchmarks.
 
 An implementation in `IMPLEMENTATIONS` takes ``(space, p, q, rho)`` and returns a function without
-arguments that gives the values and projected gradients of EMD^rho for the batch.
+arguments that gives the values and projected gradients of EMD^rho for the batch. One that is not
+installed, or cannot do a case, raises NotImplementedError instead.
 """
 
+import contextlib
+import importlib
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 
 from fastemd.functions import emd_value_and_grad
 from fastemd.ground import GroundSpace
+from fastemd.spaces import Chain
 
 Array = NDArray[Any]
 Run = Callable[[], Any]
@@ -82,12 +86,67 @@ def with_dense_blas(space: GroundSpace, p: Array, q: Array, rho: float) -> Run:
     return lambda: by_products(ancestors, weight, p, q, rho)
 
 
+def with_torch(space: GroundSpace, p: Array, q: Array, rho: float) -> Run:
+    """The usual loss in torch, forward and backward: cumsum on a chain, else a dense product."""
+    torch = _module("torch")
+    lengths = space.weight[:-1] if isinstance(space, Chain) else ancestor_matrix(space)[1]
+    weight = torch.from_numpy(lengths.astype(p.dtype))
+    if not isinstance(space, Chain):
+        descend = torch.from_numpy(ancestor_matrix(space)[0].astype(p.dtype)).T.contiguous()
+    x, target = torch.from_numpy(p).requires_grad_(), torch.from_numpy(q)
+
+    def run() -> tuple[Any, Any]:
+        x.grad = None
+        if isinstance(space, Chain):
+            flow = (x.cumsum(-1) - target.cumsum(-1))[..., :-1]
+        else:
+            flow = (x - target) @ descend
+        value = (weight * (flow**2 if rho == 2 else flow.abs() ** rho)).sum(-1)
+        value.sum().backward()
+        return value.detach().numpy(), (x.grad - x.grad.mean(-1, keepdim=True)).numpy()
+
+    return run
+
+
+def with_pot(space: GroundSpace, p: Array, q: Array, rho: float) -> Run:
+    """POT's exact solver, a pair at a time; its dual potentials are a gradient."""
+    ot = _module("ot")
+    if rho != 1 or p.size > 10_000:
+        raise NotImplementedError("it knows the distance itself, and takes 0.1 s for 1000 bins")
+    cost = space.cost_matrix()
+
+    def run() -> tuple[Any, Any]:
+        pairs = [ot.emd2(*pair, cost, log=True) for pair in zip(p, q, strict=True)]
+        grad = np.array([log["u"] for _, log in pairs])
+        return np.array([value for value, _ in pairs]), grad - grad.mean(axis=-1, keepdims=True)
+
+    return run
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise NotImplementedError(f"{name} is not installed") from None
+
+
 IMPLEMENTATIONS = {
     "fastemd": with_fastemd,
     "fastemd, checked": with_fastemd_checked,
     "sparse matrix (scipy)": with_scipy_sparse,
     "dense matrix (BLAS)": with_dense_blas,
+    "autograd (torch)": with_torch,
+    "linear programme (POT)": with_pot,
 }
+
+
+def ready(space: GroundSpace, p: Array, q: Array, rho: float) -> dict[str, Run]:
+    """All implementations that are installed and can do this case."""
+    runs = {}
+    for name, make in IMPLEMENTATIONS.items():
+        with contextlib.suppress(NotImplementedError):
+            runs[name] = make(space, p, q, rho)
+    return runs
 
 
 def measure(contenders: dict[str, Run], repeats: int) -> dict[str, Array]:

@@ -121,7 +121,16 @@ def test_emd_flow__is_a_transport_that_networkx_cannot_beat(problem):
 @pytest.mark.parametrize("rho", [1, 2, 3.7])
 def test_rivals__every_implementation_solves_the_same_problem(name, rho, small_case, rng):
     p, q = random_pair(rng, (5, small_case.n_bins))
+    if "torch" in name:
+        pytest.importorskip("torch")
+    if "POT" in name and rho != 1:
+        with pytest.raises(NotImplementedError, match="the distance itself"):
+            IMPLEMENTATIONS[name](small_case.space, p, q, rho)
+        return
     value, grad = IMPLEMENTATIONS[name](small_case.space, p, q, rho)()
     ref_value, ref_grad = naive.emd_value_and_grad(p, q, small_case.ground, rho)
     np.testing.assert_allclose(value, ref_value, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(grad, ref_grad, rtol=1e-12, atol=1e-12)
+    if "POT" in name:  # one of many subgradients: 0 = EMD(q, q) >= EMD(p, q) + grad (q - p)
+        assert ((grad * (p - q)).sum(axis=-1) >= ref_value - 1e-12).all()
+    else:
+        np.testing.assert_allclose(grad, ref_grad, rtol=1e-12, atol=1e-12)
