@@ -1,8 +1,14 @@
 """Run by test_concurrency.py in processes of their own: right answers, whoever calls from where."""
 
+import ctypes
 import multiprocessing
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+if os.environ.get("NUMBA_THREADING_LAYER") == "tbb":  # Numba does not find what pip installed
+    ctypes.CDLL(str(Path(sys.prefix, "lib", "libtbb.so.12")), mode=ctypes.RTLD_GLOBAL)
 
 import numba
 import numpy as np
@@ -57,6 +63,17 @@ def forked_while_busy():
         return good and all(job.result() for job in busy)
 
 
+def nested():
+    """In a user's pool, whose workers start pools of their own."""
+
+    def inner(seed):
+        with ThreadPoolExecutor(2) as pool:
+            return all(pool.map(solve, [seed, seed + 1]))
+
+    with ThreadPoolExecutor(4) as pool:
+        return all(pool.map(inner, range(12)))
+
+
 def spawned():
     solve(0)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
@@ -64,9 +81,12 @@ def spawned():
 
 
 def users_threads_stay():
+    """And so does NumPy's own error state."""
     numba.set_num_threads(1)
-    solve(0)
-    return numba.get_num_threads() == 1
+    with np.errstate(all="raise"):
+        before = np.geterr()
+        solve(0)
+        return numba.get_num_threads() == 1 and np.geterr() == before
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Threads, forks and spawned processes, under every threading layer of Numba."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,13 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("concurrency.py")
-SCENES = ["threads", "forked", "forked_while_busy", "spawned", "users_threads_stay"]
+SCENES = ["threads", "nested", "forked", "forked_while_busy", "spawned", "users_threads_stay"]
+LAYERS = ["workqueue", "omp", "default"]
+if sys.platform == "linux" and platform.machine() == "x86_64":  # else there is no wheel
+    LAYERS.append("tbb")
 
 
-@pytest.mark.parametrize("layer", ["workqueue", "omp", "default"])
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("scene", SCENES)
 def test_functions__right_from_anywhere(scene, layer):
     environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
