@@ -12,16 +12,20 @@ import pytest
 
 import fastemd
 from fastemd.kernels import edges
-from fastemd.kernels.lanes import LANES, aligned, load, number_at, put_number, store
+from fastemd.kernels.lanes import address, aligned, at, load, number_at, put_number, store
 
 PACKAGE = Path(fastemd.__file__).parent
 FIRST_CALL = "import fastemd; print(float(fastemd.emd([1, 0], [0, 1], fastemd.Chain(2), 1)))"
 
 
+LANES = 8
+_lanes_at = at(LANES)
+
+
 @numba.njit
 def _raise_lanes(x, y, out):
     scratch = np.empty(2 * LANES)
-    lanes = aligned(scratch)
+    lanes = _lanes_at(aligned(address(scratch)))
     for i in range(0, x.size, LANES):
         for r in range(LANES):
             put_number(lanes, r, x[i + r])
@@ -95,6 +99,17 @@ def test_cache__of_edited_kernels_is_not_used(tmp_path):
     assert _run(FIRST_CALL, tmp_path, NUMBA_CACHE_DIR=cache) == "7.0"
 
 
+def test_cache__serves_the_next_process(tmp_path):
+    def files():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb[ic]")}
+
+    assert _run(FIRST_CALL, NUMBA_CACHE_DIR=str(tmp_path)) == "1.0"
+    compiled = files()
+    assert compiled
+    assert _run(FIRST_CALL, NUMBA_CACHE_DIR=str(tmp_path)) == "1.0"
+    assert files() == compiled
+
+
 def test_cache__is_done_without_if_no_folder_can_be_written():
     nowhere = "from numba.core.caching import CacheImpl; CacheImpl._locator_classes = []"
     assert _run(f"{nowhere}; {FIRST_CALL}") == "1.0"
@@ -107,6 +122,8 @@ def test_edges__run_on_plain_numbers(x, rho):
     p, q, chain = [max(x, 0.0), 2.0], [max(-x, 0.0), 2.0 + x], fastemd.Chain(2, [0.7])
     grad = fastemd.emd_grad(p, q, chain, rho, project=False)
     power = {1.0: "1", 2.0: "2"}.get(rho, "any")
-    np.testing.assert_allclose(edges.SLOPE[power](x, 0.7, rho), grad[0], rtol=1e-14)
+    slope = edges.SLOPE[power](x, 0.7 * edges.slope_factor(rho), rho)
+    np.testing.assert_allclose(slope, grad[0], rtol=1e-14)
     hessian = fastemd.emd_hessian(p, q, chain, rho, project=False)
-    np.testing.assert_allclose(edges.CURVATURE[power](x, 0.7, rho), hessian[0, 0], rtol=1e-14)
+    curvature = edges.CURVATURE[power](x, 0.7 * edges.curvature_factor(rho), rho)
+    np.testing.assert_allclose(curvature, hessian[0, 0], rtol=1e-14)

@@ -19,6 +19,9 @@ Array = NDArray[Any]
 # cores: break-even at 8,000 elements in rows of 32, at 16,000 to 32,000 in rows of 1000).
 PARALLEL_FROM = 1 << 15
 
+# So few rows are done one by one sooner than side by side.
+FEW_ROWS = 2
+
 # Two parallel kernels at once abort the process under Numba's workqueue layer, and a forked child
 # that runs one is killed under GNU OpenMP: whoever does not hold the lock, and every child, runs
 # the serial kernel, which needs no threads and gives the same bits.
@@ -38,26 +41,29 @@ if hasattr(os, "register_at_fork"):
 _POWERS = {1.0: "1", 2.0: "2"}
 
 
+# By the character of the type: a hash of the type itself takes longer than all the rest.
 @functools.cache
-def _serial(operation: str, chain: bool, rho: str, dtype: np.dtype[Any]) -> Any:
-    return compiling.serial_kernel(kernel_for(operation, chain, rho), dtype)
+def _serial(operation: str, chain: bool, rho: str, few: bool, char: str) -> Any:
+    return compiling.serial_kernel(kernel_for(operation, chain, rho, few), np.dtype(char))
 
 
 @functools.cache
-def _parallel(operation: str, chain: bool, rho: str, dtype: np.dtype[Any]) -> Any:
-    kernel = kernel_for(operation, chain, rho)
+def _parallel(operation: str, chain: bool, rho: str, few: bool, char: str) -> Any:
+    kernel, dtype = kernel_for(operation, chain, rho, few), np.dtype(char)
     address = compiling.address_of_code(kernel, dtype)
     return functools.partial(compiling.parallel_launcher(kernel, dtype), address)
 
 
-def kernel_for(operation: str, chain: bool, rho: str) -> Kernel:
+def kernel_for(operation: str, chain: bool, rho: str, few: bool) -> Kernel:
     """The kernel that serves an operation on a kind of space, for a power "1", "2" or "any"."""
     if operation == "hvp" and rho != "any":
         operation = "constant_hvp"  # the curvature does not depend on the flow
     if operation in ("flow", "embed", "check", "hessian"):
         rho = "any"
+    elif operation != "gradient" and rho == "1":
+        rho = "2"  # times 0
     space = "any" if operation in ("check", "hessian") else "chain" if chain else "tree"
-    return Kernel(operation, space, rho)
+    return Kernel(operation, space, rho, "narrow" if few and operation == "gradient" else "wide")
 
 
 def launch(key: tuple[Any, ...], n_elements: int, *args: Any) -> int:
@@ -106,7 +112,8 @@ def run(
         The first row that failed the checks, or ``G * R``.
     """
     p = rows[0]
-    key = operation, plan.weight.size == p.shape[2], _POWERS.get(rho, "any"), p.dtype
+    few = p.shape[0] * p.shape[1] <= FEW_ROWS
+    key = operation, plan.weight.size == p.shape[2], _POWERS.get(rho, "any"), few, p.dtype.char
     return launch(key, p.size, plan, *rows, rho, value, out, float(bool(project)), tolerance)
 
 
@@ -117,5 +124,5 @@ def fill_hessian(plan: Plan, curvatures: Array, out: Array, project: bool) -> No
     if n_matrices:
         curvatures = curvatures.reshape(n_matrices, curvatures.shape[-1])
         matrices = out.reshape(n_matrices, n_bins, n_bins)
-        key = "hessian", False, "any", out.dtype
+        key = "hessian", False, "any", False, out.dtype.char
         launch(key, out.size, plan, curvatures, matrices, float(bool(project)))

@@ -1,11 +1,11 @@
 """Blocks of the user's rows to lanes, and back.
 
 Memory holds the bins of a row side by side, as float32 or float64; the sweeps want the rows of a
-bin side by side, as float64. So a block of LANES rows and WIDTH bins is loaded, widened,
-subtracted and transposed in registers, and rounded, once, on its way out. (A scalar transpose
-costs as much as the sweeps.) Rows are known by a table of their addresses, so that any strides,
-broadcasting and the end of a batch cost nothing in the loops. `like` is any number of the type
-of the rows.
+bin side by side, as float64. So a block of as many rows as there are lanes and `WIDTH` bins is
+loaded, widened, subtracted and transposed in registers, and rounded, once, on its way out. (A
+scalar transpose costs as much as the sweeps.) Rows are known by a table of their addresses, so that
+any strides, broadcasting and the end of a batch cost nothing in the loops. `like` is any number of
+the type of the rows.
 """
 
 from llvmlite import ir
@@ -13,11 +13,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastemd.kernels.lanes import F64, I32, I64, LANES, VECTOR, lanes_type, pointer
+from fastemd.kernels.lanes import F64, I32, I64, LanesType, pointer
 
 WIDTH = 4  # a square of float64 that any vector unit transposes well; unrolled in kernels.cpu
-_SQUARE = ir.VectorType(F64, WIDTH)
-_BYTES = ir.IntType(8).as_pointer()
 
 
 def _shuffle(builder, a, b, lanes):
@@ -25,7 +23,7 @@ def _shuffle(builder, a, b, lanes):
     return builder.shuffle_vector(a, b, index)
 
 
-def _transposed(builder, vectors):
+def _transposed_square(builder, vectors):
     """WIDTH vectors of WIDTH numbers: log2(WIDTH) stages of pairwise exchanges."""
     step = WIDTH // 2
     while step:
@@ -41,7 +39,36 @@ def _transposed(builder, vectors):
     return vectors
 
 
-def _size(element) -> int:
+def _to_columns(builder, rows):
+    """WIDTH vectors with a lane for every row; rows are one, or come in squares."""
+    if len(rows) == 1:
+        return [_shuffle(builder, rows[0], rows[0], [k]) for k in range(WIDTH)]
+    squares = [
+        _transposed_square(builder, rows[first : first + WIDTH])
+        for first in range(0, len(rows), WIDTH)
+    ]
+    columns = squares[0]
+    for square in squares[1:]:
+        joined = list(range(columns[0].type.count + WIDTH))
+        columns = [_shuffle(builder, a, b, joined) for a, b in zip(columns, square, strict=True)]
+    return columns
+
+
+def _to_rows(builder, columns):
+    """The reverse."""
+    count = columns[0].type.count
+    if count == 1:
+        halves = [_shuffle(builder, *columns[i : i + 2], [0, 1]) for i in range(0, WIDTH, 2)]
+        return [_shuffle(builder, *halves, list(range(WIDTH)))]
+    rows = []
+    for first in range(0, count, WIDTH):
+        part = list(range(first, first + WIDTH))
+        rows += _transposed_square(builder, [_shuffle(builder, c, c, part) for c in columns])
+    return rows
+
+
+def size_of(element) -> int:
+    """Bytes of a float32 or float64 of LLVM."""
     return 4 if isinstance(element, ir.FloatType) else 8
 
 
@@ -54,7 +81,7 @@ def _place(builder, rows, row, column, element):
 def _load(builder, place, element, count):
     """`count` numbers, as float64."""
     kind = ir.VectorType(element, count)
-    numbers = builder.load(builder.bitcast(place, kind.as_pointer()), align=_size(element))
+    numbers = builder.load(builder.bitcast(place, kind.as_pointer()), align=size_of(element))
     return numbers if element == F64 else builder.fpext(numbers, ir.VectorType(F64, count))
 
 
@@ -62,48 +89,56 @@ def _store(builder, numbers, place, element):
     kind = ir.VectorType(element, numbers.type.count)
     if element != F64:
         numbers = builder.fptrunc(numbers, kind)
-    builder.store(numbers, builder.bitcast(place, kind.as_pointer()), align=_size(element))
+    builder.store(numbers, builder.bitcast(place, kind.as_pointer()), align=size_of(element))
+
+
+def _difference(builder, rows, less, row, column, element, count):
+    a = _load(builder, _place(builder, rows, row, column, element), element, count)
+    if less is None:
+        return a
+    return builder.fsub(
+        a, _load(builder, _place(builder, less, row, column, element), element, count)
+    )
 
 
 @intrinsic
-def read_block(typingctx, p_rows, q_rows, column, like):
-    """The lanes of ``p[row, column] - q[row, column]`` for WIDTH columns."""
+def read_block(typingctx, rows, less, column, like):
+    """The lanes of WIDTH columns of `rows`, less those of other rows or less a number per lane."""
+    lanes = rows.lanes
+    by_lane = isinstance(less, LanesType)
 
     def codegen(context, builder, sig, args):
-        p_rows, q_rows, column, _ = args
         element = context.get_data_type(sig.args[3])
-        squares = []
-        for first in range(0, LANES, WIDTH):
-            rows = []
-            for row in range(first, first + WIDTH):
-                p = _load(builder, _place(builder, p_rows, row, column, element), element, WIDTH)
-                q = _load(builder, _place(builder, q_rows, row, column, element), element, WIDTH)
-                rows.append(builder.fsub(p, q))
-            squares.append(_transposed(builder, rows))
-        joined = list(range(LANES))
-        columns = [_shuffle(builder, a, b, joined) for a, b in zip(*squares, strict=True)]
+        others = None if by_lane else args[1]
+        numbers = [
+            _difference(builder, args[0], others, row, args[2], element, WIDTH)
+            for row in range(lanes.count)
+        ]
+        columns = _to_columns(builder, numbers)
+        if by_lane:
+            columns = [builder.fsub(column, args[1]) for column in columns]
         return cgutils.pack_array(builder, columns)
 
-    lanes = types.UniTuple(lanes_type, WIDTH)
-    return lanes(types.intp, types.intp, types.intp, like), codegen
+    return types.UniTuple(lanes, WIDTH)(rows, less, types.intp, like), codegen
 
 
 @intrinsic
-def read_column(typingctx, p_rows, q_rows, column, like):
-    """The lanes of ``p[row, column] - q[row, column]``."""
+def read_column(typingctx, rows, less, column, like):
+    """The same for one column."""
+    lanes = rows.lanes
+    by_lane = isinstance(less, LanesType)
 
     def codegen(context, builder, sig, args):
-        p_rows, q_rows, column, _ = args
         element = context.get_data_type(sig.args[3])
-        lanes = ir.Constant(VECTOR, ir.Undefined)
-        for row in range(LANES):
-            p = _load(builder, _place(builder, p_rows, row, column, element), element, 1)
-            q = _load(builder, _place(builder, q_rows, row, column, element), element, 1)
-            number = builder.extract_element(builder.fsub(p, q), I32(0))
-            lanes = builder.insert_element(lanes, number, I32(row))
-        return lanes
+        others = None if by_lane else args[1]
+        result = ir.Constant(lanes.vector, ir.Undefined)
+        for row in range(lanes.count):
+            number = _difference(builder, args[0], others, row, args[2], element, 1)
+            number = builder.extract_element(number, I32(0))
+            result = builder.insert_element(result, number, I32(row))
+        return builder.fsub(result, args[1]) if by_lane else result
 
-    return lanes_type(types.intp, types.intp, types.intp, like), codegen
+    return lanes(rows, less, types.intp, like), codegen
 
 
 @intrinsic
@@ -113,15 +148,11 @@ def write_block(typingctx, a, b, c, d, rows, column, like):
     def codegen(context, builder, sig, args):
         *columns, rows, column, _ = args
         element = context.get_data_type(sig.args[-1])
-        for first in range(0, LANES, WIDTH):
-            half = list(range(first, first + WIDTH))
-            square = _transposed(builder, [_shuffle(builder, x, x, half) for x in columns])
-            for row, numbers in zip(half, square, strict=True):
-                _store(builder, numbers, _place(builder, rows, row, column, element), element)
+        for row, numbers in enumerate(_to_rows(builder, columns)):
+            _store(builder, numbers, _place(builder, rows, row, column, element), element)
         return context.get_dummy_value()
 
-    lanes = (lanes_type,) * WIDTH
-    return types.void(*lanes, types.intp, types.intp, like), codegen
+    return types.void(a, b, c, d, rows, types.intp, like), codegen
 
 
 @intrinsic
@@ -131,127 +162,21 @@ def write_column(typingctx, a, rows, column, like):
     def codegen(context, builder, sig, args):
         lanes, rows, column, _ = args
         element = context.get_data_type(sig.args[-1])
-        for row in range(LANES):
+        for row in range(lanes.type.count):
             number = _shuffle(builder, lanes, lanes, [row])
             _store(builder, number, _place(builder, rows, row, column, element), element)
         return context.get_dummy_value()
 
-    return types.void(lanes_type, types.intp, types.intp, like), codegen
+    return types.void(a, rows, types.intp, like), codegen
 
 
 @intrinsic
-def prefetch_block(typingctx, rows, column, like):
-    """Fetch what the rows hold around `column`: some rows now, the others with the next blocks."""
+def write_along(typingctx, a, row, column, like):
+    """Write lanes that are columns, side by side in the one row at address `row`."""
 
     def codegen(context, builder, sig, args):
-        rows, column, _ = args
-        element = context.get_data_type(sig.args[2])
-        per_block = LANES * WIDTH * _size(element) // 64
-        turn = builder.urem(builder.udiv(column, I64(WIDTH)), I64(LANES // per_block))
-        first = builder.mul(turn, I64(per_block))
-        signature = ir.FunctionType(ir.VoidType(), [_BYTES, I32, I32, I32])
-        fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0i8")
-        for i in range(per_block):
-            start = builder.load(pointer(builder, rows, I64, builder.add(first, I64(i))))
-            place = builder.bitcast(pointer(builder, start, element, column), _BYTES)
-            builder.call(fetch, [place, I32(0), I32(3), I32(1)])
+        element = context.get_data_type(sig.args[3])
+        _store(builder, args[0], pointer(builder, args[1], element, args[2]), element)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, like), codegen
-
-
-# ------------------------------------------------------------------------------- one row at a time
-#
-# To look whether a row is good, its numbers are taken as they lie in memory, a cache line at once.
-
-
-@intrinsic
-def number(typingctx, row, column, like):
-    """One number of the row at address `row`."""
-
-    def codegen(context, builder, sig, args):
-        element = context.get_data_type(sig.args[2])
-        value = builder.load(pointer(builder, args[0], element, args[1]))
-        return context.cast(builder, value, sig.args[2], types.float64)
-
-    return types.float64(types.intp, types.intp, like), codegen
-
-
-def _line_type(element):
-    return ir.VectorType(element, 64 // _size(element))
-
-
-@intrinsic
-def line_at(typingctx, row, column, like):
-    """The 64 bytes of the row at address `row` from `column` on, as they are."""
-
-    def codegen(context, builder, sig, args):
-        element = context.get_data_type(sig.args[2])
-        place = builder.bitcast(pointer(builder, args[0], element, args[1]), VECTOR.as_pointer())
-        return builder.load(place, align=_size(element))
-
-    return lanes_type(types.intp, types.intp, like), codegen
-
-
-@intrinsic
-def add_lines(typingctx, a, b, like):
-    """The sums of two lines, in the type of their numbers."""
-
-    def codegen(context, builder, sig, args):
-        kind = _line_type(context.get_data_type(sig.args[2]))
-        numbers = [builder.bitcast(line, kind) for line in args[:2]]
-        return builder.bitcast(builder.fadd(*numbers), VECTOR)
-
-    return lanes_type(lanes_type, lanes_type, like), codegen
-
-
-@intrinsic
-def or_lines(typingctx, a, b):
-    """The bits that are set in either line."""
-
-    def codegen(context, builder, sig, args):
-        kind = ir.VectorType(I64, LANES)
-        return builder.bitcast(builder.or_(*[builder.bitcast(a, kind) for a in args]), VECTOR)
-
-    return lanes_type(lanes_type, lanes_type), codegen
-
-
-@intrinsic
-def sum_of_line(typingctx, line, like):
-    """The sum of a line's numbers."""
-
-    def codegen(context, builder, sig, args):
-        kind = _line_type(context.get_data_type(sig.args[1]))
-        numbers = builder.bitcast(args[0], kind)
-        if kind.element != F64:
-            numbers = builder.fpext(numbers, ir.VectorType(F64, kind.count))
-        total = F64(0.0)
-        for i in range(kind.count):
-            total = builder.fadd(total, builder.extract_element(numbers, I32(i)))
-        return total
-
-    return types.float64(lanes_type, like), codegen
-
-
-@intrinsic
-def has_sign(typingctx, line, like):
-    """Whether a number of the line is negative or -0."""
-
-    def codegen(context, builder, sig, args):
-        kind = _line_type(context.get_data_type(sig.args[1]))
-        bits = ir.VectorType(ir.IntType(8 * _size(kind.element)), kind.count)
-        negative = builder.icmp_signed("<", builder.bitcast(args[0], bits), ir.Constant(bits, None))
-        flags = builder.bitcast(negative, ir.IntType(kind.count))
-        return builder.icmp_unsigned("!=", flags, ir.Constant(flags.type, 0))
-
-    return types.boolean(lanes_type, like), codegen
-
-
-@intrinsic
-def numbers_per_line(typingctx, like):
-    """How many numbers fit into 64 bytes."""
-
-    def codegen(context, builder, sig, args):
-        return I64(_line_type(context.get_data_type(sig.args[0])).count)
-
-    return types.intp(like), codegen
+    return types.void(a, types.intp, types.intp, like), codegen

@@ -15,33 +15,61 @@ from numba import from_dtype, njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from fastemd.kernels import blocks, cpu, dense, edges, lanes, power, rows
+from fastemd.kernels import blocks, cpu, dense, edges, lanes, lines, memory, power, rows
 from fastemd.kernels.cpu import TILES, Tile, chain_above, chain_join, tree_above, tree_join
 from fastemd.kernels.dense import matrices
-from fastemd.kernels.edges import CURVATURE, SLOPE
+from fastemd.kernels.edges import (
+    CURVATURE,
+    SLOPE,
+    curvature_factor,
+    no_factor,
+    slope_factor,
+)
 from fastemd.kernels.lanes import (
-    LANES,
     address,
     aligned,
+    at,
     integer_at,
     lane,
+    n_lanes,
+    number_at,
     put_integer,
-    splat,
-    store,
+    put_number,
 )
-from fastemd.kernels.rows import is_finite, is_histogram_pair, locate
+from fastemd.kernels.lines import LINE, fence, lines_per_block
+from fastemd.kernels.memory import AHEAD_FROM, FAR_FROM, STREAM_FROM, settle
+from fastemd.kernels.rows import (
+    address_of_row,
+    is_finite,
+    is_histogram_pair,
+    locate,
+    locate_next,
+)
 from fastemd.plan import Plan
 
-# The processor fetches ahead along a row. Where rows are too short for that to begin, the kernel
-# asks for those of the tile after the next: a chain of 64 bins 1.7 times as fast, of 100 1.5 times,
-# of 384 1.3 times, of 512 not.
-SHORT_ROW = 1536  # bytes
-AHEAD = 2 * LANES  # rows
+TABLE = 2 * LINE  # bytes, for the addresses of the rows of a tile
+_eight_at, _one_at = at(8), at(1)
+
+
+# A closure that captures an intrinsic itself is another one in every process for Numba's cache.
+
+
+@register_jitable
+def wide(address):
+    return _eight_at(address)
+
+
+@register_jitable
+def narrow(address):
+    return _one_at(address)
+
+
+LANES = {"wide": wide, "narrow": narrow}
 
 
 @register_jitable
 def first_bad_row(tile, with_v, first, n_rows, tolerance):
-    for r in range(min(LANES, n_rows - first)):
+    for r in range(min(n_lanes(tile.x), n_rows - first)):
         p_row, q_row = integer_at(tile.p_rows, r), integer_at(tile.q_rows, r)
         if not is_histogram_pair(p_row, q_row, tile.n_bins, tolerance, tile.like):
             return first + r
@@ -51,71 +79,101 @@ def first_bad_row(tile, with_v, first, n_rows, tolerance):
 
 
 @register_jitable
+def whole_lines(n_numbers):
+    """Bytes that so many float64 numbers take in scratch."""
+    return (8 * n_numbers + LINE - 1) // LINE * LINE
+
+
+@register_jitable
 def tiles(
-    operation, join, above, function,
+    place, operation, join, above, function, factor,
     chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
 ):  # fmt: skip
     """The tiles of one of `n_chunks` equal parts; stop at the first bad row and return it."""
     n_rows, n_bins, n_edges = p.shape[0] * p.shape[1], p.shape[2], plan.weight.size
-    with_v = v.size > 0
-    line = 8 * LANES
-    x = 7 + with_v * (n_bins // LANES + 1)  # in lane vectors, after the tables and a row of zeros
-    y = x + n_edges + 1
-    scratch = np.empty((y + with_v * (n_edges + 1) + 1) * LANES)
-    start = aligned(scratch)
-    for i in range(7, x):
-        store(start, i, splat(0.0))
+    with_v, n_out = v.size > 0, out.shape[2] if out.size else 0
+    lanes = n_lanes(place(0))
+    per_row = n_out * out.itemsize
+    streamed = (
+        out.size * out.itemsize >= STREAM_FROM
+        and n_out == n_bins
+        and lines_per_block(place(0), out.dtype.type(0)) > 0
+    )
+    n_tiles = -(-n_rows // lanes)
+    begin, end = chunk * n_tiles // n_chunks, (chunk + 1) * n_tiles // n_chunks
+
+    # In scratch, after seven tables:
+    weight = 7 * TABLE
+    x = weight + whole_lines(n_edges)
+    y = x + whole_lines((n_edges + 1) * lanes)
+    staged = y + with_v * whole_lines((n_edges + 1) * lanes)
+    scratch = np.empty((staged + streamed * lanes * per_row) // 8 + 8)
+    start = aligned(address(scratch))
     tile = Tile(
-        n_bins, n_edges,
-        address(plan.parent), address(plan.weight), address(plan.share),
-        start, start + line, start + 2 * line, start + 3 * line, start + 4 * line,
-        start + 5 * line, start + 6 * line,
-        out.size > 0 and n_bins * p.itemsize <= SHORT_ROW,
-        out.shape[2] if out.size else 0,
-        start + x * line, start + y * line,
+        n_bins, n_edges, n_out,
+        address(plan.parent), start + weight, address(plan.share),
+        place(start), place(start + TABLE), place(start + 2 * TABLE), place(start + 3 * TABLE),
+        place(start + x), place(start + y),
+        start + 4 * TABLE, start + 5 * TABLE, p.size * p.itemsize >= AHEAD_FROM,
+        n_edges > n_bins and (y - x) > FAR_FROM and lanes * 8 == LINE,
+        start + 6 * TABLE, start + staged, lanes * per_row,
         rho, project, p.dtype.type(0), out.dtype.type(0),
     )  # fmt: skip
-    for r in range(LANES):
-        put_integer(tile.zero_rows, r, start + 7 * line)
-    n_tiles, bad = -(-n_rows // LANES), n_rows
-    for t in range(chunk * n_tiles // n_chunks, (chunk + 1) * n_tiles // n_chunks):
-        first = t * LANES
+    for e in range(n_edges):
+        put_number(tile.weight, e, factor(rho) * number_at(address(plan.weight), e))
+    put_integer(tile.pending, 0, 0)
+    for i in range(2):
+        put_integer(tile.next_pq, i, start)
+        put_integer(tile.next_v, i, start)
+
+    bad, last = n_rows, n_rows
+    for t in range(begin, end):
+        first = t * lanes
+        last = min(first + lanes, n_rows)
         locate(p, first, tile.p_rows)
         locate(q, first, tile.q_rows)
-        if tile.ahead:
-            locate(p, first + AHEAD, tile.later_p)
-            locate(q, first + AHEAD, tile.later_q)
+        locate_next(p, first + lanes, tile.next_pq, 0)
+        locate_next(q, first + lanes, tile.next_pq, 1)
         if with_v:
             locate(v, first, tile.v_rows)
-        if out.size:
+            locate_next(v, first + lanes, tile.next_v, 0)
+            locate_next(v, first + lanes, tile.next_v, 1)
+        if streamed:
+            for r in range(lanes):
+                row = min(r, last - first - 1)
+                put_integer(tile.out_rows, r, tile.staged + row * per_row)
+        elif n_out:
             locate(out, first, tile.out_rows)
         if tolerance >= 0.0:
             bad = first_bad_row(tile, with_v, first, n_rows, tolerance)
             if bad < n_rows:
                 break
         values = operation(tile, join, above, function)
-        for row in range(first, min(first + LANES, value.size)):
+        for row in range(first, min(last, value.size)):
             value[row] = lane(values, row - first)
+        if streamed:
+            put_integer(tile.pending, 0, address_of_row(out, first))
+    if integer_at(tile.pending, 0) != 0:
+        settle(tile, 0, (last - (end - 1) * lanes) * per_row)
+        fence()
     scratch[0] = 0.0  # Numba frees an array after its last use by name
     return bad
 
 
-# A part of the cache's key, since Numba looks for changes in this file only.
+# A part of the cache's key, since Numba looks at the time and size of this file only.
+_SOURCES = (blocks, cpu, dense, edges, lanes, lines, memory, power, rows)
 SOURCE_DIGEST = hashlib.sha256(
-    b"".join(
-        Path(str(module.__file__)).read_bytes()
-        for module in (edges, power, lanes, blocks, rows, cpu, dense)
-    )
+    b"".join(Path(file).read_bytes() for file in (__file__, *(str(m.__file__) for m in _SOURCES)))
 ).hexdigest()
 
 
-def _rows_kernel(operation, join, above, function):
+def _rows_kernel(place, operation, join, above, function, factor):
     digest = SOURCE_DIGEST
 
     def kernel(chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance):
         _ = digest
         return tiles(
-            operation, join, above, function,
+            place, operation, join, above, function, factor,
             chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
         )  # fmt: skip
 
@@ -195,18 +253,23 @@ class Kernel(NamedTuple):
     operation: str
     space: str  # "chain", "tree" or "any"
     rho: str  # "1", "2" or "any"
+    lanes: str  # "wide", or "narrow" for single rows
 
 
 @functools.cache
 def serial_kernel(kernel, dtype):
     """The compiled `kernel` for arrays of `dtype`: ``(chunk, n_chunks, *arguments)``."""
-    operation, space, rho = kernel
+    operation, space, rho, width = kernel
     if operation == "hessian":
         function = _hessian_kernel()
     else:
         sweeps = (chain_join, chain_above) if space == "chain" else (tree_join, tree_above)
-        functions = SLOPE if operation == "gradient" else CURVATURE
-        function = _rows_kernel(TILES[operation], *sweeps, functions[rho])
+        functions, factor = CURVATURE, curvature_factor
+        if operation == "gradient":
+            functions, factor = SLOPE, slope_factor
+        elif operation == "embed":
+            factor = no_factor
+        function = _rows_kernel(LANES[width], TILES[operation], *sweeps, functions[rho], factor)
     # Numba finds machine code by this name, and kernels from its cache must not meet under one.
     function.__qualname__ = "_".join(kernel)
     return _compile(function, types.intp(types.intp, types.intp, *_arguments(operation, dtype)))

@@ -1,6 +1,6 @@
 """The two sweeps on the CPU: up the tree, a function on every edge, down the tree.
 
-A tile is ``LANES`` rows of the batch side by side in vector registers. Scratch ``x`` holds one lane
+A tile is a few rows of the batch side by side in vector registers. Scratch ``x`` holds one lane
 vector for every edge: first its flow, then what a function made of it, then the sum of that up to
 the root. All arithmetic is float64, also for float32 arrays, because a flow is a difference of
 large sums: results are rounded once, on the way out.
@@ -14,36 +14,43 @@ from typing import NamedTuple
 
 from numba.extending import register_jitable
 
-from fastemd.kernels.blocks import (
-    WIDTH,
-    prefetch_block,
-    read_block,
-    read_column,
-    write_block,
-    write_column,
+from fastemd.kernels.blocks import WIDTH, read_block, read_column, write_block, write_column
+from fastemd.kernels.lanes import (
+    integer_at,
+    load,
+    multiply_add,
+    n_lanes,
+    number_at,
+    put_number,
+    splat,
+    store,
 )
-from fastemd.kernels.lanes import integer_at, load, number_at, splat, store
+from fastemd.kernels.memory import FAR_AHEAD, fetch_parents, meanwhile, settle
+from fastemd.kernels.rows import mean_of_row
 
 
 class Tile(NamedTuple):
-    """What one thread works on. Arrays are known by the address (intp) of their first number."""
+    """What one thread works on. Arrays are known by the address of their first number."""
 
     n_bins: int
     n_edges: int
+    n_out: int  # columns of the output
     parent: int
-    weight: int
+    weight: int  # of every edge, times the function's factor
     share: int
-    p_rows: int  # tables of the addresses of LANES rows
+    p_rows: int  # tables of the addresses of the rows
     q_rows: int
     v_rows: int
-    zero_rows: int
     out_rows: int
-    later_p: int  # the same for rows whose turn comes later,
-    later_q: int
-    ahead: bool  # if they are to be fetched ahead
-    n_out: int  # columns of the output
-    x: int  # a lane vector for every edge and one to spare
+    x: int  # lanes for every edge and one to spare
     y: int  # another such scratch
+    next_pq: int  # where the rows of the next tile start,
+    next_v: int
+    ahead: bool  # if they are to be fetched meanwhile
+    far: bool  # whether the scratch does not fit into a cache
+    pending: int  # what the last tile staged on its way to memory, see `fastemd.kernels.memory`
+    staged: int
+    staged_bytes: int
     rho: float
     project: float  # 1 to conserve the total mass, 0 for the raw derivatives
     like: float  # any number of the type of p, q and v
@@ -54,37 +61,39 @@ class Tile(NamedTuple):
 
 
 @register_jitable
-def up(tile, p_rows, q_rows, x, join, edge, function):
+def up(tile, rows, less, x, next_rows, join, edge, function):
     """Find every edge's flow and keep ``edge(flow)`` in its place; return the sums of two terms."""
-    value, mean = splat(0.0), splat(0.0)
+    value, mean, flow = splat(x, 0.0), splat(x, 0.0), splat(x, 0.0)
     for e in range(tile.n_bins, tile.n_edges + 1):
-        store(x, e, splat(0.0))
-    flow = splat(0.0)
+        store(x, e, flow)
     whole = tile.n_bins - tile.n_bins % WIDTH
     for k in range(0, whole, WIDTH):
-        if tile.ahead:
-            prefetch_block(tile.later_p, k, tile.like)
-            prefetch_block(tile.later_q, k, tile.like)
-            prefetch_block(tile.out_rows, k, tile.like)
-        a, b, c, d = read_block(p_rows, q_rows, k, tile.like)
+        meanwhile(tile, next_rows, k, whole)
+        if tile.far:
+            fetch_parents(tile, x, k + FAR_AHEAD)
+        a, b, c, d = read_block(rows, less, k, tile.like)
         a = join(tile, x, k, a, flow)
-        value_a, mean_a = keep(tile, x, k, a, edge, function)
+        value, mean = keep(tile, x, k, a, edge, function, value, mean)
         b = join(tile, x, k + 1, b, a)
-        value_b, mean_b = keep(tile, x, k + 1, b, edge, function)
+        value, mean = keep(tile, x, k + 1, b, edge, function, value, mean)
         c = join(tile, x, k + 2, c, b)
-        value_c, mean_c = keep(tile, x, k + 2, c, edge, function)
+        value, mean = keep(tile, x, k + 2, c, edge, function, value, mean)
         flow = join(tile, x, k + 3, d, c)
-        value_d, mean_d = keep(tile, x, k + 3, flow, edge, function)
-        value = value + ((value_a + value_b) + (value_c + value_d))
-        mean = mean + ((mean_a + mean_b) + (mean_c + mean_d))
+        value, mean = keep(tile, x, k + 3, flow, edge, function, value, mean)
     for k in range(whole, tile.n_bins):
-        flow = join(tile, x, k, read_column(p_rows, q_rows, k, tile.like), flow)
-        value_k, mean_k = keep(tile, x, k, flow, edge, function)
-        value, mean = value + value_k, mean + mean_k
+        flow = join(tile, x, k, read_column(rows, less, k, tile.like), flow)
+        value, mean = keep(tile, x, k, flow, edge, function, value, mean)
+    if integer_at(tile.pending, 0) != 0:
+        settle(tile, whole // WIDTH, tile.staged_bytes)
+    above, mass = -1, splat(x, 0.0)
     for e in range(tile.n_bins, tile.n_edges):
-        flow = join(tile, x, e, load(x, e), flow)
-        value_e, mean_e = keep(tile, x, e, flow, edge, function)
-        value, mean = value + value_e, mean + mean_e
+        flow = load(x, e)
+        if integer_at(tile.parent, e) != above:
+            above = integer_at(tile.parent, e)
+            mass = load(x, above)
+        mass = mass + flow
+        store(x, above, mass)
+        value, mean = keep(tile, x, e, flow, edge, function, value, mean)
     return value, mean
 
 
@@ -100,6 +109,8 @@ def down(tile, x, start, above):
         total = load(x, k) + above(tile, x, k, total)
         write_column(total, rows, k, like)
     for k in range(whole - WIDTH, -1, -WIDTH):
+        if tile.far:
+            fetch_parents(tile, x, k - FAR_AHEAD)
         d = load(x, k + 3) + above(tile, x, k + 3, total)
         c = load(x, k + 2) + above(tile, x, k + 2, d)
         b = load(x, k + 1) + above(tile, x, k + 1, c)
@@ -108,8 +119,8 @@ def down(tile, x, start, above):
 
 
 @register_jitable
-def keep(tile, x, e, flow, edge, function):
-    kept, value, mean = edge(tile, e, flow, function)
+def keep(tile, x, e, flow, edge, function, value, mean):
+    kept, value, mean = edge(tile, e, flow, function, value, mean)
     store(x, e, kept)
     return value, mean
 
@@ -142,50 +153,73 @@ def chain_above(tile, x, e, total):
 
 # ------------------------------------------------------------------------- functions on every edge
 #
-# What an edge keeps, its part of the value, and its part of the mean over all bins.
+# What an edge keeps; what it adds to the value, and to the mean over all bins.
 
 
 @register_jitable
-def slope_edge(tile, e, flow, slope):
+def slope_edge(tile, e, flow, slope, value, mean):
     psi = slope(flow, number_at(tile.weight, e), tile.rho)
-    return psi, flow * psi, psi * number_at(tile.share, e)
+    return psi, multiply_add(flow, psi, value), multiply_add(psi, number_at(tile.share, e), mean)
 
 
 @register_jitable
-def diagonal_edge(tile, e, flow, curvature):
+def diagonal_edge(tile, e, flow, curvature, value, mean):
     h, share = curvature(flow, number_at(tile.weight, e), tile.rho), number_at(tile.share, e)
-    return h * (1.0 - 2.0 * tile.project * share), h, h * (share * share)
+    kept = h * (1.0 - 2.0 * tile.project * share)
+    return kept, value, multiply_add(h, share * share, mean)
 
 
 @register_jitable
-def product_edge(tile, e, flow, curvature):
+def product_edge(tile, e, flow, curvature, value, mean):
     """The curvature times the flow of `v`, which is in scratch ``y``."""
     product = curvature(flow, number_at(tile.weight, e), tile.rho) * load(tile.y, e)
-    return product, product, product * number_at(tile.share, e)
+    return product, value, multiply_add(product, number_at(tile.share, e), mean)
 
 
 @register_jitable
-def flow_edge(tile, e, flow, _):
-    return flow, flow, flow
+def constant_product_edge(tile, e, flow, _, value, mean):
+    """The same where the curvature depends on the edge only; the flow is that of `v`."""
+    product = number_at(tile.weight, e) * flow
+    return product, value, multiply_add(product, number_at(tile.share, e), mean)
 
 
 @register_jitable
-def embed_edge(tile, e, flow, _):
-    return flow * number_at(tile.weight, e), flow, flow
+def flow_edge(tile, e, flow, _, value, mean):
+    return flow, value, mean
 
 
 @register_jitable
-def curvature_edge(tile, e, flow, curvature):
-    h = curvature(flow, number_at(tile.weight, e), tile.rho)
-    return h, h, h
+def embed_edge(tile, e, flow, _, value, mean):
+    return flow * number_at(tile.weight, e), value, mean
+
+
+@register_jitable
+def curvature_edge(tile, e, flow, curvature, value, mean):
+    return curvature(flow, number_at(tile.weight, e), tile.rho), value, mean
 
 
 # ----------------------------------------------------------------------- one tile of each operation
 
 
 @register_jitable
+def difference_up(tile, join, edge, function):
+    """The sweep up of ``p - q``."""
+    return up(tile, tile.p_rows, tile.q_rows, tile.x, tile.next_pq, join, edge, function)
+
+
+@register_jitable
+def vector_up(tile, x, join, edge, function):
+    """The sweep up of `v`, less its mean if the total mass is to be conserved."""
+    for r in range(n_lanes(x)):  # to transpose, where the lanes will be
+        put_number(
+            x, r, tile.project * mean_of_row(integer_at(tile.v_rows, r), tile.n_bins, tile.like)
+        )
+    return up(tile, tile.v_rows, load(x, 0), x, tile.next_v, join, edge, function)
+
+
+@register_jitable
 def gradient_tile(tile, join, above, slope):
-    value, mean = up(tile, tile.p_rows, tile.q_rows, tile.x, join, slope_edge, slope)
+    value, mean = difference_up(tile, join, slope_edge, slope)
     if tile.n_out:
         down(tile, tile.x, mean * -tile.project, above)
     return value * (1.0 / tile.rho)
@@ -193,68 +227,50 @@ def gradient_tile(tile, join, above, slope):
 
 @register_jitable
 def diagonal_tile(tile, join, above, curvature):
-    value, mean = up(tile, tile.p_rows, tile.q_rows, tile.x, join, diagonal_edge, curvature)
+    value, mean = difference_up(tile, join, diagonal_edge, curvature)
     down(tile, tile.x, mean * tile.project, above)
     return value
 
 
 @register_jitable
 def product_tile(tile, join, above, curvature):
-    flows_of_v(tile, tile.y, join, curvature)
-    value, mean = up(tile, tile.p_rows, tile.q_rows, tile.x, join, product_edge, curvature)
+    vector_up(tile, tile.y, join, flow_edge, curvature)
+    value, mean = difference_up(tile, join, product_edge, curvature)
     down(tile, tile.x, mean * -tile.project, above)
     return value
 
 
 @register_jitable
 def constant_product_tile(tile, join, above, curvature):
-    """The product where the curvature depends on the edge only, not on its flow."""
-    flows_of_v(tile, tile.x, join, curvature)
-    mean = splat(0.0)
-    for e in range(tile.n_edges):
-        flow = load(tile.x, e)
-        product = curvature(flow, number_at(tile.weight, e), tile.rho) * flow
-        mean = mean + product * number_at(tile.share, e)
-        store(tile.x, e, product)
+    value, mean = vector_up(tile, tile.x, join, constant_product_edge, curvature)
     down(tile, tile.x, mean * -tile.project, above)
-    return mean
-
-
-@register_jitable
-def flows_of_v(tile, x, join, _):
-    """Find the flows of `v`, less its mean if the total mass is to be conserved."""
-    up(tile, tile.v_rows, tile.zero_rows, x, join, flow_edge, _)
-    total = (
-        load(x, tile.n_edges - 1) * tile.project
-    )  # the flow above the root, or after the last bin
-    for e in range(tile.n_edges):
-        store(x, e, load(x, e) - total * number_at(tile.share, e))
+    return value
 
 
 @register_jitable
 def flow_tile(tile, join, above, _):
-    sums = up(tile, tile.p_rows, tile.q_rows, tile.x, join, flow_edge, _)
+    value, _mean = difference_up(tile, join, flow_edge, _)
     write_edges(tile, tile.n_edges - 1 - tile.n_out)
-    return sums[0]
+    return value
 
 
 @register_jitable
 def embed_tile(tile, join, above, _):
-    sums = up(tile, tile.p_rows, tile.q_rows, tile.x, join, embed_edge, _)
+    value, _mean = difference_up(tile, join, embed_edge, _)
     write_edges(tile, tile.n_edges - 1 - tile.n_out)
-    return sums[0]
+    return value
 
 
 @register_jitable
 def curvature_tile(tile, join, above, curvature):
-    sums = up(tile, tile.p_rows, tile.q_rows, tile.x, join, curvature_edge, curvature)
+    value, _mean = difference_up(tile, join, curvature_edge, curvature)
     write_edges(tile, 0)
-    return sums[0]
+    return value
 
 
 @register_jitable
 def check_tile(tile, join, above, _):
-    return splat(0.0)
+    return splat(tile.x, 0.0)
 
 
 @register_jitable

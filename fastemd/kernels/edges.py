@@ -1,13 +1,15 @@
 """The functions applied on every edge: one source for the CPU, CUDA and plain Python.
 
-`x` is the flow through an edge, `w >= 0` the edge's length, `rho >= 1` the power. All are written
-with operators only, so `x` may be a number or a vector of them. Conventions at ``x = 0``: the
-slope is 0 for every `rho` (the subgradient ``sgn(0) = 0`` at ``rho = 1``), and for ``rho < 2`` an
-edge without flow adds no curvature (instead of an infinite one). A flow below the smallest normal
-number counts as none wherever a power is taken.
+`x` is the flow through an edge, `rho >= 1` the power, and `w >= 0` the edge's length times a factor
+that depends on `rho` alone, so that nobody multiplies by it more than once. All are written with
+operators only, so `x` may be a number or a vector of them. Conventions at ``x = 0``: the slope is 0
+for every `rho` (the subgradient ``sgn(0) = 0`` at ``rho = 1``), and for ``rho < 2`` an edge without
+flow adds no curvature (instead of an infinite one). A flow below the smallest normal number counts
+as none wherever a power is taken.
 
 The powers that people use need no power: they have functions of their own. `SLOPE` and `CURVATURE`
-name the function for a power; any power but 1 and 2 is "any".
+name the function for a power; any power but 1 and 2 is "any". With the factor `rho (rho - 1)` in
+`w`, 1 and 2 share a curvature.
 """
 
 from numba.extending import register_jitable
@@ -21,43 +23,56 @@ def sign(x):
     return (x > 0.0) * 1.0 - (x < 0.0) * 1.0 + 0.0 * x
 
 
+# The slope ``rho length sgn(x) |x|^(rho - 1)``; the edge's cost is x slope / rho.
+
+
+@register_jitable
+def slope_factor(rho):
+    return rho
+
+
 @register_jitable
 def slope_1(x, w, rho):
-    """``w sgn(x)``."""
     return w * sign(x)
 
 
 @register_jitable
 def slope_2(x, w, rho):
-    """``2 w x``."""
-    return (2.0 * w) * x
+    return w * x
 
 
 @register_jitable
 def slope_any(x, w, rho):
-    """``psi = rho w sgn(x) |x|^(rho - 1)``; the edge's cost is ``w |x|^rho = x psi / rho``."""
-    return (rho * w) * (sign(x) * abs(x) ** (rho - 1.0))
+    return w * (sign(x) * abs(x) ** (rho - 1.0))
+
+
+# The curvature ``rho (rho - 1) length |x|^(rho - 2)``, the derivative of the slope.
 
 
 @register_jitable
-def curvature_1(x, w, rho):
-    """None."""
-    return 0.0 * x
+def curvature_factor(rho):
+    return rho * (rho - 1.0)
 
 
 @register_jitable
-def curvature_2(x, w, rho):
-    """``2 w``."""
-    return 2.0 * w + 0.0 * x
+def curvature_constant(x, w, rho):
+    return w + 0.0 * x
 
 
 @register_jitable
 def curvature_any(x, w, rho):
-    """``h = d psi / dx = rho (rho - 1) w |x|^(rho - 2)``."""
     flows = abs(x) >= SMALLEST_FLOW
     none = (abs(x) < SMALLEST_FLOW) * 1.0
-    return (rho * (rho - 1.0) * w) * (flows * (abs(x) + none) ** (rho - 2.0))
+    return w * (flows * (abs(x) + none) ** (rho - 2.0))
+
+
+# Nothing happens on the edges of `emd_flow`; `embed` multiplies by a length as it is.
+
+
+@register_jitable
+def no_factor(rho):
+    return 1.0
 
 
 SLOPE = {"1": slope_1, "2": slope_2, "any": slope_any}
-CURVATURE = {"1": curvature_1, "2": curvature_2, "any": curvature_any}
+CURVATURE = {"1": curvature_constant, "2": curvature_constant, "any": curvature_any}

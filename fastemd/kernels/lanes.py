@@ -1,13 +1,15 @@
-"""Vector registers for Numba: ``LANES`` rows of a batch side by side.
+"""Vector registers for Numba: some rows of a batch side by side.
 
 LLVM does not vectorise an inner loop over the rows of a tile when it cannot rule out that the
-arrays overlap, so the kernels name the vectors themselves. A ``Lanes`` value is ``LANES`` float64
+arrays overlap, so the kernels name the vectors themselves. A ``Lanes`` value is a few float64
 numbers that behave like one: it can be added, multiplied, compared (to 1.0 or 0.0) and raised to a
 power, hence the scalar functions of :mod:`fastemd.kernels.edges` run on it as they stand.
+
+How many lanes there are is part of the type, of a value and of the place in memory where it lies
+(`At`): what works on a place works for any number of lanes.
 """
 
 import operator
-from functools import partial
 
 from llvmlite import ir
 from numba import types
@@ -24,94 +26,111 @@ from numba.np import arrayobj
 
 from fastemd.kernels.power import power
 
-LANES = 8
 F64 = ir.DoubleType()
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
-_FUSE = ["contract"]  # a product may join a sum in one rounding
 
 
 class LanesType(types.Type):
-    """Numba's type of ``LANES`` float64 numbers in vector registers."""
+    """Numba's type of `count` float64 numbers in vector registers."""
 
-    def __init__(self) -> None:
-        super().__init__(name="Lanes")
+    def __init__(self, count) -> None:
+        super().__init__(name=f"Lanes({count})")
+        self.count = count
+        self.vector = ir.VectorType(F64, count)
 
 
-lanes_type = LanesType()
-VECTOR = ir.VectorType(F64, LANES)
+class At(types.Type):
+    """Numba's type of an address at which things lie that come `count` at a time."""
+
+    def __init__(self, count) -> None:
+        super().__init__(name=f"At({count})")
+        self.lanes = LanesType(count)
 
 
 @register_model(LanesType)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type) -> None:
-        super().__init__(dmm, fe_type, VECTOR)
+        super().__init__(dmm, fe_type, fe_type.vector)
 
 
-def _broadcast(builder, scalar):
-    first = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, I32(0))
-    zeros = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
-    return builder.shuffle_vector(first, ir.Constant(VECTOR, ir.Undefined), zeros)
+@register_model(At)
+class _AtModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type) -> None:
+        super().__init__(dmm, fe_type, I64)
 
 
-def _as_vector(context, builder, typ, value):
+def _as_vector(context, builder, typ, value, vector):
     if isinstance(typ, LanesType):
         return value
-    return _broadcast(builder, context.cast(builder, value, typ, types.float64))
+    scalar = context.cast(builder, value, typ, types.float64)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, I32(0))
+    zeros = ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
 
 
-@intrinsic
-def splat(typingctx, x):
-    """All lanes equal to the number `x`."""
-
-    def codegen(context, builder, sig, args):
-        return _as_vector(context, builder, sig.args[0], args[0])
-
-    return lanes_type(x), codegen
+def _lanes_among(*operands):
+    return next((typ for typ in operands if isinstance(typ, LanesType)), None)
 
 
-def _unary(op, emit):
-    """Let `op` act on lanes as `emit` writes it."""
-    type_callable(op)(lambda context: lambda a: lanes_type if a is lanes_type else None)
-    _lower(op, emit, LanesType)
-
-
-def _binary(op, emit):
+def _operator(op, emit, n_operands):
     """Let `op` act on lanes, or on lanes and a number, as `emit` writes it."""
-    type_callable(op)(lambda context: lambda a, b: lanes_type if lanes_type in (a, b) else None)
-    _lower(op, emit, LanesType, LanesType)
-    _lower(op, emit, LanesType, types.Number)
-    _lower(op, emit, types.Number, LanesType)
+    if n_operands == 1:
+        type_callable(op)(lambda context: lambda a: _lanes_among(a))
+    else:
+        type_callable(op)(lambda context: lambda a, b: _lanes_among(a, b))
 
-
-def _lower(op, emit, *operands):
-    @lower_builtin(op, *operands)
     def lower(context, builder, sig, args):
-        return emit(builder, *map(partial(_as_vector, context, builder), sig.args, args))
+        vector = sig.return_type.vector
+        operands = zip(sig.args, args, strict=True)
+        return emit(builder, *(_as_vector(context, builder, *each, vector) for each in operands))
+
+    lower_builtin(op, *[LanesType] * n_operands)(lower)
+    if n_operands == 2:
+        lower_builtin(op, LanesType, types.Number)(lower)
+        lower_builtin(op, types.Number, LanesType)(lower)
 
 
 def _compare(symbol):
-    one, zero = (ir.Constant(VECTOR, [number] * LANES) for number in (1.0, 0.0))
-    return lambda builder, a, b: builder.select(builder.fcmp_ordered(symbol, a, b), one, zero)
-
-
-def _llvm(name):
-    def emit(builder, *args):
-        signature = ir.FunctionType(VECTOR, [VECTOR] * len(args))
-        function = cgutils.get_or_insert_function(builder.module, signature, f"{name}.v{LANES}f64")
-        return builder.call(function, args)
+    def emit(builder, a, b):
+        one, zero = (ir.Constant(a.type, [number] * a.type.count) for number in (1.0, 0.0))
+        return builder.select(builder.fcmp_ordered(symbol, a, b), one, zero)
 
     return emit
 
 
-_binary(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=_FUSE))
-_binary(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=_FUSE))
-_binary(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=_FUSE))
-_binary(operator.lt, _compare("<"))
-_binary(operator.gt, _compare(">"))
-_binary(operator.ge, _compare(">="))
-_binary(operator.pow, power)
-_unary(abs, _llvm("llvm.fabs"))
+def _fabs(builder, a):
+    name, signature = f"llvm.fabs.v{a.type.count}f64", ir.FunctionType(a.type, [a.type])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [a])
+
+
+_operator(operator.add, lambda builder, a, b: builder.fadd(a, b), 2)
+_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b), 2)
+_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b), 2)
+_operator(operator.lt, _compare("<"), 2)
+_operator(operator.gt, _compare(">"), 2)
+_operator(operator.ge, _compare(">="), 2)
+_operator(operator.pow, power, 2)
+_operator(abs, _fabs, 1)
+
+
+@intrinsic
+def multiply_add(typingctx, a, b, total):
+    """``a * b + total``, in one rounding where the processor can.
+
+    LLVM might do so of itself for some numbers of lanes and not for others.
+    """
+
+    def codegen(context, builder, sig, args):
+        vector = sig.return_type.vector
+        operands = zip(sig.args, args, strict=True)
+        operands = [_as_vector(context, builder, *each, vector) for each in operands]
+        name = f"llvm.fmuladd.v{vector.count}f64"
+        signature = ir.FunctionType(vector, [vector] * 3)
+        fuse = cgutils.get_or_insert_function(builder.module, signature, name)
+        return builder.call(fuse, operands)
+
+    return _lanes_among(a, b, total)(a, b, total), codegen
 
 
 @intrinsic
@@ -124,10 +143,37 @@ def lane(typingctx, a, index):
     return types.float64(a, types.intp), codegen
 
 
+@intrinsic
+def splat(typingctx, place, x):
+    """All lanes equal to the number `x`, as many as lie at `place`."""
+
+    def codegen(context, builder, sig, args):
+        return _as_vector(context, builder, sig.args[1], args[1], place.lanes.vector)
+
+    return place.lanes(place, x), codegen
+
+
 # ------------------------------------------------------------------------------ memory, by address
 #
-# Kernels know memory by addresses (intp). An array would have its references counted wherever it is
-# passed on, and its eight fields take longer to compile than the loops.
+# Kernels know memory by addresses (intp, or At). An array would have its references counted
+# wherever it is passed on, and its eight fields take longer to compile than the loops.
+
+
+def at(count):
+    """A function for kernels that makes an address a place for `count` lanes."""
+
+    @intrinsic
+    def place(typingctx, address):
+        return At(count)(types.intp), lambda context, builder, sig, args: args[0]
+
+    return place
+
+
+@intrinsic
+def n_lanes(typingctx, place):
+    """How many lanes lie at a place."""
+    count = place.lanes.count
+    return types.intp(place), lambda context, builder, sig, args: I64(count)
 
 
 def pointer(builder, address, element, index=None):
@@ -136,61 +182,64 @@ def pointer(builder, address, element, index=None):
     return start if index is None else builder.gep(start, [index])
 
 
-def _loader(element, numba_type, align):
-    @intrinsic
-    def load(typingctx, address, index):
-        def codegen(context, builder, sig, args):
-            return builder.load(pointer(builder, args[0], element, args[1]), align=align)
+@intrinsic
+def load(typingctx, place, index):
+    """The lanes at `place`, `index` vectors further on."""
+    vector = place.lanes.vector
 
-        return numba_type(types.intp, types.intp), codegen
+    def codegen(context, builder, sig, args):
+        return builder.load(pointer(builder, args[0], vector, args[1]), align=8 * vector.count)
 
-    return load
-
-
-load = _loader(VECTOR, lanes_type, 8 * LANES)  # the lanes at `address`, `index` vectors further on
-number_at = _loader(F64, types.float64, 8)
-integer_at = _loader(I64, types.int64, 8)
+    return place.lanes(place, types.intp), codegen
 
 
 @intrinsic
-def store(typingctx, address, index, value):
+def store(typingctx, place, index, value):
     """Write the lanes `value` where `load` finds them."""
+    vector = place.lanes.vector
 
     def codegen(context, builder, sig, args):
-        place = pointer(builder, args[0], VECTOR, args[1])
-        builder.store(args[2], place, align=8 * LANES)
+        start = pointer(builder, args[0], vector, args[1])
+        builder.store(args[2], start, align=8 * vector.count)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, lanes_type), codegen
+    return types.void(place, types.intp, place.lanes), codegen
 
 
-@intrinsic
-def put_number(typingctx, address, index, value):
-    """Write a number where `number_at` finds it."""
+def _reader(element, numba_type):
+    @intrinsic
+    def read(typingctx, address, index):
+        def codegen(context, builder, sig, args):
+            return builder.load(pointer(builder, args[0], element, args[1]), align=8)
 
-    def codegen(context, builder, sig, args):
-        builder.store(args[2], pointer(builder, args[0], F64, args[1]), align=8)
-        return context.get_dummy_value()
+        return numba_type(address, types.intp), codegen
 
-    return types.void(types.intp, types.intp, types.float64), codegen
+    return read
 
 
-@intrinsic
-def put_integer(typingctx, address, index, value):
-    """Write an integer where `integer_at` finds it."""
+def _writer(element, numba_type):
+    @intrinsic
+    def write(typingctx, address, index, value):
+        def codegen(context, builder, sig, args):
+            builder.store(args[2], pointer(builder, args[0], element, args[1]), align=8)
+            return context.get_dummy_value()
 
-    def codegen(context, builder, sig, args):
-        builder.store(args[2], pointer(builder, args[0], I64, args[1]), align=8)
-        return context.get_dummy_value()
+        return types.void(address, types.intp, numba_type), codegen
 
-    return types.void(types.intp, types.intp, types.intp), codegen
+    return write
+
+
+number_at, put_number = _reader(F64, types.float64), _writer(F64, types.float64)
+integer_at, put_integer = _reader(I64, types.intp), _writer(I64, types.intp)
 
 
 @intrinsic
 def address(typingctx, array):
-    """The address of an array's first number."""
+    """The address of an array's first number, or of a place for lanes."""
 
     def codegen(context, builder, sig, args):
+        if isinstance(array, At):
+            return args[0]
         data = arrayobj.make_array(sig.args[0])(context, builder, args[0]).data
         return builder.ptrtoint(data, I64)
 
@@ -198,6 +247,6 @@ def address(typingctx, array):
 
 
 @register_jitable
-def aligned(scratch):
-    """The first address in an array at which a cache line starts, else lanes lie in two."""
-    return (address(scratch) + 63) // 64 * 64
+def aligned(address):
+    """The next address at which a cache line starts, else lanes lie in two."""
+    return (address + 63) // 64 * 64

@@ -3,8 +3,10 @@
 import numpy as np
 from numba.extending import register_jitable
 
-from fastemd.kernels.blocks import (
+from fastemd.kernels.lanes import address, integer_at, n_lanes, put_integer
+from fastemd.kernels.lines import (
     add_lines,
+    empty_line,
     has_sign,
     line_at,
     number,
@@ -12,24 +14,43 @@ from fastemd.kernels.blocks import (
     or_lines,
     sum_of_line,
 )
-from fastemd.kernels.lanes import (
-    LANES,
-    address,
-    put_integer,
-    splat,
-)
+
+
+@register_jitable
+def address_of_row(array, row):
+    """Where a row of the batch starts; beyond the end of the batch the last row stands in."""
+    n_groups, n_rows = array.shape[0], array.shape[1]
+    row, group = min(row, n_groups * n_rows - 1), 0
+    if n_groups > 1:  # spares a division, which tiles of few bins feel
+        group, row = row // n_rows, row % n_rows
+    return address(array) + group * array.strides[0] + row * array.strides[1]
 
 
 @register_jitable
 def locate(array, first, rows):
-    """Note where the rows of a tile start; beyond the end of the batch the last row stands in."""
-    n_groups, n_rows = array.shape[0], array.shape[1]
-    start, last = address(array), n_groups * n_rows - 1
-    for r in range(LANES):
-        row, group = min(first + r, last), 0
-        if n_groups > 1:  # spares a division, which tiles of few bins feel
-            group, row = row // n_rows, row % n_rows
-        put_integer(rows, r, start + group * array.strides[0] + row * array.strides[1])
+    """Note where the rows of a tile start."""
+    for r in range(n_lanes(rows)):
+        put_integer(rows, r, address_of_row(array, first + r))
+
+
+@register_jitable
+def locate_next(array, first, next_rows, index):
+    """Note where the rows of the tile after `first` start, if they lie side by side."""
+    if array.strides[1] == array.shape[2] * array.itemsize:
+        put_integer(next_rows, index, address_of_row(array, first))
+    else:  # something that is there
+        put_integer(next_rows, index, integer_at(next_rows, 1 - index))
+
+
+@register_jitable
+def mean_of_row(row, n_bins, like):
+    total, step = 0.0, numbers_per_line(like)
+    whole = n_bins - n_bins % step
+    for k in range(0, whole, step):
+        total += sum_of_line(line_at(row, k, like), like)
+    for k in range(whole, n_bins):
+        total += number(row, k, like)
+    return total / n_bins
 
 
 @register_jitable
@@ -37,7 +58,7 @@ def is_histogram_pair(p_row, q_row, n_bins, tolerance, like):
     """Whether both rows are finite and non-negative, and their masses equal."""
     # Two operations a cache line see whether a row needs a closer look. Sums of float32 are rough,
     # hence half of the tolerance.
-    p_sums, q_sums, bits = splat(0.0), splat(0.0), splat(0.0)
+    p_sums, q_sums, bits = empty_line(), empty_line(), empty_line()
     step = numbers_per_line(like)
     whole = n_bins - n_bins % step
     for k in range(0, whole, step):
