@@ -15,9 +15,9 @@ _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 @functools.cache
-def nothing(dtype: np.dtype[Any]) -> Array:
-    """No rows, where a kernel may get some."""
-    return np.empty((1, 1, 0), dtype)
+def nothing(char: str) -> Array:
+    """No rows of a type known by its character, where a kernel may get some."""
+    return np.empty((1, 1, 0), char)
 
 
 def unwrap(name: str, value: object, n_bins: int) -> Array:

@@ -36,8 +36,8 @@ class Call:
             self.batch, self.dtype = self.inputs["p"].shape[:-1], self.inputs["p"].dtype
         self.tolerance = -1.0  # the numbers are not looked at
         if validate:
-            others = [inputs["q"].dtype] if "q" in inputs else []
-            self.tolerance = validation.mass_tolerance(inputs["p"].dtype, *others)
+            others = (inputs["q"].dtype.char,) if "q" in inputs else ()
+            self.tolerance = validation.mass_tolerance(inputs["p"].dtype.char, *others)
         self.outs: list[Array] = []  # what the user gave to compute into
 
     def target(self, name: str, out: Array | None, *columns: int) -> Array:
@@ -67,7 +67,7 @@ class Call:
         n_rows = math.prod(self.batch)
         if n_rows == 0:
             return
-        nothing = arrays.nothing(self.dtype)
+        nothing = arrays.nothing(self.dtype.char)
         given = self.rows
         if given is None:
             given = list(self.inputs.values())
@@ -78,7 +78,7 @@ class Call:
         values = nothing[0, 0] if value is None else value.reshape(n_rows)
         columns = nothing if rows is None else rows.reshape(*p.shape[:2], rows.shape[-1])
         tolerance, bad = self.tolerance, n_rows
-        if tolerance >= 0.0 and any(out is value or out is rows for out in self.outs):
+        if self.outs and tolerance >= 0.0 and any(out is value or out is rows for out in self.outs):
             nowhere = nothing[0, 0], nothing
             bad = kernels.run("check", plan, (p, q, v), 1.0, *nowhere, True, tolerance)
             tolerance = -1.0

@@ -76,12 +76,15 @@ def check_out_pair(out: object) -> tuple[Any, Any]:
 
 
 @functools.cache
-def mass_tolerance(*dtypes: np.dtype[Any]) -> float:
-    """How far two masses may differ, relative: the root of the coarser type's precision."""
-    if len(dtypes) == 1:  # nothing to compare
+def mass_tolerance(*chars: str) -> float:
+    """How far two masses may differ, relative: the root of the coarser type's precision.
+
+    The types are known by their characters.
+    """
+    if len(chars) == 1:  # nothing to compare
         return sys.float_info.max
-    precisions = [np.finfo(d).eps if d.kind == "f" else 0.0 for d in (*dtypes, np.dtype(float))]
-    return math.sqrt(max(precisions))
+    dtypes = [np.dtype(char) for char in (*chars, "d")]
+    return math.sqrt(max(np.finfo(dtype).eps for dtype in dtypes if dtype.kind == "f"))
 
 
 def blame(
