@@ -1,19 +1,30 @@
 """Print the tables of docs/performance.md.
 
-    python -m benchmarks.report
+    python -m benchmarks.report [table ...]
 
-All figures of a table are medians of runs taken in turns in one process, and ratios to
-``np.subtract(p, q, out=g)`` on the same arrays where that makes sense.
+The contenders of a table take turns in one process. Figures are medians, and ratios to something
+simple that was timed beside them: ``np.subtract(p, q, out=g)`` on the same arrays, or
+``ndarray.fill``.
 """
 
+import os
 import platform
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numba
 import numpy as np
 
 import fastemd
 from benchmarks.common import histograms, random_tree, timed
-from fastemd.rivals import IMPLEMENTATIONS
+from fastemd import kernels
+from fastemd.rivals import IMPLEMENTATIONS, ready
+
+SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def machine():
@@ -39,64 +50,280 @@ def header(*cells):
     row(*["---"] + ["--:"] * (len(cells) - 1))
 
 
-def ratio(time, unit):
-    middle, spread = time
-    return f"{middle / unit:.2f} ± {spread / unit:.2f}"
+def ratios(times, unit, *names):
+    return [
+        f"{times[n][0] / times[unit][0]:.2f} ± {times[n][1] / times[unit][0]:.2f}" for n in names
+    ]
 
 
-def against_subtraction(space, name, dtype, batches):
-    p, q = (
-        histograms((max(batches), space.n_bins), dtype),
-        histograms((max(batches), space.n_bins), dtype, 1),
-    )
-    for batch in batches:
-        a, b = p[:batch], q[:batch]
-        g = np.empty_like(a)
-        contenders = {"subtract": lambda a=a, b=b, g=g: np.subtract(a, b, out=g)}
-        for rho in (1, 2, 3.7):
-            contenders[rho] = IMPLEMENTATIONS["fastemd"](space, a, b, rho)
-        contenders["checked"] = IMPLEMENTATIONS["fastemd, checked"](space, a, b, 2)
-        times = timed(contenders)
-        unit = times["subtract"][0]
-        ratios = [ratio(times[key], unit) for key in (1, 2, 3.7, "checked")]
-        row(name, np.dtype(dtype).name, batch, f"{unit * 1e3:.3f} ms", *ratios)
+def milliseconds(time):
+    return f"{time[0] * 1e3:.3f} ms"
 
 
-def against_peers(space, batch):
-    p, q = (histograms((batch, space.n_bins), np.float32, seed) for seed in (0, 1))
+def spaces():
+    return {"ImageNet tree": fastemd.datasets.imagenet_tree(), "chain of 1000": fastemd.Chain(1000)}
+
+
+def problem(space, batch, dtype=SINGLE):
+    return tuple(histograms((batch, space.n_bins), dtype, seed) for seed in (0, 1))
+
+
+def subtraction(p, q):
     g = np.empty_like(p)
-    contenders = {"np.subtract": lambda: np.subtract(p, q, out=g)}
-    contenders |= {name: make(space, p, q, 2) for name, make in IMPLEMENTATIONS.items()}
-    times = timed(contenders)
+    return lambda: np.subtract(p, q, out=g)
+
+
+def plain(space, p, q, rho):
+    """Value and gradient, unchecked, into arrays that are there."""
+    return IMPLEMENTATIONS["fastemd"](space, p, q, rho)
+
+
+def against_subtraction():
+    """Value and gradient; checked is measured with new arrays, beside the same unchecked."""
+    header(
+        "space",
+        "type",
+        "batch",
+        "np.subtract",
+        "rho = 1",
+        "2",
+        "3.7",
+        "2, new",
+        "2, new, checked",
+        "2, checked",
+    )
+    for dtype in (SINGLE, DOUBLE):
+        for name, space in spaces().items():
+            for batch in (512, 8192):
+                p, q = problem(space, batch, dtype)
+                out = np.empty(batch, dtype), np.empty_like(p)
+                call = partial(fastemd.emd_value_and_grad, p, q, space, 2)
+                runs = {"subtract": subtraction(p, q)}
+                runs |= {rho: plain(space, p, q, rho) for rho in (1, 2, 3.7)}
+                runs["new"] = partial(call, validate=False)
+                runs |= {"new, checked": call, "checked": partial(call, out=out)}
+                times = timed(runs)
+                cells = ratios(times, "subtract", *list(runs)[1:])
+                row(name, dtype, batch, milliseconds(times["subtract"]), *cells)
+
+
+def chains():
+    """Chains of 8e6 numbers, next to the usual loss in torch, forward and backward."""
+    header("bins", "batch", "np.subtract", "fastemd", "torch", "torch / fastemd")
+    for n_bins in (64, 100, 1000, 1024):
+        space = fastemd.Chain(n_bins)
+        p, q = problem(space, 8_000_000 // n_bins)
+        runs = {"subtract": subtraction(p, q), "fastemd": plain(space, p, q, 2)}
+        runs |= {"torch": cumsum_loss(p, q)} if cumsum_loss(p, q) else {}
+        times = timed(runs, 2.0)
+        cells = ratios(times, "subtract", *list(runs)[1:])
+        if "torch" in times:
+            cells.append(f"{times['torch'][0] / times['fastemd'][0]:.1f}")
+        row(n_bins, len(p), milliseconds(times["subtract"]), *cells)
+
+
+def cumsum_loss(p, q):
+    try:
+        import torch
+    except ImportError:
+        return None
+    x, target = torch.from_numpy(p).requires_grad_(), torch.from_numpy(q)
+
+    def run():
+        x.grad = None
+        ((x.cumsum(-1) - target.cumsum(-1)) ** 2).sum().backward()
+
+    return run
+
+
+def strides():
+    """Per number: rows of 1024, whose lanes share cache sets, and float64 next to float32."""
+    header("space", "batch", "1024 / 1000 bins, per bin", "float64 / float32")
+    tree = fastemd.datasets.imagenet_tree()
+    graph = tree.to_networkx()
+    inner = [node for node in graph if graph.out_degree(node)]
+    graph.add_edges_from([(node, ("more", node)) for node in inner[:24]], weight=1.0)
+    wider = {
+        "ImageNet tree": fastemd.Tree.from_networkx(graph),
+        "chain of 1000": fastemd.Chain(1024),
+    }
+    for name, space in spaces().items():
+        for batch in (512, 8192):
+            runs = {1000: plain(space, *problem(space, batch), 2)}
+            runs[1024] = plain(wider[name], *problem(wider[name], batch), 2)
+            runs["float64"] = plain(space, *problem(space, batch, DOUBLE), 2)
+            times = timed(runs)
+            per_bin = times[1024][0] / times[1000][0] * 1000 / 1024
+            row(name, batch, f"{per_bin:.2f}", f"{times['float64'][0] / times[1000][0]:.2f}")
+
+
+def functions():
+    """All functions next to value and gradient."""
+    header("space", "batch", "rho", "value", "gradient", "diagonal", "product", "flow", "embedding")
+    for name, space in spaces().items():
+        for batch in (512, 8192):
+            p, q = problem(space, batch)
+            v = histograms(p.shape, SINGLE, 2)
+            value, grad = np.empty(batch, SINGLE), np.empty_like(p)
+            edges = np.empty((batch, space.n_nodes - 1), SINGLE)
+            for rho in (2, 3.7):
+                runs = {
+                    "both": partial(
+                        fastemd.emd_value_and_grad, p, q, space, rho, out=(value, grad)
+                    ),
+                    "value": partial(fastemd.emd, p, q, space, rho, out=value),
+                    "grad": partial(fastemd.emd_grad, p, q, space, rho, out=grad),
+                    "diag": partial(fastemd.emd_hessian_diag, p, q, space, rho, out=grad),
+                    "hvp": partial(fastemd.emd_hvp, p, q, v, space, rho, out=grad),
+                    "flow": partial(fastemd.emd_flow, p, q, space, out=edges),
+                    "embed": partial(fastemd.embed, p, space, rho, out=edges),
+                }
+                runs = {key: partial(run, validate=False) for key, run in runs.items()}
+                row(name, batch, rho, *ratios(timed(runs), "both", *list(runs)[1:]))
+
+
+def hessians():
+    """The dense Hessian next to filling an array of its size."""
+    header("space", "type", "matrices", "ndarray.fill", "Hessian", "checked")
+    for name, space in {**spaces(), "chain of 64": fastemd.Chain(64)}.items():
+        for batch in (1, 16) if space.n_bins == 1000 else (4096,):
+            for dtype in (SINGLE, DOUBLE):
+                p, q = problem(space, batch, dtype)
+                out = np.empty((batch, space.n_bins, space.n_bins), dtype)
+                call = partial(fastemd.emd_hessian, p, q, space, 2, out=out)
+                runs = {"fill": partial(out.fill, 1.0)}
+                runs |= {"Hessian": partial(call, validate=False), "checked": call}
+                times = timed(runs)
+                cells = ratios(times, "fill", "Hessian", "checked")
+                row(name, dtype, batch, milliseconds(times["fill"]), *cells)
+
+
+def one_pair():
+    """Microseconds of a call from Python with one pair, checked, into new arrays."""
+    header("space", "type", "emd", "emd_value_and_grad", "unchecked")
+    for name, space in {"chain of 10": fastemd.Chain(10), **spaces()}.items():
+        for dtype in (SINGLE, DOUBLE):
+            p, q = (a[0] for a in problem(space, 1, dtype))
+            call = partial(fastemd.emd_value_and_grad, p, q, space, 2)
+            runs = {"emd": partial(fastemd.emd, p, q, space, 2)}
+            runs |= {"both": call, "unchecked": partial(call, validate=False)}
+            times = timed(runs)
+            row(name, dtype, *(f"{m * 1e6:.1f} ± {s * 1e6:.1f} us" for m, s in times.values()))
+
+
+def threads():
+    """When a second thread pays, and how far it carries; np.subtract for comparison."""
+    header(
+        "space", "batch", "numbers", "one thread / all threads", "np.subtract: one / two threads"
+    )
+    all_threads = numba.get_num_threads()
+    pool = ThreadPoolExecutor(2)
+    for name, space in {"chain of 32": fastemd.Chain(32), **spaces()}.items():
+        for size in (8, 16, 32, 64, 512, 8192):
+            batch = size * 1024 // space.n_bins if size < 512 else size * 1000 // space.n_bins
+            p, q = problem(space, batch)
+            g, half, run = np.empty_like(p), batch // 2, plain(space, p, q, 2)
+            halves = [[a[part] for a in (p, q, g)] for part in (slice(half), slice(half, None))]
+            runs = {
+                "one": partial(with_threads, 1, run),
+                "all": partial(with_threads, all_threads, run),
+                "sub one": partial(np.subtract, p, q, g),
+                "sub two": partial(both_halves, pool, halves),
+            }
+            t = timed(runs)
+            scale = f"{t['one'][0] / t['all'][0]:.2f}", f"{t['sub one'][0] / t['sub two'][0]:.2f}"
+            row(name, batch, p.size, *scale)
+
+
+def with_threads(n_threads, run):
+    before, kernels.PARALLEL_FROM = (numba.get_num_threads(), kernels.PARALLEL_FROM), 0
+    numba.set_num_threads(n_threads)
+    run()
+    n_threads, kernels.PARALLEL_FROM = before
+    numba.set_num_threads(n_threads)
+
+
+def both_halves(pool, halves):
+    return list(pool.map(lambda arrays: np.subtract(*arrays), halves))
+
+
+def peers():
+    """Other ways to the same numbers."""
+    space, batch = fastemd.datasets.imagenet_tree(), 512
+    p, q = problem(space, batch)
+    header("ImageNet tree, batch of 512, float32, rho = 2", "time", "ratio to fastemd")
+    times = timed({"np.subtract": subtraction(p, q), **ready(space, p, q, 2)})
     unit = times["fastemd"][0]
     for name, (middle, spread) in times.items():
         row(name, f"{middle * 1e3:.3f} ± {spread * 1e3:.3f} ms", f"{middle / unit:.2f}")
 
 
 def growth():
-    header("tree", "nodes", "batch", "time", "per node and row")
+    header("tree", "nodes", "batch", "time", "per node and row", "np.subtract, per bin and row")
     cases = [("ImageNet", fastemd.datasets.imagenet_tree(), batch) for batch in (16, 512, 8192)]
     cases += [("random", random_tree(10**k), 16) for k in (2, 3, 4, 5, 6)]
     cases += [("path", fastemd.Tree.from_parents(range(-1, 99_999), bins=range(100_000)), 16)]
     for name, space, batch in cases:
-        p, q = (histograms((batch, space.n_bins), np.float32, seed) for seed in (0, 1))
-        middle, spread = timed({"": IMPLEMENTATIONS["fastemd"](space, p, q, 2)})[""]
-        per_node = middle / space.n_nodes / batch
-        took = f"{middle * 1e3:.3f} ± {spread * 1e3:.3f} ms"
-        row(name, space.n_nodes, batch, took, f"{per_node * 1e9:.2f} ns")
+        p, q = problem(space, batch)
+        times = timed({"subtract": subtraction(p, q), "fastemd": plain(space, p, q, 2)})
+        per_node = times["fastemd"][0] / space.n_nodes / batch
+        per_bin = times["subtract"][0] / space.n_bins / batch
+        cells = (
+            milliseconds(times["fastemd"]),
+            f"{per_node * 1e9:.2f} ns",
+            f"{per_bin * 1e9:.2f} ns",
+        )
+        row(name, space.n_nodes, batch, *cells)
 
 
-def main():
+def start():
+    """Seconds of new processes, from their start."""
+    code = "import fastemd; tree = fastemd.datasets.imagenet_tree(); "
+    code += "p = [[1.0] + 999 * [0.0]] * {0}; fastemd.emd_value_and_grad(p, p, tree, {1})"
+    cases = {
+        "import numpy": "import numpy",
+        "import numba": "import numba",
+        "import fastemd": "import fastemd",
+        "a pair": code.format(1, 2),
+        "a batch, all threads": code.format(512, 2),
+        "a pair, rho = 3.7": code.format(1, 3.7),
+    }
+    header("a process does", "first ever", "kernels cached")
+    for name, text in cases.items():
+        with tempfile.TemporaryDirectory() as cache:
+            first = seconds_of_process(text, cache)
+            again = np.median([seconds_of_process(text, cache) for _ in range(5)])
+        row(name, f"{first:.2f} s", f"{again:.2f} s")
+
+
+def seconds_of_process(code, cache):
+    begin = time.perf_counter()
+    environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    return time.perf_counter() - begin
+
+
+TABLES = [
+    against_subtraction,
+    chains,
+    strides,
+    functions,
+    hessians,
+    one_pair,
+    threads,
+    peers,
+    growth,
+    start,
+]
+
+
+def main(names):
     print(machine())
-    tree, chain = fastemd.datasets.imagenet_tree(), fastemd.Chain(1000)
-    header("space", "type", "batch", "np.subtract", "rho = 1", "2", "3.7", "2, checked")
-    for dtype in (np.float32, np.float64):
-        against_subtraction(tree, "ImageNet tree", dtype, (512, 8192))
-        against_subtraction(chain, "chain of 1000", dtype, (512, 8192))
-    header("ImageNet tree, batch of 512, float32, rho = 2", "time", "ratio to fastemd")
-    against_peers(tree, 512)
-    growth()
+    for table in TABLES:
+        if not names or table.__name__ in names:
+            print(f"\n{table.__name__}", flush=True)
+            table()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
