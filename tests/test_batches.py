@@ -8,6 +8,9 @@ import pytest
 from operations import assert_agrees, assert_close
 from strategies import chain_case, random_ground, tree_case
 
+import fastemd
+from fastemd.kernels.memory import STREAM_FROM
+
 BATCH_SIZES = [*range(1, 35), 63, 64, 65]
 
 
@@ -47,6 +50,51 @@ def test_functions__a_large_batch(operation, small_case, rng):
     for rows in (slice(0, 40), slice(3490, 3530), slice(-3, None)):
         part = operation([x[rows] for x in arrays], small_case.space, 1.5)
         _assert_equal(part, [x[rows] for x in whole])
+
+
+@pytest.mark.parametrize("kind", ["chain", "tree"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_bins", [3, 4, 33, 66, 1025])
+def test_functions__results_that_pass_the_caches(kind, dtype, n_bins, rng):
+    """From 8 MiB on, results are staged and carried off line by line, wherever lines start."""
+    space = fastemd.Chain(n_bins)
+    if kind == "tree":
+        space = tree_case(random_ground(rng, n_bins + n_bins // 2, n_bins)).space
+    batch = STREAM_FROM // (n_bins * np.dtype(dtype).itemsize) + 6  # the last tile is not full
+    p, q = rng.dirichlet(np.ones(n_bins), (2, 50)).astype(dtype)
+    p, q = (np.resize(array, (batch, n_bins)) for array in (p, q))
+    v = (p - 2 * q).astype(dtype)
+    room = np.full(batch * n_bins + 16, 7.0, dtype)
+    for shift in (0, 3):
+        for name, arrays in (("emd_grad", (p, q)), ("emd_hvp", (p, q, v))):
+            function = getattr(fastemd, name)
+            out = room[shift : shift + batch * n_bins].reshape(batch, n_bins)
+            function(*arrays, space, 3, out=out)
+            ref = function(*(array[:50] for array in arrays), space, 3)
+            np.testing.assert_array_equal(out, np.resize(ref, out.shape))
+            assert (room[:shift] == 7.0).all()
+            assert (room[shift + batch * n_bins :] == 7.0).all()
+            room[:] = 7.0
+
+
+@pytest.mark.parametrize(("n_bins", "dtype"), [(1024, np.float32), (512, np.float64)])
+def test_functions__rows_a_page_apart(n_bins, dtype, rng):
+    """Rows that would crowd in the cache are copied before they are swept."""
+    space = fastemd.Chain(n_bins)
+    p, q = rng.dirichlet(np.ones(n_bins), (2, 21)).astype(dtype)
+    v = rng.normal(size=p.shape).astype(dtype)
+    wide = [np.zeros((21, n_bins + 1), dtype)[:, :n_bins] for _ in range(3)]
+    for target, array in zip(wide, (p, q, v), strict=True):
+        target[...] = array
+    for other in (wide[1], q, q[:1]):
+        comp = fastemd.emd_hvp(p, other, v, space, 3, validate=False)
+        ref = fastemd.emd_hvp(wide[0], other, wide[2], space, 3, validate=False)
+        np.testing.assert_array_equal(comp, ref)
+    comp, ref = (fastemd.emd_value_and_grad(*pair, space, 2) for pair in ((p, q), wide[:2]))
+    _assert_equal(comp, ref)
+    p[17, 5] = np.nan
+    with pytest.raises(ValueError, match=r"row 17"):
+        fastemd.emd(p, q, space, 2)
 
 
 def test_functions__may_be_called_from_many_threads(operation, small_case, rng):

@@ -7,6 +7,7 @@ from operations import assert_close
 from strategies import random_pair
 
 import fastemd
+from fastemd import kernels
 
 
 def _oracle(parent, weight, bin_node, p, q, rho):
@@ -100,6 +101,23 @@ def test_functions__on_second_order_of_a_large_tree(rng):
     below = np.append(np.cumsum((h * (1 - 2 * share))[:, ::-1], axis=-1)[:, ::-1], [[0.0]] * 2, -1)
     ref = below + (h * share**2).sum(axis=-1, keepdims=True)
     assert_close(fastemd.emd_hessian_diag(p, q, space, 3), ref, rtol=1e-9)
+
+
+def test_functions__of_many_edges_do_their_rows_one_by_one(rng, monkeypatch):
+    """Where eight rows at once would need too much scratch; all give the same bits either way."""
+    space = fastemd.Tree.from_parents(np.append(-1, rng.integers(0, np.arange(1, 500))))
+    p, q = random_pair(rng, (11, space.n_bins))
+    v = rng.integers(-4, 5, p.shape) / 4
+
+    def results():
+        arrays = fastemd.emd_hvp(p, q, v, space, 3), fastemd.emd_hessian_diag(p, q, space, 3)
+        flow, values = fastemd.emd_flow(p, q, space), fastemd.emd_value_and_grad(p, q, space, 3)
+        return [*arrays, flow, *values, fastemd.emd_hvp(p, q, v, space, 2)]
+
+    side_by_side = results()
+    monkeypatch.setattr(kernels, "MANY_EDGES", 0)
+    for comp, ref in zip(results(), side_by_side, strict=True):
+        np.testing.assert_array_equal(comp, ref)
 
 
 def test_constructors__take_deep_trees():

@@ -19,8 +19,11 @@ Array = NDArray[Any]
 # cores: break-even at 8,000 elements in rows of 32, at 16,000 to 32,000 in rows of 1000).
 PARALLEL_FROM = 1 << 15
 
-# So few rows are done one by one sooner than side by side.
+# Rows are done one by one, not eight side by side, where there are hardly any (value and gradient
+# only: break-even at two rows), and where the scratch of eight would be so large that the system
+# hands it out afresh for every call (break-even at 150,000 edges; at 750,000, 2.5 times as fast).
 FEW_ROWS = 2
+MANY_EDGES = 200_000
 
 # Two parallel kernels at once abort the process under Numba's workqueue layer, and a forked child
 # that runs one is killed under GNU OpenMP: whoever does not hold the lock, and every child, runs
@@ -43,18 +46,18 @@ _POWERS = {1.0: "1", 2.0: "2"}
 
 # By the character of the type: a hash of the type itself takes longer than all the rest.
 @functools.cache
-def _serial(operation: str, chain: bool, rho: str, few: bool, char: str) -> Any:
-    return compiling.serial_kernel(kernel_for(operation, chain, rho, few), np.dtype(char))
+def _serial(operation: str, chain: bool, rho: str, narrow: bool, char: str) -> Any:
+    return compiling.serial_kernel(kernel_for(operation, chain, rho, narrow), np.dtype(char))
 
 
 @functools.cache
-def _parallel(operation: str, chain: bool, rho: str, few: bool, char: str) -> Any:
-    kernel, dtype = kernel_for(operation, chain, rho, few), np.dtype(char)
+def _parallel(operation: str, chain: bool, rho: str, narrow: bool, char: str) -> Any:
+    kernel, dtype = kernel_for(operation, chain, rho, narrow), np.dtype(char)
     address = compiling.address_of_code(kernel, dtype)
     return functools.partial(compiling.parallel_launcher(kernel, dtype), address)
 
 
-def kernel_for(operation: str, chain: bool, rho: str, few: bool) -> Kernel:
+def kernel_for(operation: str, chain: bool, rho: str, narrow: bool) -> Kernel:
     """The kernel that serves an operation on a kind of space, for a power "1", "2" or "any"."""
     if operation == "hvp" and rho != "any":
         operation = "constant_hvp"  # the curvature does not depend on the flow
@@ -63,7 +66,7 @@ def kernel_for(operation: str, chain: bool, rho: str, few: bool) -> Kernel:
     elif operation != "gradient" and rho == "1":
         rho = "2"  # times 0
     space = "any" if operation in ("check", "hessian") else "chain" if chain else "tree"
-    return Kernel(operation, space, rho, "narrow" if few and operation == "gradient" else "wide")
+    return Kernel(operation, space, rho, "narrow" if narrow else "wide")
 
 
 def launch(key: tuple[Any, ...], n_elements: int, *args: Any) -> int:
@@ -112,8 +115,10 @@ def run(
         The first row that failed the checks, or ``G * R``.
     """
     p = rows[0]
-    few = p.shape[0] * p.shape[1] <= FEW_ROWS
-    key = operation, plan.weight.size == p.shape[2], _POWERS.get(rho, "any"), few, p.dtype.char
+    n_edges = plan.weight.size
+    few = p.shape[0] * p.shape[1] <= FEW_ROWS and operation == "gradient"
+    narrow = few or (n_edges > MANY_EDGES and operation != "check")
+    key = operation, n_edges == p.shape[2], _POWERS.get(rho, "any"), narrow, p.dtype.char
     return launch(key, p.size, plan, *rows, rho, value, out, float(bool(project)), tolerance)
 
 

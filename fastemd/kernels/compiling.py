@@ -37,13 +37,15 @@ from fastemd.kernels.lanes import (
     put_number,
 )
 from fastemd.kernels.lines import LINE, fence, lines_per_block
-from fastemd.kernels.memory import AHEAD_FROM, FAR_FROM, STREAM_FROM, settle
+from fastemd.kernels.memory import AHEAD_FROM, STREAM_FROM, settle
 from fastemd.kernels.rows import (
     address_of_row,
+    are_crowded,
     is_finite,
     is_histogram_pair,
     locate,
     locate_next,
+    put_aside,
 )
 from fastemd.plan import Plan
 
@@ -107,7 +109,10 @@ def tiles(
     x = weight + whole_lines(n_edges)
     y = x + whole_lines((n_edges + 1) * lanes)
     staged = y + with_v * whole_lines((n_edges + 1) * lanes)
-    scratch = np.empty((staged + streamed * lanes * per_row) // 8 + 8)
+    aside = staged + streamed * whole_lines(lanes * per_row // 8)
+    room = whole_lines(lanes * (n_bins * p.itemsize + LINE) // 8)  # for the rows of a tile
+    crowded = lanes > 1 and (are_crowded(p) or are_crowded(q) or are_crowded(v))
+    scratch = np.empty((aside + crowded * (2 + with_v) * room) // 8 + 8)
     start = aligned(address(scratch))
     tile = Tile(
         n_bins, n_edges, n_out,
@@ -115,7 +120,6 @@ def tiles(
         place(start), place(start + TABLE), place(start + 2 * TABLE), place(start + 3 * TABLE),
         place(start + x), place(start + y),
         start + 4 * TABLE, start + 5 * TABLE, p.size * p.itemsize >= AHEAD_FROM,
-        n_edges > n_bins and (y - x) > FAR_FROM and lanes * 8 == LINE,
         start + 6 * TABLE, start + staged, lanes * per_row,
         rho, project, p.dtype.type(0), out.dtype.type(0),
     )  # fmt: skip
@@ -138,6 +142,11 @@ def tiles(
             locate(v, first, tile.v_rows)
             locate_next(v, first + lanes, tile.next_v, 0)
             locate_next(v, first + lanes, tile.next_v, 1)
+        if crowded:
+            put_aside(p, tile.p_rows, start + aside)
+            put_aside(q, tile.q_rows, start + aside + room)
+            if with_v:
+                put_aside(v, tile.v_rows, start + aside + 2 * room)
         if streamed:
             for r in range(lanes):
                 row = min(r, last - first - 1)

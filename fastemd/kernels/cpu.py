@@ -25,7 +25,7 @@ from fastemd.kernels.lanes import (
     splat,
     store,
 )
-from fastemd.kernels.memory import FAR_AHEAD, fetch_parents, meanwhile, settle
+from fastemd.kernels.memory import meanwhile, settle
 from fastemd.kernels.rows import mean_of_row
 
 
@@ -47,7 +47,6 @@ class Tile(NamedTuple):
     next_pq: int  # where the rows of the next tile start,
     next_v: int
     ahead: bool  # if they are to be fetched meanwhile
-    far: bool  # whether the scratch does not fit into a cache
     pending: int  # what the last tile staged on its way to memory, see `fastemd.kernels.memory`
     staged: int
     staged_bytes: int
@@ -69,8 +68,6 @@ def up(tile, rows, less, x, next_rows, join, edge, function):
     whole = tile.n_bins - tile.n_bins % WIDTH
     for k in range(0, whole, WIDTH):
         meanwhile(tile, next_rows, k, whole)
-        if tile.far:
-            fetch_parents(tile, x, k + FAR_AHEAD)
         a, b, c, d = read_block(rows, less, k, tile.like)
         a = join(tile, x, k, a, flow)
         value, mean = keep(tile, x, k, a, edge, function, value, mean)
@@ -109,8 +106,6 @@ def down(tile, x, start, above):
         total = load(x, k) + above(tile, x, k, total)
         write_column(total, rows, k, like)
     for k in range(whole - WIDTH, -1, -WIDTH):
-        if tile.far:
-            fetch_parents(tile, x, k - FAR_AHEAD)
         d = load(x, k + 3) + above(tile, x, k + 3, total)
         c = load(x, k + 2) + above(tile, x, k + 2, d)
         b = load(x, k + 1) + above(tile, x, k + 1, c)

@@ -151,18 +151,24 @@ def lines_per_block(typingctx, rows, like):
     return types.intp(rows, like), codegen
 
 
-@intrinsic
-def stream_line(typingctx, source, target):
-    """Copy a line past the caches to `target`, where a line of memory starts."""
+def _line_copier(align, past_the_caches):
+    @intrinsic
+    def copy_line(typingctx, source, target):
+        def codegen(context, builder, sig, args):
+            kind = ir.VectorType(I64, LINE // 8)
+            line = builder.load(pointer(builder, args[0], kind), align=4)
+            write = builder.store(line, pointer(builder, args[1], kind), align=align)
+            if past_the_caches:
+                write.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+            return context.get_dummy_value()
 
-    def codegen(context, builder, sig, args):
-        kind = ir.VectorType(I64, 8)
-        line = builder.load(pointer(builder, args[0], kind), align=4)
-        write = builder.store(line, pointer(builder, args[1], kind), align=LINE)
-        write.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
-        return context.get_dummy_value()
+        return types.void(types.intp, types.intp), codegen
 
-    return types.void(types.intp, types.intp), codegen
+    return copy_line
+
+
+copy_line = _line_copier(4, past_the_caches=False)
+stream_line = _line_copier(LINE, past_the_caches=True)  # to where a line of memory starts
 
 
 @intrinsic
@@ -189,5 +195,8 @@ def _copy_number(typingctx, source, target):
 @register_jitable
 def copy(source, target, n_bytes):
     """Copy some numbers."""
-    for i in range(0, n_bytes, 4):
+    whole = n_bytes - n_bytes % LINE
+    for i in range(0, whole, LINE):
+        copy_line(source + i, target + i)
+    for i in range(whole, n_bytes, 4):
         _copy_number(source + i, target + i)

@@ -8,7 +8,7 @@ a tile all at once, a few bytes each.
 from numba.extending import register_jitable
 
 from fastemd.kernels.blocks import WIDTH
-from fastemd.kernels.lanes import address, integer_at, put_integer
+from fastemd.kernels.lanes import integer_at, put_integer
 from fastemd.kernels.lines import LINE, copy, fetch, lines_per_block, stream_line
 
 # Inputs of this size are fetched ahead; smaller ones are likely in a cache, where it gains nothing
@@ -18,11 +18,6 @@ AHEAD_FROM = 4 << 20  # bytes
 # From this size on, results are staged in scratch and written past the caches, which could not keep
 # them anyway: memory need not be read before it is written.
 STREAM_FROM = 8 << 20  # bytes
-
-# Scratch beyond this size lies in no cache that a thread has for itself. The edges to which bins
-# hang may then lie anywhere in memory, and are asked for early.
-FAR_FROM = 1 << 20  # bytes
-FAR_AHEAD = 8 * WIDTH  # bins
 
 
 @register_jitable
@@ -53,11 +48,3 @@ def settle(tile, n_blocks, n_bytes):
     copy(tile.staged, target, head)
     copy(tile.staged + rest, target + rest, n_bytes - rest)
     put_integer(tile.pending, 0, 0)
-
-
-@register_jitable
-def fetch_parents(tile, x, e):
-    """Ask for the scratch of the edges above some bins."""
-    e = max(0, min(e, tile.n_edges - WIDTH))
-    for i in range(WIDTH):
-        fetch(address(x) + integer_at(tile.parent, e + i) * LINE)

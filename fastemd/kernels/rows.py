@@ -5,7 +5,9 @@ from numba.extending import register_jitable
 
 from fastemd.kernels.lanes import address, integer_at, n_lanes, put_integer
 from fastemd.kernels.lines import (
+    LINE,
     add_lines,
+    copy,
     empty_line,
     has_sign,
     line_at,
@@ -14,6 +16,10 @@ from fastemd.kernels.lines import (
     or_lines,
     sum_of_line,
 )
+
+# Rows this far apart, or a multiple of it, are better copied first: 1024 bins of float32 took 1.7
+# times as long per bin as 1000, and take 1.2 times as long.
+PAGE = 4096  # bytes
 
 
 @register_jitable
@@ -31,6 +37,22 @@ def locate(array, first, rows):
     """Note where the rows of a tile start."""
     for r in range(n_lanes(rows)):
         put_integer(rows, r, address_of_row(array, first + r))
+
+
+@register_jitable
+def are_crowded(array):
+    """Whether a column's lines all compete for the same few places of the first cache."""
+    return array.strides[1] != 0 and array.strides[1] % PAGE == 0
+
+
+@register_jitable
+def put_aside(array, rows, place):
+    """Copy the rows of a tile to where they are not crowded."""
+    n_bytes = array.shape[2] * array.itemsize
+    for r in range(n_lanes(rows)):
+        target = place + r * (n_bytes + LINE)
+        copy(integer_at(rows, r), target, n_bytes)
+        put_integer(rows, r, target)
 
 
 @register_jitable
