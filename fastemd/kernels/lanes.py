@@ -9,6 +9,7 @@ How many lanes there are is part of the type, of a value and of the place in mem
 (`At`): what works on a place works for any number of lanes.
 """
 
+import math
 import operator
 
 from llvmlite import ir
@@ -99,9 +100,24 @@ def _compare(symbol):
     return emit
 
 
-def _fabs(builder, a):
-    name, signature = f"llvm.fabs.v{a.type.count}f64", ir.FunctionType(a.type, [a.type])
-    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [a])
+def _choose(symbol):
+    """Python's `min` and `max`: the second where it compares so to the first, else the first."""
+
+    def emit(builder, a, b):
+        return builder.select(builder.fcmp_ordered(symbol, b, a), b, a)
+
+    return emit
+
+
+def _llvm(name):
+    def emit(builder, *args):
+        vector = args[0].type
+        signature = ir.FunctionType(vector, [vector] * len(args))
+        name_of_type = f"llvm.{name}.v{vector.count}f64"
+        function = cgutils.get_or_insert_function(builder.module, signature, name_of_type)
+        return builder.call(function, args)
+
+    return emit
 
 
 _operator(operator.add, lambda builder, a, b: builder.fadd(a, b), 2)
@@ -111,7 +127,10 @@ _operator(operator.lt, _compare("<"), 2)
 _operator(operator.gt, _compare(">"), 2)
 _operator(operator.ge, _compare(">="), 2)
 _operator(operator.pow, power, 2)
-_operator(abs, _fabs, 1)
+_operator(min, _choose("<"), 2)
+_operator(max, _choose(">"), 2)
+_operator(math.copysign, _llvm("copysign"), 2)
+_operator(abs, _llvm("fabs"), 1)
 
 
 @intrinsic
@@ -125,10 +144,7 @@ def multiply_add(typingctx, a, b, total):
         vector = sig.return_type.vector
         operands = zip(sig.args, args, strict=True)
         operands = [_as_vector(context, builder, *each, vector) for each in operands]
-        name = f"llvm.fmuladd.v{vector.count}f64"
-        signature = ir.FunctionType(vector, [vector] * 3)
-        fuse = cgutils.get_or_insert_function(builder.module, signature, name)
-        return builder.call(fuse, operands)
+        return _llvm("fmuladd")(builder, *operands)
 
     return _lanes_among(a, b, total)(a, b, total), codegen
 

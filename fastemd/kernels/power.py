@@ -10,6 +10,7 @@ gradient at ``rho = 3.7`` on the ImageNet tree 15 times faster.
 """
 
 import math
+from fractions import Fraction
 
 from llvmlite import ir
 from numba.core import cgutils
@@ -19,8 +20,40 @@ _ONE = 0x3FF0000000000000
 _FRACTION = 0x000FFFFFFFFFFFFF
 _SHIFT = 1.5 * 2.0**52  # adding it leaves an integer in the low bits
 _SHIFT_BITS = 0x4338000000000000
-_LOG2 = [2.0 / (math.log(2.0) * k) for k in range(1, 23, 2)]
-_EXP2 = [math.log(2.0) ** k / math.factorial(k) for k in range(14)]
+_LN2 = Fraction(0x58B90BFBE8E7BCD5E4F1D9CC01F97B57, 1 << 127)
+
+
+def _product(a, b):
+    result = [Fraction(0)] * (len(a) + len(b) - 1)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            result[i + j] += x * y
+    return result
+
+
+def _economised(series, n_terms, low, high):
+    """The series with fewer terms: multiples of Chebyshev's polynomials take the last ones off.
+
+    They are the smallest on [low, high] that begin so; the error is about 2^-58.
+    """
+    unit = [Fraction(-low - high, high - low), Fraction(2, high - low)]  # [low, high] to [-1, 1]
+    chebyshev = [[Fraction(1)], unit]
+    while len(chebyshev) < len(series):
+        twice = _product([Fraction(2)], _product(unit, chebyshev[-1]))
+        before = [*chebyshev[-2], 0, 0]
+        chebyshev.append([a - b for a, b in zip(twice, before, strict=True)])
+    while len(series) > n_terms:
+        last = chebyshev[len(series) - 1]
+        series = [a - b * series[-1] / last[-1] for a, b in zip(series, last, strict=True)][:-1]
+    return [float(a) for a in series]
+
+
+# Of (m - 1)^2 / (m + 1)^2 < 0.0295, and of |r| <= 1/2. With the 11 and 14 terms of the series cut
+# off, a power took 7 % longer.
+_LOG2 = _economised([2 / (_LN2 * k) for k in range(1, 27, 2)], 8, Fraction(0), Fraction(295, 10000))
+_EXP2 = _economised(
+    [_LN2**k / math.factorial(k) for k in range(17)], 12, Fraction(-1, 2), Fraction(1, 2)
+)
 
 
 def power(builder, a, y):
