@@ -44,10 +44,10 @@ def test_functions__any_number_of_bins(operation, kind, rng):
 
 def test_functions__a_large_batch(operation, small_case, rng):
     """Enough work to be dealt to threads, each with an end of its own."""
-    arrays = operation.draw(rng, (7001,), small_case.n_bins)
+    arrays = operation.draw(rng, (14001,), small_case.n_bins)
     assert_agrees(operation, arrays, small_case, 1.5)
     whole = operation(arrays, small_case.space, 1.5)
-    for rows in (slice(0, 40), slice(3490, 3530), slice(-3, None)):
+    for rows in (slice(0, 40), slice(6990, 7030), slice(-3, None)):
         part = operation([x[rows] for x in arrays], small_case.space, 1.5)
         _assert_equal(part, [x[rows] for x in whole])
 
@@ -77,6 +77,26 @@ def test_functions__results_that_pass_the_caches(kind, dtype, n_bins, rng):
             room[:] = 7.0
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("bad", [0, 8, 777, 4500, 11111, -9, -1])
+def test_functions__a_bad_row_among_results_that_pass_the_caches(bad, n_threads, rng):
+    """What the tile before it staged must not go astray."""
+    n_bins = 1001
+    batch = 2 * STREAM_FROM // (4 * n_bins) + 5
+    p, q = np.resize(rng.dirichlet(np.ones(n_bins), 50).astype(np.float32), (2, batch, n_bins))
+    bad = range(batch)[bad % batch]
+    p[bad, 3] = -1.0
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(n_threads, before))
+    around = [np.zeros(1 << 20, np.float32) for _ in range(8)]
+    try:
+        with pytest.raises(ValueError, match=f"p: row {bad} has a negative mass"):
+            fastemd.emd_grad(p, q, fastemd.Chain(n_bins), 2)
+    finally:
+        numba.set_num_threads(before)
+    assert not any(array.any() for array in around)
+
+
 @pytest.mark.parametrize(("n_bins", "dtype"), [(1024, np.float32), (512, np.float64)])
 def test_functions__rows_a_page_apart(n_bins, dtype, rng):
     """Rows that would crowd in the cache are copied before they are swept."""
@@ -98,7 +118,7 @@ def test_functions__rows_a_page_apart(n_bins, dtype, rng):
 
 
 def test_functions__may_be_called_from_many_threads(operation, small_case, rng):
-    arrays = operation.draw(rng, (7001,), small_case.n_bins)
+    arrays = operation.draw(rng, (14001,), small_case.n_bins)
     ref = operation(arrays, small_case.space, 1.5)
     with ThreadPoolExecutor(8) as pool:
         calls = [pool.submit(operation, arrays, small_case.space, 1.5) for _ in range(16)]

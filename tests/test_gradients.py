@@ -114,6 +114,14 @@ def test_emd_grad__worked_by_hand(space, p, q, rho, raw):
     np.testing.assert_allclose(comp, raw - np.mean(raw), rtol=1e-14)
 
 
+@pytest.mark.parametrize("mass", [1e-303, 1.0, 1e300])
+def test_emd_grad__signs_do_not_depend_on_the_scale(mass):
+    """rho = 1, a long edge."""
+    value, grad = fastemd.emd_value_and_grad([mass, 0], [0, mass], fastemd.Chain(2, [1e6]), 1)
+    np.testing.assert_allclose(value, 1e6 * mass, rtol=1e-14)
+    np.testing.assert_array_equal(grad, [5e5, -5e5])
+
+
 @pytest.mark.parametrize("n_bins", [1, 2, 30])
 def test_emd_grad__projected_does_not_depend_on_an_edge_above_all_bins(n_bins, rng):
     star = [-1] + [0] * n_bins

@@ -9,7 +9,7 @@ from operations import BY_NAME, OPERATIONS
 import fastemd
 
 SENTINEL = -123.456
-B = 7001  # work for all threads, and many good rows before the bad one
+B = 14001  # work for all threads, and many good rows before the bad one
 
 PAIRS = [operation for operation in OPERATIONS if "q" in operation.arrays]
 each = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
@@ -221,3 +221,14 @@ def test_emd__one_pair_is_blamed_without_a_row():
         fastemd.emd([1.0, 0.0], [0.0, 0.5], fastemd.Chain(2), 1)
     with pytest.raises(ValueError, match=r"^q is not finite, nan at bin 1"):
         fastemd.emd([1.0, 0.0], [0.0, np.nan], fastemd.Chain(2), 1)
+
+
+def test_emd__sums_the_masses_of_many_bins_exactly_enough():
+    """A million float32 masses of 1e-6 sum to 1; adding them up in float32 would miss by 1e-3."""
+    chain = fastemd.Chain(1_000_000)
+    p, q = np.full(chain.n_bins, 1e-6, np.float32), np.zeros(chain.n_bins, np.float32)
+    q[7] = 1.0
+    fastemd.emd(p, q, chain, 1)
+    q[7] = 0.9994
+    with pytest.raises(ValueError, match="unequal masses"):
+        fastemd.emd(p, q, chain, 1)

@@ -16,8 +16,8 @@ from fastemd.plan import Plan
 Array = NDArray[Any]
 
 # Below this many elements one thread is done before a second has been woken (measured on two
-# cores: break-even at 8,000 elements in rows of 32, at 16,000 to 32,000 in rows of 1000).
-PARALLEL_FROM = 1 << 15
+# cores: break-even between 16,000 and 80,000, by the space and the hour).
+PARALLEL_FROM = 1 << 16
 
 # Rows are done one by one, not eight side by side, where there are hardly any (value and gradient
 # only: break-even at two rows), and where the scratch of eight would be so large that the system

@@ -156,6 +156,7 @@ def tiles(
         if tolerance >= 0.0:
             bad = first_bad_row(tile, with_v, first, n_rows, tolerance)
             if bad < n_rows:
+                put_integer(tile.pending, 0, 0)  # there will be no result
                 break
         values = operation(tile, join, above, function)
         for row in range(first, min(last, value.size)):
@@ -170,9 +171,9 @@ def tiles(
 
 
 # A part of the cache's key, since Numba looks at the time and size of this file only.
-_SOURCES = (blocks, cpu, dense, edges, lanes, lines, memory, power, rows)
+SOURCES = (blocks, cpu, dense, edges, lanes, lines, memory, power, rows)
 SOURCE_DIGEST = hashlib.sha256(
-    b"".join(Path(file).read_bytes() for file in (__file__, *(str(m.__file__) for m in _SOURCES)))
+    b"".join(Path(file).read_bytes() for file in (__file__, *(str(m.__file__) for m in SOURCES)))
 ).hexdigest()
 
 

@@ -5,7 +5,7 @@ that depends on `rho` alone, so that nobody multiplies by it more than once. All
 `fastemd.kernels.lanes` can do, too, so `x` may be a number or a vector of them. Conventions at
 ``x = 0``: the slope is 0 for every `rho` (the subgradient ``sgn(0) = 0`` at ``rho = 1``), and for
 ``rho < 2`` an edge without flow adds no curvature (instead of an infinite one). A flow below the
-smallest normal number counts as none, or as little, wherever a power is taken.
+smallest normal number counts as none where a power is taken, and less than 1 as a sign.
 
 The powers that people use need no power: they have functions of their own. `SLOPE` and `CURVATURE`
 name the function for a power; any power but 1 and 2 is "any". With the factor `rho (rho - 1)` in
@@ -29,7 +29,7 @@ def slope_factor(rho):
 
 @register_jitable
 def slope_1(x, w, rho):
-    return max(min(x * 2.0**1023, w), -w)  # w sgn(x); comparisons would take twice the time
+    return w * max(min(x * 2.0**1023, 1.0), -1.0)  # comparisons would take twice the time
 
 
 @register_jitable

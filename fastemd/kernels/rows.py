@@ -21,6 +21,8 @@ from fastemd.kernels.lines import (
 # times as long per bin as 1000, and take 1.2 times as long.
 PAGE = 4096  # bytes
 
+SUMMED = 256  # cache lines that a check adds up in the type of the rows
+
 
 @register_jitable
 def address_of_row(array, row):
@@ -78,16 +80,18 @@ def mean_of_row(row, n_bins, like):
 @register_jitable
 def is_histogram_pair(p_row, q_row, n_bins, tolerance, like):
     """Whether both rows are finite and non-negative, and their masses equal."""
-    # Two operations a cache line see whether a row needs a closer look. Sums of float32 are rough,
-    # hence half of the tolerance.
-    p_sums, q_sums, bits = empty_line(), empty_line(), empty_line()
+    # Two operations a cache line see whether a row needs a closer look. They sum in the type of the
+    # rows, SUMMED lines at a time: the error of float32 is at most a tenth of the tolerance.
+    bits, mass_p, mass_q, negative = empty_line(), 0.0, 0.0, False
     step = numbers_per_line(like)
     whole = n_bins - n_bins % step
-    for k in range(0, whole, step):
-        p, q = line_at(p_row, k, like), line_at(q_row, k, like)
-        p_sums, q_sums = add_lines(p_sums, p, like), add_lines(q_sums, q, like)
-        bits = or_lines(bits, or_lines(p, q))
-    mass_p, mass_q, negative = sum_of_line(p_sums, like), sum_of_line(q_sums, like), False
+    for start in range(0, whole, SUMMED * step):
+        p_sums, q_sums = empty_line(), empty_line()
+        for k in range(start, min(start + SUMMED * step, whole), step):
+            p, q = line_at(p_row, k, like), line_at(q_row, k, like)
+            p_sums, q_sums = add_lines(p_sums, p, like), add_lines(q_sums, q, like)
+            bits = or_lines(bits, or_lines(p, q))
+        mass_p, mass_q = mass_p + sum_of_line(p_sums, like), mass_q + sum_of_line(q_sums, like)
     for k in range(whole, n_bins):
         a, b = number(p_row, k, like), number(q_row, k, like)
         mass_p, mass_q, negative = mass_p + a, mass_q + b, negative or a < 0.0 or b < 0.0
