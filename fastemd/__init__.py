@@ -5,6 +5,7 @@ their use as a Loss Function in Deep Learning" (arXiv:1611.07573).
 """
 
 from fastemd import datasets
+from fastemd.exact import exact_emd
 from fastemd.functions import (
     embed,
     emd,
@@ -13,12 +14,14 @@ from fastemd.functions import (
     emd_value_and_grad,
 )
 from fastemd.hessians import emd_hessian, emd_hessian_diag, emd_hvp
+from fastemd.sinkhorn import SinkhornResult, sinkhorn
 from fastemd.spaces import Chain, Tree
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Chain",
+    "SinkhornResult",
     "Tree",
     "__version__",
     "datasets",
@@ -30,4 +33,6 @@ __all__ = [
     "emd_hessian_diag",
     "emd_hvp",
     "emd_value_and_grad",
+    "exact_emd",
+    "sinkhorn",
 ]

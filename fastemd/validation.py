@@ -134,6 +134,72 @@ def blame(
     )
 
 
+# -- references: any cost matrix ------------------------------------------------------------------
+
+
+def check_cost(cost: object) -> Array:
+    """The cost matrix as an array (N, N) of finite numbers >= 0."""
+    if isinstance(cost, np.ma.MaskedArray):
+        not_an_array("cost", cost, "; fill the masked entries first")
+    try:
+        matrix = np.asarray(cost)
+    except (TypeError, ValueError):
+        not_an_array("cost", cost)
+    if matrix.dtype.kind not in "fiub":
+        raise TypeError(
+            f"cost: expected a fastemd.Chain, a fastemd.Tree or a matrix of real numbers, "
+            f"got {_kind(cost)}"
+        )
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+        raise ValueError(f"cost: expected a square matrix (N, N), got shape {matrix.shape}")
+    for bad in np.argwhere(~np.isfinite(matrix))[:1]:
+        raise ValueError(f"cost: not finite, {matrix[tuple(bad)]} from bin {bad[0]} to {bad[1]}")
+    for bad in np.argwhere(matrix < 0)[:1]:
+        raise ValueError(
+            f"cost: a negative cost, {matrix[tuple(bad)]} from bin {bad[0]} to {bad[1]}; "
+            "costs must be >= 0"
+        )
+    return matrix
+
+
+def check_dtype(dtype: object) -> np.dtype[Any]:
+    try:
+        wanted = np.dtype(dtype)  # type: ignore[call-overload]
+    except TypeError:
+        wanted = None
+    if wanted not in (np.float32, np.float64):
+        raise TypeError(f"dtype: expected float32 or float64, got {_kind(dtype)}")
+    return wanted.newbyteorder("=")  # type: ignore[no-any-return]
+
+
+def check_lam(lam: object) -> float:
+    if isinstance(lam, bool) or not isinstance(lam, numbers.Real):
+        raise TypeError(f"lam: expected a number > 0, got {_kind(lam)}")
+    if not 0.0 < lam < np.inf:
+        raise ValueError(f"lam: expected a finite number > 0, got {lam}")
+    return float(lam)
+
+
+def check_tol(tol: object) -> float:
+    if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
+        raise TypeError(f"tol: expected a number >= 0, got {_kind(tol)}")
+    if not 0.0 <= tol < np.inf:
+        raise ValueError(f"tol: expected a finite number >= 0, got {tol}")
+    return float(tol)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {_kind(value)}")
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def not_solved(row: int, why: str) -> NoReturn:
+    raise RuntimeError(f"row {row}: the linear programme was not solved: {why}")
+
+
 # -- pictures -------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import networkx as nx
 import numpy as np
 from scipy.optimize import linprog
+from scipy.special import logsumexp
 
 SMALLEST_NORMAL = np.finfo(np.float64).tiny
 
@@ -222,6 +223,37 @@ def exact_grad(p, q, g, rho, project=True):
         result.append(total)
     mean = sum(result) / len(result) if project else 0
     return [x - mean for x in result]
+
+
+# Sinkhorn: one row, plain NumPy ------------------------------------------------------------------
+
+
+def sinkhorn(p, q, cost, lam, n_iter):
+    """Algorithm 1, line by line; the value and the gradient."""
+    kernel = np.exp(-lam * cost - 1)
+    u = np.ones_like(p)
+    for _ in range(n_iter):
+        u = _ratio(p, kernel @ _ratio(q, kernel.T @ u))
+    v = _ratio(q, kernel.T @ u)
+    with np.errstate(divide="ignore"):
+        return np.sum(u * ((kernel * cost) @ v)), np.log(u) / lam
+
+
+def _ratio(mass, sums):
+    return np.where(mass > 0, mass / sums, 0)
+
+
+def log_sinkhorn(p, q, cost, lam, n_iter):
+    """The same on logarithms; the value, the gradient and the plan."""
+    with np.errstate(divide="ignore"):
+        log_p, log_q = np.log(p), np.log(q)
+    phi = np.zeros_like(log_p)
+    for _ in range(n_iter):
+        psi = log_q - logsumexp(phi[:, None] - lam * cost - 1, axis=0)
+        phi = log_p - logsumexp(psi[None, :] - lam * cost - 1, axis=1)
+    psi = log_q - logsumexp(phi[:, None] - lam * cost - 1, axis=0)
+    plan = np.exp(phi[:, None] + psi[None, :] - lam * cost - 1)
+    return (plan * cost).sum(), phi / lam, plan
 
 
 # The linear programme and differences -------------------------------------------------------------

@@ -1,0 +1,56 @@
+"""Histograms against any cost matrix: what `sinkhorn` and `exact_emd` take and check alike."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastemd import arrays, validation
+from fastemd.ground import GroundSpace
+
+Array = NDArray[Any]
+
+
+class Pairs(NamedTuple):
+    """Checked arguments: rows of histograms and their costs, of one dtype."""
+
+    p: Array  # (rows, N)
+    q: Array  # (rows, N)
+    cost: Array  # (N, N)
+    batch: tuple[int, ...]  # the shape whose rows they are
+
+
+def checked(
+    p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace, dtype: object = None
+) -> Pairs:
+    """The arguments as arrays of `dtype`, by default of the type they call for, or an error."""
+    given = None if dtype is None else validation.check_dtype(dtype)
+    is_space = isinstance(cost, GroundSpace)
+    matrix = cost.cost_matrix() if isinstance(cost, GroundSpace) else validation.check_cost(cost)
+    inputs = {
+        name: arrays.unwrap(name, value, len(matrix)) for name, value in (("p", p), ("q", q))
+    }
+    batch = arrays.batch_shape(inputs)
+    deciding = [*inputs.values()] if is_space else [*inputs.values(), matrix]
+    result_type = given or arrays.result_type(deciding)
+    check_masses(inputs, batch)
+    rows = [
+        np.array(np.broadcast_to(array, (*batch, len(matrix))), result_type, order="C")
+        for array in inputs.values()
+    ]
+    flat = [array.reshape(math.prod(batch), len(matrix)) for array in rows]
+    return Pairs(*flat, np.ascontiguousarray(matrix, result_type), batch)
+
+
+def check_masses(inputs: dict[str, Array], batch: tuple[int, ...]) -> None:
+    """Finite, non-negative, of equal mass: the kernels' own rules, without a plan."""
+    tolerance = validation.mass_tolerance(*(array.dtype.char for array in inputs.values()))
+    with np.errstate(all="ignore"):
+        good: Any = True
+        for array in inputs.values():
+            good = good & (np.isfinite(array) & (array >= 0)).all(axis=-1)
+        p_mass, q_mass = (array.sum(axis=-1, dtype=np.float64) for array in inputs.values())
+        good = good & (np.abs(p_mass - q_mass) <= tolerance * np.maximum(p_mass, q_mass))
+    for row in np.flatnonzero(~np.broadcast_to(good, batch)):
+        validation.blame(inputs, batch, int(row), tolerance)
