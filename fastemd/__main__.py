@@ -1,6 +1,7 @@
 """The demonstration: EMD^rho and its gradient on the ImageNet tree, checked and timed."""
 
 import argparse
+import importlib
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from fastemd.rivals import (
 
 Array = NDArray[Any]
 FORMATS = (".png", ".pdf", ".svg")
+COMMANDS = ("table1", "figure3")  # modules of fastemd.paper
 TOLERANCE = 1e-6  # relative, for float32 results against a float64 computation
 
 
@@ -68,8 +70,17 @@ def picture(tree: fastemd.Tree, p: Array, target: int, path: Path, n_bins: int =
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demonstration; return the process's exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fastemd", description=__doc__)
+    """Run the demonstration or a command; return the process's exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in COMMANDS:
+        command = importlib.import_module(f"fastemd.paper.{arguments[0]}")
+        return int(command.main(arguments[1:]))
+    parser = argparse.ArgumentParser(
+        prog="python -m fastemd",
+        description=__doc__,
+        epilog="Commands that reproduce the paper, with options of their own: "
+        + ", ".join(f"python -m fastemd {name}" for name in COMMANDS),
+    )
     parser.add_argument(
         "--picture", type=Path, default=Path("fastemd-demo.png"), help="where to save the picture"
     )

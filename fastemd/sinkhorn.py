@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastemd import pairs, validation
 from fastemd.ground import GroundSpace
-from fastemd.kernels.sinkhorn import FLUSH, TRUST, launch
+from fastemd.kernels.sinkhorn import FLUSH, TRUST, divide, finish, log_divide, log_finish
 from fastemd.pairs import Pairs
 
 Array = NDArray[Any]
@@ -126,7 +126,7 @@ def sinkhorn(
     solve = _as_printed if method == "paper" else _with_logarithms
     with np.errstate(all="ignore"):
         result = solve(given, lam, max_iter, tol)
-    rows = {name: array.reshape(*given.batch, *array.shape[1:]) for name, array in result.items()}
+    rows = {name: array.reshape((*given.batch, *array.shape[1:])) for name, array in result.items()}
     return SinkhornResult(**{name: array[()] for name, array in rows.items()})
 
 
@@ -179,9 +179,9 @@ def _as_printed(given: Pairs, lam: float, max_iter: int, tol: float) -> dict[str
         if not active.size:
             break
         np.matmul(u, kernel, out=sums)
-        launch("divide", q, sums, v, nothing)
+        divide(q, sums, v, nothing)
         np.matmul(v, kernel.T, out=sums)
-        launch("divide", p, sums, u, error)
+        divide(p, sums, u, error)
         going = progress.after(iteration, error)
         if going is not None:
             u_at_end[active[~going]] = u[~going]
@@ -190,9 +190,9 @@ def _as_printed(given: Pairs, lam: float, max_iter: int, tol: float) -> dict[str
     sums, v, grad = np.empty_like(u_at_end), np.empty_like(u_at_end), np.empty_like(u_at_end)
     value = np.empty(len(grad), grad.dtype)
     np.matmul(u_at_end, kernel, out=sums)
-    launch("divide", given.q, sums, v, nothing)
+    divide(given.q, sums, v, nothing)
     np.matmul(v, (kernel * cost).T, out=sums)
-    launch("finish", u_at_end, sums, lam, value, grad)
+    finish(u_at_end, sums, lam, value, grad)
     return progress.report(value, grad)
 
 
@@ -213,9 +213,9 @@ def _with_logarithms(given: Pairs, lam: float, max_iter: int, tol: float) -> dic
         if not active.size:
             break
         np.matmul(scaling, kernel, out=sums)
-        launch("log_divide", q, sums, shift, phi, back, psi, scaling, shift, nothing)
+        log_divide(q, sums, shift, phi, back, psi, scaling, shift, nothing)
         np.matmul(scaling, kernel.T, out=sums)
-        launch("log_divide", p, sums, shift, psi, exponents, phi, scaling, shift, error)
+        log_divide(p, sums, shift, psi, exponents, phi, scaling, shift, error)
         going = progress.after(iteration, error)
         if going is not None:
             at_end[active[~going]] = phi[~going]
@@ -231,9 +231,9 @@ def _with_logarithms(given: Pairs, lam: float, max_iter: int, tol: float) -> dic
     factors[factors < FLUSH] = 0.0
     shift = shift[:, 0].copy()
     np.matmul(factors, kernel, out=sums)
-    launch("log_divide", q, sums, shift, phi, back, psi, scaling, shift, nothing)
+    log_divide(q, sums, shift, phi, back, psi, scaling, shift, nothing)
     np.matmul(scaling, (kernel * cost).T, out=sums)
     trust = cost.shape[0] * TRUST * cost.max()
-    launch("log_finish", phi, psi, shift, sums, exponents, cost, trust, lam, value, grad)
+    log_finish(phi, psi, shift, sums, exponents, cost, trust, lam, value, grad)
     dtype = given.p.dtype
     return progress.report(value.astype(dtype), grad.astype(dtype))
