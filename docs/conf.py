@@ -48,6 +48,7 @@ _FLAT = [
     "spaces",
     "accuracy",
     "performance",
+    "sinkhorn",
     "development",
     "changelog",
 ]

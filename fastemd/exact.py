@@ -96,4 +96,5 @@ def _solve(p: Array, q: Array, cost: Array, row: int) -> Array:
     )
     if not solution.success:
         validation.not_solved(row, solution.message)
-    return np.maximum(solution.x, 0.0).reshape(p.size, q.size) * mass
+    plan: Array = np.maximum(solution.x, 0.0).reshape(p.size, q.size) * mass
+    return plan

@@ -28,19 +28,17 @@ def checked(
     given = None if dtype is None else validation.check_dtype(dtype)
     is_space = isinstance(cost, GroundSpace)
     matrix = cost.cost_matrix() if isinstance(cost, GroundSpace) else validation.check_cost(cost)
-    inputs = {
-        name: arrays.unwrap(name, value, len(matrix)) for name, value in (("p", p), ("q", q))
-    }
+    inputs = {name: arrays.unwrap(name, value, len(matrix)) for name, value in (("p", p), ("q", q))}
     batch = arrays.batch_shape(inputs)
     deciding = [*inputs.values()] if is_space else [*inputs.values(), matrix]
     result_type = given or arrays.result_type(deciding)
     check_masses(inputs, batch)
-    rows = [
-        np.array(np.broadcast_to(array, (*batch, len(matrix))), result_type, order="C")
+    shape = math.prod(batch), len(matrix)
+    p_rows, q_rows = (
+        np.broadcast_to(array, (*batch, len(matrix))).astype(result_type).reshape(shape)
         for array in inputs.values()
-    ]
-    flat = [array.reshape(math.prod(batch), len(matrix)) for array in rows]
-    return Pairs(*flat, np.ascontiguousarray(matrix, result_type), batch)
+    )
+    return Pairs(p_rows, q_rows, np.ascontiguousarray(matrix, result_type), batch)
 
 
 def check_masses(inputs: dict[str, Array], batch: tuple[int, ...]) -> None:

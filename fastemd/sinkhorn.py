@@ -97,9 +97,10 @@ def sinkhorn(
     ``u = p / (K (q / (K' u)))``; in the end ``v = q / (K' u)``, ``value = sum(u ((K * cost) v))``.
     A scaling is 0 where its mass is 0, whatever it is divided by.
 
-    The plan ``T = diag(u) K diag(v)`` is the minimum of ``<T, cost> - h(T) / lam`` with the entropy
-    ``h(T) = -<T, log T>``, as in Cuturi (2013); the paper's eq. 3 prints the sign of the entropy term
-    the other way round. `grad` is the gradient of that minimum with respect to `p`, and not of `value`.
+    The plan ``T = diag(u) K diag(v)`` is where ``<T, cost> - h(T) / lam`` is least, with the
+    entropy ``h(T) = -<T, log T>`` as in Cuturi (2013); the paper's eq. 3 prints the sign of the
+    entropy term the other way round. `grad` is the gradient of that least sum with respect to
+    `p`, and not that of `value`.
 
     Two products with an N x N matrix per iteration, O(N^2) per row. "log" leaves them to the BLAS
     as well, but for sums that are too small for it, which cost N exponentials each.
@@ -199,14 +200,14 @@ def _as_printed(given: Pairs, lam: float, max_iter: int, tol: float) -> dict[str
 def _with_logarithms(given: Pairs, lam: float, max_iter: int, tol: float) -> dict[str, Array]:
     """The same iterations on ``phi = log(u)`` and ``psi = log(v)``."""
     p, q, cost = (array.astype(np.float64, copy=False) for array in given[:3])
-    rows = {"p": p, "q": q}
+    all_of_q = q
     exponents = lam * cost + 1.0
     back = np.ascontiguousarray(exponents.T)
     kernel = np.exp(-exponents)
     kernel[kernel < FLUSH] = 0.0
-    phi, scaling, shift = np.zeros_like(p), np.ones_like(p), np.zeros(len(p))
+    phi, at_end = np.zeros_like(p), np.zeros_like(p)
+    scaling, shift = _scaled(phi)
     psi, sums, error, nothing = np.empty_like(p), np.empty_like(p), np.empty(len(p)), np.empty(0)
-    at_end = np.zeros_like(p)
     progress = _Progress(len(p), max_iter, tol)
     for iteration in range(1, max_iter + 1):
         active = progress.active
@@ -222,18 +223,22 @@ def _with_logarithms(given: Pairs, lam: float, max_iter: int, tol: float) -> dic
             p, q, phi, psi, sums = (array[going] for array in (p, q, phi, psi, sums))
             scaling, shift, error = scaling[going], shift[going], error[going]
 
-    p, q, phi = rows["p"], rows["q"], at_end
-    psi, sums, scaling, grad = (np.empty_like(p) for _ in range(4))
-    value, shift = np.empty(len(p)), np.empty(len(p))
-    shift = phi.max(axis=-1, initial=-np.inf, keepdims=True)
-    shift = np.where(np.isfinite(shift), shift, 0.0)
-    factors = np.exp(phi - shift)
-    factors[factors < FLUSH] = 0.0
-    shift = shift[:, 0].copy()
-    np.matmul(factors, kernel, out=sums)
-    log_divide(q, sums, shift, phi, back, psi, scaling, shift, nothing)
+    phi, psi, sums, grad = at_end, *(np.empty_like(at_end) for _ in range(3))
+    value = np.empty(len(phi))
+    scaling, shift = _scaled(phi)
+    np.matmul(scaling, kernel, out=sums)
+    log_divide(all_of_q, sums, shift, phi, back, psi, scaling, shift, nothing)
     np.matmul(scaling, (kernel * cost).T, out=sums)
     trust = cost.shape[0] * TRUST * cost.max()
     log_finish(phi, psi, shift, sums, exponents, cost, trust, lam, value, grad)
     dtype = given.p.dtype
     return progress.report(value.astype(dtype), grad.astype(dtype))
+
+
+def _scaled(phi: Array) -> tuple[Array, Array]:
+    """``exp(phi - shift)``, at most 1, and the shift of every row, as `log_divide` gives them."""
+    shift = phi.max(axis=-1, initial=-np.inf)
+    shift[np.isneginf(shift)] = 0.0
+    scaling = np.exp(phi - shift[:, None])
+    scaling[scaling < FLUSH] = 0.0
+    return scaling, shift

@@ -175,7 +175,7 @@ def check_dtype(dtype: object) -> np.dtype[Any]:
 def check_lam(lam: object) -> float:
     if isinstance(lam, bool) or not isinstance(lam, numbers.Real):
         raise TypeError(f"lam: expected a number > 0, got {_kind(lam)}")
-    if not 0.0 < lam < np.inf:
+    if not 0.0 < float(lam) < np.inf:
         raise ValueError(f"lam: expected a finite number > 0, got {lam}")
     return float(lam)
 
@@ -183,17 +183,17 @@ def check_lam(lam: object) -> float:
 def check_tol(tol: object) -> float:
     if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
         raise TypeError(f"tol: expected a number >= 0, got {_kind(tol)}")
-    if not 0.0 <= tol < np.inf:
+    if not 0.0 <= float(tol) < np.inf:
         raise ValueError(f"tol: expected a finite number >= 0, got {tol}")
     return float(tol)
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    listed = ", ".join(map(repr, choices))
     if not isinstance(value, str):
-        raise TypeError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {_kind(value)}")
+        raise TypeError(f"{name}: expected one of {listed}, got {_kind(value)}")
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
+        raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
 
 
 def not_solved(row: int, why: str) -> NoReturn:

@@ -52,7 +52,10 @@ class Progress:
         left = (time.perf_counter() - self.start) * (1.0 / part - 1.0)
         bar = "#" * round(30 * part)
         print(
-            f"\r\033[K[{bar:30}] {part:4.0%}, {left:.0f} s left", end="", file=sys.stderr, flush=True
+            f"\r\033[K[{bar:30}] {part:4.0%}, {left:.0f} s left",
+            end="",
+            file=sys.stderr,
+            flush=True,
         )
         if self.done >= self.total:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

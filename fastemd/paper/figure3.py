@@ -54,12 +54,14 @@ def points(
             )  # fmt: skip
             progress.add(setting.limit)
             good = np.isfinite(result.value) & np.isfinite(result.grad).all(axis=-1)
-            measured = (np.nan, np.nan, np.nan)
+            ratio = distance = error = np.nan
             if good.any():
-                ratio = result.value[good].astype(np.float64) / value[good]
-                distance = cosine_distance(result.grad[good].astype(np.float64), grad[good])
-                measured = ratio.mean(), distance.mean(), result.error[good].max()
-            yield Point(*setting, float(lam), *map(float, measured), int((~good).sum()), rows)
+                ratio = float((result.value[good].astype(np.float64) / value[good]).mean())
+                directions = result.grad[good].astype(np.float64), grad[good]
+                distance = float(cosine_distance(*directions).mean())
+                error = float(result.error[good].max())
+            failed = int((~good).sum())
+            yield Point(*setting, float(lam), ratio, distance, error, failed, rows)
 
 
 def cosine_distance(a: Array, b: Array) -> Array:
@@ -85,12 +87,14 @@ def picture(measured: Sequence[Point], limits: Sequence[int], path: Path) -> Non
     }
     titles = ("iteration limits (float64, as printed)", f"types ({same} iterations)")
     marks = ("o", "s", "^", "D")
+    widths = {"o": 7, "s": 4, "^": 2, "D": 1}
     for column, curves in enumerate((left, right)):
         top, bottom = panels[:, column]
         for mark, (label, setting) in zip(marks, curves.items(), strict=False):
             chosen = [x for x in measured if x[:3] == setting]
             lam = [x.lam for x in chosen]
-            style = {"marker": mark, "label": label, "markersize": 4 + 2 * (mark == "o")}
+            style = {"marker": mark, "label": label, "markersize": widths[mark] + 2}
+            style |= {"linewidth": widths[mark]}  # so that curves on each other all show
             top.plot(lam, [x.ratio for x in chosen], **style)
             bottom.plot(lam, [x.cosine_distance for x in chosen], **style)
         failures = [x for x in measured if x[:3] in curves.values() and x.failed]
@@ -114,9 +118,10 @@ def picture(measured: Sequence[Point], limits: Sequence[int], path: Path) -> Non
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return the process's exit code."""
     chosen = options("figure3", __doc__, arguments)
-    limits, lams, rows = (10, 100, 1000, 10000), np.logspace(-1, 2.5, 15), 4
+    limits, rows = [10, 100, 1000, 10000], 4
+    lams = [float(10.0**x) for x in np.arange(-1.0, 3.0, 0.5)]
     if chosen.quick:
-        limits, lams, rows = (10, 30), np.logspace(-1, 2, 4), 2
+        limits, rows, lams = [5, 20], 2, lams[::2]
     same = min(SAME_LIMIT, max(limits))
     settings = [Setting("paper", "float64", n) for n in limits]
     settings += [Setting("paper", "float32", same), Setting("log", "float64", same)]

@@ -1,0 +1,86 @@
+"""python -m fastemd table1 and figure3: what they print, save and measure."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from fastemd import __main__ as demonstration
+from fastemd.paper import common, figure3, table1
+
+
+def _table(path):
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_figure3__quick(tmp_path, capsys):
+    assert demonstration.main(["figure3", "--quick", "--folder", str(tmp_path)]) == 0
+    rows = _table(tmp_path / "fastemd-figure3.csv")
+    assert (tmp_path / "fastemd-figure3.png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path / "fastemd-figure3.csv") in capsys.readouterr().out
+    assert {row["dtype"] for row in rows} == {"float32", "float64"}
+    assert len({row["lam"] for row in rows}) * 4 == len(rows)
+    assert any(int(row["failed"]) for row in rows if row["dtype"] == "float32")
+    assert not any(int(row["failed"]) for row in rows if row["method"] == "log")
+    for row in rows:
+        assert np.isnan(float(row["ratio"])) == (row["failed"] == row["rows"])
+    # With enough iterations for a small lambda, entropy makes the plan dearer than the best.
+    assert 1.0 < float(rows[0]["ratio"]) < 2.0
+
+
+def test_table1__quick(tmp_path, capsys):
+    assert demonstration.main(["table1", "--quick", "--folder", str(tmp_path)]) == 0
+    rows = _table(tmp_path / "fastemd-table1.csv")
+    assert (tmp_path / "fastemd-table1.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "EMD^2" in printed
+    assert "SD, 2 iterations" in printed
+    times = {(row["gradient"], row["implementation"]): row["milliseconds"] for row in rows}
+    assert float(times["EMD^2", "fastemd"]) < float(times["SD, 5 iterations", "fastemd"])
+    assert times["EMD^2", table1.NO_CUDA] == ""
+    assert not any(row["implementation"] == table1.PAPER for row in rows)  # of another batch
+
+
+def test_table1__says_what_was_scaled_and_what_is_not_installed(monkeypatch):
+    def missing(*_):
+        raise NotImplementedError
+
+    monkeypatch.setitem(table1.CONTENDERS, "loop (torch)", missing)
+    monkeypatch.setattr(table1, "PAPERS_BATCH", 4)
+    cells = table1.cells(4, (1, 101), part=2, repeats=1)
+    found = {(cell.gradient, cell.implementation): cell for cell in cells}
+    assert found["SD, 101 iterations", "fastemd"].rows_timed == 2
+    assert "scaled up" in found["SD, 101 iterations", "fastemd"].note
+    assert found["SD, 1 iterations", "fastemd"].note == ""
+    assert found["SD, 1 iterations", "loop (torch)"].note == "not installed"
+    assert found["EMD^2", table1.PAPER].milliseconds == 25.0
+    text = table1.as_text(cells, 4)
+    assert "not installed" in text
+    assert "*" in text
+
+
+@pytest.mark.parametrize("command", demonstration.COMMANDS)
+def test_commands__refuse_bad_options(command, capsys):
+    with pytest.raises(SystemExit):
+        demonstration.main([command, "--folder", "no/such/folder"])
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_progress__shows_the_time_left_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    progress = common.Progress(4)
+    progress.add(1)
+    progress.add(3)
+    shown = capsys.readouterr().err
+    assert " 25%" in shown
+    assert "s left" in shown
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    common.Progress(4).add(1)
+    assert capsys.readouterr().err == ""
+
+
+def test_cosine_distance__does_not_see_constants_and_lengths(rng):
+    a = rng.standard_normal((3, 9))
+    np.testing.assert_allclose(figure3.cosine_distance(a, 3 * a + 7), 0, atol=1e-12)
+    np.testing.assert_allclose(figure3.cosine_distance(a, -a), 2)

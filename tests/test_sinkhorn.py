@@ -1,0 +1,263 @@
+"""Sinkhorn distances: against plain NumPy, POT and the linear programme; failures are reported."""
+
+import itertools
+
+import naive
+import numba
+import numpy as np
+import ot
+import pytest
+from operations import assert_close
+from strategies import random_ground
+
+import fastemd
+from fastemd import kernels
+from fastemd.kernels import sinkhorn as kernel
+from fastemd.paper.contenders import CONTENDERS
+
+METHODS = ("paper", "log")
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+def _problem(rng, n_rows=5, n=12):
+    """Soft histograms, some with empty bins, and a cost that is not symmetric."""
+    p, q = rng.dirichlet(np.ones(n), (2, n_rows))
+    p[1, 3] = q[2, 4] = q[1, 3] = 0.0
+    p, q = (x / x.sum(axis=-1, keepdims=True) for x in (p, q))
+    return p, q, rng.random((n, n))
+
+
+def _centred(x):
+    return x - x.mean(axis=-1, keepdims=True)
+
+
+@each_method
+@pytest.mark.parametrize("n_iter", [1, 2, 7])
+@pytest.mark.parametrize("lam", [0.01, 1, 30])
+def test_sinkhorn__does_what_the_algorithm_says(method, n_iter, lam, rng):
+    p, q, cost = _problem(rng)
+    comp = fastemd.sinkhorn(p, q, cost, lam=lam, max_iter=n_iter, method=method)
+    ref = [naive.sinkhorn(a, b, cost, lam, n_iter) for a, b in zip(p, q, strict=True)]
+    assert_close(comp.value, [value for value, _ in ref])
+    np.testing.assert_allclose(comp.grad, [grad for _, grad in ref], rtol=1e-12, atol=1e-12 / lam)
+    assert np.isneginf(comp.grad[1, 3])
+    assert np.isfinite(comp.grad).sum() == comp.grad.size - 1
+    np.testing.assert_array_equal(comp.n_iter, n_iter)
+    assert not comp.converged.any()
+
+
+@pytest.mark.parametrize("lam", [0.1, 100, 1e3, 1e5])
+def test_sinkhorn__in_the_log_domain_takes_any_lambda(lam, rng):
+    p, q, cost = _problem(rng, n=30)
+    comp = fastemd.sinkhorn(p, q, cost, lam=lam, max_iter=25, method="log")
+    ref = [naive.log_sinkhorn(a, b, cost, lam, 25)[:2] for a, b in zip(p, q, strict=True)]
+    assert_close(comp.value, [value for value, _ in ref], rtol=1e-14 * max(lam, 100))
+    np.testing.assert_allclose(comp.grad, [grad for _, grad in ref], rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("n_iter", [1, 4])
+def test_sinkhorn__error_is_by_how_much_the_plan_missed_p(n_iter, rng):
+    p, q, cost = _problem(rng)
+    p, q = 3 * p, 3 * q
+    before = [naive.log_sinkhorn(a, b, cost, 5, n_iter - 1)[2] for a, b in zip(p, q, strict=True)]
+    ref = np.abs(np.sum(before, axis=-1) - p).sum(axis=-1) / 3
+    for method in METHODS:
+        comp = fastemd.sinkhorn(p, q, cost, lam=5, max_iter=n_iter, method=method)
+        assert_close(comp.error, ref)
+
+
+@each_method
+def test_sinkhorn__rows_stop_by_themselves(method, rng):
+    p, q, cost = _problem(rng, n_rows=40)
+    keywords = {"lam": 20, "max_iter": 500, "tol": 1e-4, "method": method}
+    comp = fastemd.sinkhorn(p, q, cost, **keywords)
+    assert comp.converged.all()
+    assert (comp.error <= 1e-4).all()
+    assert np.unique(comp.n_iter).size > 5
+    for row, (a, b) in enumerate(zip(p, q, strict=True)):
+        alone = fastemd.sinkhorn(a, b, cost, **keywords)
+        assert alone.n_iter == comp.n_iter[row]
+        assert_close(alone.value, comp.value[row])
+        np.testing.assert_allclose(alone.grad, comp.grad[row], rtol=1e-10)
+        sooner = fastemd.sinkhorn(a, b, cost, **keywords | {"max_iter": int(alone.n_iter) - 1})
+        assert not sooner.converged
+        assert sooner.error > 1e-4
+
+
+@each_method
+def test_sinkhorn__broadcasts(method, rng):
+    p, q, cost = _problem(rng)
+    comp = fastemd.sinkhorn(p[:, None], q[:3], cost, lam=5, method=method)
+    assert comp.value.shape == comp.n_iter.shape == comp.error.shape == (5, 3)
+    assert comp.converged.shape == (5, 3)
+    assert comp.grad.shape == (5, 3, 12)
+    for i, j in itertools.product(range(5), range(3)):
+        assert_close(
+            comp.value[i, j], fastemd.sinkhorn(p[i], q[j], cost, lam=5, method=method).value
+        )
+    empty = fastemd.sinkhorn(p[:0], q[0], cost, lam=5, method=method)
+    assert empty.value.shape == (0,)
+    assert empty.grad.shape == (0, 12)
+
+
+@each_method
+@pytest.mark.parametrize("space", [fastemd.Chain(6), fastemd.datasets.imagenet_tree()], ids=repr)
+def test_sinkhorn__takes_a_space_for_its_cost_matrix(method, space, rng):
+    p, q = rng.dirichlet(np.ones(space.n_bins), (2, 2)).astype(np.float32)
+    comp = fastemd.sinkhorn(p, q, space, lam=1, max_iter=3, method=method)
+    cost = space.cost_matrix().astype(np.float32)
+    ref = fastemd.sinkhorn(p, q, cost, lam=1, max_iter=3, method=method)
+    assert comp.value.dtype == comp.grad.dtype == np.float32
+    for ours, theirs in zip(comp, ref, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_sinkhorn__types(rng):
+    p, q, cost = _problem(rng)
+    single = [x.astype(np.float32) for x in (p, q, cost)]
+    assert fastemd.sinkhorn(*single, lam=1).value.dtype == np.float32
+    assert fastemd.sinkhorn(*single[:2], cost, lam=1).grad.dtype == np.float64
+    for method, dtype in itertools.product(METHODS, [np.float32, "float64"]):
+        comp = fastemd.sinkhorn(p, q, cost, lam=1, method=method, dtype=dtype)
+        assert comp.value.dtype == comp.grad.dtype == np.dtype(dtype)
+        assert comp.error.dtype == np.float64
+        ref = fastemd.sinkhorn(p, q, cost, lam=1)
+        assert_close(comp.value, ref.value, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("dtype", "lam"), [(np.float32, 110.0), (np.float64, 800.0)])
+def test_sinkhorn__reports_its_failures_without_warnings(dtype, lam, rng):
+    p, q, _ = _problem(rng)
+    cost = 0.9 + 0.1 * np.arange(144).reshape(12, 12) / 144
+    good = np.ones((12, 12)) / 1000
+    failed = fastemd.sinkhorn(p, q, cost, lam=lam, tol=1e-9, dtype=dtype)
+    assert not np.isfinite(failed.value).any()
+    assert not np.isfinite(failed.error).any()
+    assert not failed.converged.any()
+    assert (failed.n_iter < 5).all()
+    keywords = {"lam": lam, "tol": 1e-5, "dtype": dtype}
+    assert fastemd.sinkhorn(p, q, good, **keywords).converged.all()
+    assert fastemd.sinkhorn(p, q, cost, **keywords, method="log").converged.all()
+
+
+def test_sinkhorn__masses_that_cannot_meet_show_in_the_error():
+    """Every way between the two halves underflows to 0, but nothing overflows."""
+    cost = np.kron(1 - np.eye(2), np.ones((2, 2)))
+    p, q = np.array([0.3, 0.3, 0.2, 0.2]), np.full(4, 0.25)
+    printed = fastemd.sinkhorn(p, q, cost, lam=1000, max_iter=50)
+    assert not printed.converged
+    assert printed.error > 0.19
+    log = fastemd.sinkhorn(p, q, cost, lam=1000, max_iter=4000, tol=1e-3, method="log")
+    assert log.converged
+    assert_close(log.value, 0.1, rtol=2e-2)
+
+
+@each_method
+def test_sinkhorn__a_mass_of_0_costs_nothing(method):
+    comp = fastemd.sinkhorn(np.zeros(3), np.zeros(3), fastemd.Chain(3), lam=1, method=method)
+    assert comp.value == 0.0
+    assert comp.converged
+    assert np.isneginf(comp.grad).all()
+
+
+@each_method
+def test_sinkhorn__gradient_is_that_of_the_regularised_minimum(method, rng):
+    p, q, cost = (x[0] if x.ndim == 2 and len(x) == 5 else x for x in _problem(rng))
+    lam, direction = 8.0, _centred(rng.standard_normal(12)) / 50 * p.min()
+
+    def minimum(x):
+        plan = naive.log_sinkhorn(x, q, cost, lam, 400)[2]
+        return (plan * cost).sum() + (plan * np.log(plan)).sum() / lam
+
+    ref = naive.central_difference(minimum, p, direction, 1.0)
+    comp = fastemd.sinkhorn(p, q, cost, lam=lam, max_iter=400, method=method)
+    np.testing.assert_allclose(comp.grad @ direction, ref, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["matrix", "tree"])
+def test_sinkhorn__at_large_lambda_is_the_exact_distance(kind, seed):
+    """Whole-number costs, so that the second-best plan is a unit away: 50 problems in all."""
+    rng = np.random.default_rng(seed)
+    if kind == "matrix":
+        cost, n = rng.integers(1, 10, (8, 8)).astype(float), 8
+    else:
+        ground = random_ground(rng, 16)
+        ground = ground._replace(weight=[float(np.ceil(w)) for w in ground.weight])
+        cost = naive.cost_matrix(ground)
+        n = len(cost)
+    p, q = rng.dirichlet(np.ones(n), (2, 5))
+    ref = [naive.linear_programme(*row, cost) for row in zip(p, q, strict=True)]
+    comp = fastemd.sinkhorn(p, q, cost, lam=30, max_iter=100_000, tol=1e-9, method="log")
+    assert comp.converged.all(), comp.error
+    np.testing.assert_allclose(comp.value, ref, rtol=1e-6)
+    np.testing.assert_allclose(fastemd.exact_emd(p, q, cost)[0], ref, rtol=1e-9)
+
+
+@each_method
+@pytest.mark.parametrize("pots", ["sinkhorn", "sinkhorn_log"])
+@pytest.mark.parametrize("lam", [0.5, 5, 50])
+def test_sinkhorn__agrees_with_pot(method, pots, lam, rng):
+    p, q, cost = _problem(rng)
+    p, q = p[[0, 3, 4]], q[[0, 3, 4]]  # POT's log domain knows no empty bins
+    comp = fastemd.sinkhorn(p, q, cost, lam=lam, max_iter=20_000, tol=1e-13, method=method)
+    for row, (a, b) in enumerate(zip(p, q, strict=True)):
+        options = {"numItermax": 20_000, "stopThr": 1e-13, "log": True, "warn": False}
+        plan, log = ot.sinkhorn(a, b, cost, 1 / lam, method=pots, **options)
+        np.testing.assert_allclose(comp.value[row], (plan * cost).sum(), rtol=1e-8)
+        theirs = np.log(log["u"]) if "log_u" not in log else log["log_u"]
+        np.testing.assert_allclose(
+            _centred(comp.grad[row]), _centred(theirs / lam), rtol=1e-8, atol=1e-8 / lam
+        )
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_contenders__all_compute_the_same(name, rng):
+    if "torch" in name:
+        pytest.importorskip("torch")
+    p, q, cost = _problem(rng)
+    p, q = p[[0, 3, 4]], q[[0, 0, 0]]
+    value, grad = CONTENDERS[name](p, q, cost, 5.0, 300)()
+    ref = [naive.sinkhorn(a, b, cost, 5.0, 300) for a, b in zip(p, q, strict=True)]
+    assert_close(value, [x for x, _ in ref], rtol=1e-9)
+    assert_close(_centred(grad), _centred(np.array([x for _, x in ref])), rtol=1e-9)
+
+
+def test_contenders__a_batch_of_pot_has_one_target(rng):
+    p, q, cost = _problem(rng)
+    with pytest.raises(NotImplementedError, match="share"):
+        CONTENDERS["sinkhorn, batched (POT)"](p, q, cost, 5.0, 3)
+
+
+@each_method
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_kernels__parallel_and_serial_agree(method, dtype, rng, monkeypatch):
+    p, q = rng.dirichlet(np.ones(40), (2, 100)).astype(dtype)
+    cost = rng.random((40, 40)).astype(dtype)
+    p[3, 5] = 0.0
+    p /= p.sum(axis=-1, keepdims=True)
+    results = {}
+    for name, threshold, forked in (("0", 1 << 60, False), ("1", 0, False), ("2", 0, True)):
+        monkeypatch.setattr(kernel, "PARALLEL_FROM", threshold)
+        monkeypatch.setattr(kernels, "_forked", forked)
+        results[name] = fastemd.sinkhorn(p, q, cost, lam=700, max_iter=9, method=method)
+    for other in "12":
+        for ours, theirs in zip(results["0"], results[other], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5 if dtype == np.float32 else 1e-12)
+
+
+def test_kernels__do_without_the_lock_if_another_has_it(rng, monkeypatch):
+    p, q, cost = _problem(rng)
+    monkeypatch.setattr(kernel, "PARALLEL_FROM", 0)
+    ref = fastemd.sinkhorn(p, q, cost, lam=3)
+    with kernels._one_parallel_kernel:
+        comp = fastemd.sinkhorn(p, q, cost, lam=3)
+    assert_close(comp.value, ref.value)
+    assert not kernels._one_parallel_kernel.locked()
+
+
+def test_exp_below__is_exp():
+    x = -np.concatenate([np.linspace(0, 699.99, 10_007), [0.0, 1e-300, 699.999]])
+    compiled = numba.njit(lambda y: kernel.exp_below(y))
+    np.testing.assert_allclose([compiled(y) for y in x], np.exp(x), rtol=1e-15)
+    assert compiled(-np.inf) == compiled(-701.0) == 0.0
