@@ -29,7 +29,7 @@ q /= q.sum()
 def sinkhorn_gradient(lam):
     """Log domain, so that only lambda matters and not the arithmetic."""
     return lambda p: (
-        fastemd.sinkhorn(p, q, chain, lam=lam, max_iter=2000, tol=1e-6, method="log").grad
+        fastemd.sinkhorn(p, q, chain, lam=lam, max_iter=3000, tol=1e-6, method="log").grad
     )
 
 
@@ -56,13 +56,13 @@ def nearest_histogram(x):
     return np.maximum(x - floor - excess[np.flatnonzero(falling > excess)[-1]], 0) + floor
 
 
-def flow(gradient, n_steps=400, shown=(0, 10, 30, 100, 400)):
+def flow(gradient, n_steps=1000, shown=(0, 10, 30, 100, 1000)):
     """The histograms after some numbers of steps."""
     x, seen = p.copy(), {0: p}
     for step in range(1, n_steps + 1):
         g = gradient(x)
         g = g - g.mean()
-        x = nearest_histogram(x - 0.04 * 0.985**step * g / np.abs(g).sum())
+        x = nearest_histogram(x - 0.04 * 0.994**step * g / np.abs(g).sum())
         if step in shown:
             seen[step] = x
     return seen
@@ -82,7 +82,7 @@ for (name, gradient), (left, right) in zip(gradients.items(), axes, strict=True)
         right.plot(bins, x, color=color, label=f"{step} steps")
     distance[name] = fastemd.emd(x, q, chain, 1)
     right.set(ylim=(0, 0.45))
-axes[0, 0].set_title("gradient at p, largest entry 1: descent moves mass from red to blue")
+axes[0, 0].set_title("gradient at p: from red to blue")
 axes[0, 1].set_title("flow from p to q")
 axes[0, 1].legend(fontsize="small")
 for axis in axes[-1]:

@@ -114,7 +114,8 @@ def test_cache__serves_the_next_process(tmp_path):
 def test_cache__knows_all_files_of_the_kernels():
     files = {path.stem for path in (PACKAGE / "kernels").glob("*.py")}
     known = {module.__name__.rpartition(".")[2] for module in compiling.SOURCES}
-    assert known == files - {"__init__", "compiling"}  # of which it is a part
+    # compiling is a part itself, sinkhorn has all its helpers in one file
+    assert known == files - {"__init__", "compiling", "sinkhorn"}
 
 
 def test_cache__is_done_without_if_no_folder_can_be_written():
