@@ -41,6 +41,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
+def take_threads(they_pay: bool) -> int:
+    """How many threads a kernel may use now; if more than one, `give_threads_back` when done."""
+    if not they_pay or _forked or (n_threads := numba.get_num_threads()) == 1:
+        return 1
+    return n_threads if _one_parallel_kernel.acquire(blocking=False) else 1
+
+
+def give_threads_back() -> None:
+    """Let the next kernel have the threads."""
+    _one_parallel_kernel.release()
+
+
 _POWERS = {1.0: "1", 2.0: "2"}
 
 
@@ -71,13 +83,13 @@ def kernel_for(operation: str, chain: bool, rho: str, narrow: bool) -> Kernel:
 
 def launch(key: tuple[Any, ...], n_elements: int, *args: Any) -> int:
     """Run the kernel of a key (see `_serial`); `n_elements` measures the work."""
-    alone = n_elements < PARALLEL_FROM or _forked or (n_threads := numba.get_num_threads()) == 1
-    if alone or not _one_parallel_kernel.acquire(blocking=False):
-        return _serial(*key)(0, 1, *args)  # type: ignore[no-any-return]
+    n_threads = take_threads(n_elements >= PARALLEL_FROM)
+    if n_threads == 1:
+        return _serial(*key)(0, 1, *args)  # type: ignore[no-any-return]  # Numba has no types
     try:
         return _parallel(*key)(n_threads, *args)  # type: ignore[no-any-return]
     finally:
-        _one_parallel_kernel.release()
+        give_threads_back()
 
 
 def run(

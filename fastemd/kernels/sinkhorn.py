@@ -10,7 +10,6 @@ All helpers live in this file, and its content is the key of Numba's cache.
 import functools
 import math
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import from_dtype, njit, prange, types
@@ -246,18 +245,16 @@ def _copy_of(function, qualname):
 def _launch(name, nanoseconds, *args):
     """Run a kernel over all rows of its first argument, on one thread or, if it pays, on all.
 
-    The rules are those of `fastemd.kernels.launch`: one parallel kernel at a time in the process,
-    none in a forked child. `nanoseconds` is about what one thread takes.
+    `nanoseconds` is about what one thread takes.
     """
-    threads = nanoseconds >= PARALLEL_FROM and not kernels._forked and numba.get_num_threads() > 1
-    lock, char = kernels._one_parallel_kernel, args[0].dtype.char
-    if not threads or not lock.acquire(blocking=False):
+    char = args[0].dtype.char
+    if kernels.take_threads(nanoseconds >= PARALLEL_FROM) == 1:
         _compiled(name, char, False)(*args)
         return
     try:
         _compiled(name, char, True)(*args)
     finally:
-        lock.release()
+        kernels.give_threads_back()
 
 
 def divide(mass, sums, scaling, error):
