@@ -40,9 +40,16 @@ def _transposed_square(builder, vectors):
 
 
 def _to_columns(builder, rows):
-    """WIDTH vectors with a lane for every row; rows are one, or come in squares."""
+    """A vector with a lane for every row, for every column; rows are few or come in squares."""
+    width = rows[0].type.count
     if len(rows) == 1:
-        return [_shuffle(builder, rows[0], rows[0], [k]) for k in range(WIDTH)]
+        return [_shuffle(builder, rows[0], rows[0], [k]) for k in range(width)]
+    if width == 1:
+        lanes = ir.Constant(ir.VectorType(F64, len(rows)), ir.Undefined)
+        for i, row in enumerate(rows):
+            number = builder.extract_element(row, I32(0))
+            lanes = builder.insert_element(lanes, number, I32(i))
+        return [lanes]
     squares = [
         _transposed_square(builder, rows[first : first + WIDTH])
         for first in range(0, len(rows), WIDTH)
@@ -101,44 +108,32 @@ def _difference(builder, rows, less, row, column, element, count):
     )
 
 
-@intrinsic
-def read_block(typingctx, rows, less, column, like):
-    """The lanes of WIDTH columns of `rows`, less those of other rows or less a number per lane."""
-    lanes = rows.lanes
-    by_lane = isinstance(less, LanesType)
+def _reader(width, pack):
+    @intrinsic
+    def read(typingctx, rows, less, column, like):
+        lanes, by_lane = rows.lanes, isinstance(less, LanesType)
 
-    def codegen(context, builder, sig, args):
-        element = context.get_data_type(sig.args[3])
-        others = None if by_lane else args[1]
-        numbers = [
-            _difference(builder, args[0], others, row, args[2], element, WIDTH)
-            for row in range(lanes.count)
-        ]
-        columns = _to_columns(builder, numbers)
-        if by_lane:
-            columns = [builder.fsub(column, args[1]) for column in columns]
-        return cgutils.pack_array(builder, columns)
+        def codegen(context, builder, sig, args):
+            element = context.get_data_type(sig.args[3])
+            others = None if by_lane else args[1]
+            numbers = [
+                _difference(builder, args[0], others, row, args[2], element, width)
+                for row in range(lanes.count)
+            ]
+            columns = _to_columns(builder, numbers)
+            if by_lane:
+                columns = [builder.fsub(column, args[1]) for column in columns]
+            return cgutils.pack_array(builder, columns) if pack else columns[0]
 
-    return types.UniTuple(lanes, WIDTH)(rows, less, types.intp, like), codegen
+        result = types.UniTuple(lanes, width) if pack else lanes
+        return result(rows, less, types.intp, like), codegen
+
+    return read
 
 
-@intrinsic
-def read_column(typingctx, rows, less, column, like):
-    """The same for one column."""
-    lanes = rows.lanes
-    by_lane = isinstance(less, LanesType)
-
-    def codegen(context, builder, sig, args):
-        element = context.get_data_type(sig.args[3])
-        others = None if by_lane else args[1]
-        result = ir.Constant(lanes.vector, ir.Undefined)
-        for row in range(lanes.count):
-            number = _difference(builder, args[0], others, row, args[2], element, 1)
-            number = builder.extract_element(number, I32(0))
-            result = builder.insert_element(result, number, I32(row))
-        return builder.fsub(result, args[1]) if by_lane else result
-
-    return lanes(rows, less, types.intp, like), codegen
+# The lanes of WIDTH columns, or of one, of `rows`, less those of other rows or a number per lane.
+read_block = _reader(WIDTH, pack=True)
+read_column = _reader(1, pack=False)
 
 
 @intrinsic
