@@ -1,5 +1,6 @@
 """The Sinkhorn distance (Algorithm 1 of Martinez et al.): a reference that is slow on purpose."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,6 +156,24 @@ class _Progress:
         self.active = self.active[going]
         return going
 
+    def iterate(self, step: Callable[..., None], *state: Array) -> Array:
+        """Let `step` work on the arrays of `state`, a row for each active one, until none is.
+
+        Returns the first array's rows as they were when each came to its end; `step` leaves the
+        error in the last.
+        """
+        at_end = np.empty_like(state[0])
+        for iteration in range(1, self.max_iter + 1):
+            active = self.active
+            if not active.size:
+                break
+            step(*state)
+            going = self.after(iteration, state[-1])
+            if going is not None:
+                at_end[active[~going]] = state[0][~going]
+                state = tuple(array[going] for array in state)
+        return at_end
+
     def report(self, value: Array, grad: Array) -> dict[str, Array]:
         """The fields of the result; a row without a value has failed at last."""
         self.error[~np.isfinite(value)] = np.nan
@@ -172,26 +191,22 @@ def _as_printed(given: Pairs, lam: float, max_iter: int, tol: float) -> dict[str
     """Algorithm 1, for all rows that still go on at once."""
     p, q, cost, _ = given
     kernel = np.exp(-lam * cost - 1)
-    u, u_at_end = np.ones_like(p), np.ones_like(p)
-    sums, v, error, nothing = np.empty_like(p), np.empty_like(p), np.empty(len(p)), np.empty(0)
-    progress = _Progress(len(p), max_iter, tol)
-    for iteration in range(1, max_iter + 1):
-        active = progress.active
-        if not active.size:
-            break
+    nothing = np.empty(0)
+
+    def step(u: Array, p: Array, q: Array, sums: Array, v: Array, error: Array) -> None:
         np.matmul(u, kernel, out=sums)
         divide(q, sums, v, nothing)
         np.matmul(v, kernel.T, out=sums)
         divide(p, sums, u, error)
-        going = progress.after(iteration, error)
-        if going is not None:
-            u_at_end[active[~going]] = u[~going]
-            p, q, u, sums, v, error = (array[going] for array in (p, q, u, sums, v, error))
+
+    progress = _Progress(len(p), max_iter, tol)
+    buffers = np.empty_like(p), np.empty_like(p), np.empty(len(p))
+    u_at_end = progress.iterate(step, np.ones_like(p), p, q, *buffers)
 
     sums, v, grad = np.empty_like(u_at_end), np.empty_like(u_at_end), np.empty_like(u_at_end)
     value = np.empty(len(grad), grad.dtype)
     np.matmul(u_at_end, kernel, out=sums)
-    divide(given.q, sums, v, nothing)
+    divide(q, sums, v, nothing)
     np.matmul(v, (kernel * cost).T, out=sums)
     finish(u_at_end, sums, lam, value, grad)
     return progress.report(value, grad)
@@ -200,34 +215,31 @@ def _as_printed(given: Pairs, lam: float, max_iter: int, tol: float) -> dict[str
 def _with_logarithms(given: Pairs, lam: float, max_iter: int, tol: float) -> dict[str, Array]:
     """The same iterations on ``phi = log(u)`` and ``psi = log(v)``."""
     p, q, cost = (array.astype(np.float64, copy=False) for array in given[:3])
-    all_of_q = q
     exponents = lam * cost + 1.0
     back = np.ascontiguousarray(exponents.T)
     kernel = np.exp(-exponents)
     kernel[kernel < FLUSH] = 0.0
-    phi, at_end = np.zeros_like(p), np.zeros_like(p)
-    scaling, shift = _scaled(phi)
-    psi, sums, error, nothing = np.empty_like(p), np.empty_like(p), np.empty(len(p)), np.empty(0)
-    progress = _Progress(len(p), max_iter, tol)
-    for iteration in range(1, max_iter + 1):
-        active = progress.active
-        if not active.size:
-            break
+    nothing = np.empty(0)
+
+    def step(
+        phi: Array, p: Array, q: Array, psi: Array, sums: Array, scaling: Array, shift: Array,
+        error: Array,
+    ) -> None:  # fmt: skip
         np.matmul(scaling, kernel, out=sums)
         log_divide(q, sums, shift, phi, back, psi, scaling, shift, nothing)
         np.matmul(scaling, kernel.T, out=sums)
         log_divide(p, sums, shift, psi, exponents, phi, scaling, shift, error)
-        going = progress.after(iteration, error)
-        if going is not None:
-            at_end[active[~going]] = phi[~going]
-            p, q, phi, psi, sums = (array[going] for array in (p, q, phi, psi, sums))
-            scaling, shift, error = scaling[going], shift[going], error[going]
+
+    progress = _Progress(len(p), max_iter, tol)
+    phi = np.zeros_like(p)
+    buffers = np.empty_like(p), np.empty_like(p), *_scaled(phi), np.empty(len(p))
+    at_end = progress.iterate(step, phi, p, q, *buffers)
 
     phi, psi, sums, grad = at_end, *(np.empty_like(at_end) for _ in range(3))
     value = np.empty(len(phi))
     scaling, shift = _scaled(phi)
     np.matmul(scaling, kernel, out=sums)
-    log_divide(all_of_q, sums, shift, phi, back, psi, scaling, shift, nothing)
+    log_divide(q, sums, shift, phi, back, psi, scaling, shift, nothing)
     np.matmul(scaling, (kernel * cost).T, out=sums)
     trust = cost.shape[0] * TRUST * cost.max()
     log_finish(phi, psi, shift, sums, exponents, cost, trust, lam, value, grad)
