@@ -20,8 +20,8 @@ def nothing(char: str) -> Array:
     return np.empty((1, 1, 0), char)
 
 
-def unwrap(name: str, value: object, n_bins: int) -> Array:
-    """The argument `name` as an array (..., n_bins) of real numbers, no copy if it is one."""
+def real(name: str, value: object) -> Array:
+    """The argument `name` as an array of real numbers, no copy if it is one."""
     if isinstance(value, np.ma.MaskedArray):
         validation.not_an_array(name, value, "; fill the masked entries first")
     try:
@@ -30,6 +30,12 @@ def unwrap(name: str, value: object, n_bins: int) -> Array:
         validation.not_an_array(name, value)
     if array.dtype.kind not in "fiub":
         validation.not_an_array(name, array if isinstance(value, np.ndarray) else value)
+    return array
+
+
+def unwrap(name: str, value: object, n_bins: int) -> Array:
+    """The same, of shape (..., n_bins)."""
+    array = real(name, value)
     validation.check_bins_axis(name, array.shape, n_bins)
     return array
 

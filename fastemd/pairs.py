@@ -26,12 +26,15 @@ def checked(
 ) -> Pairs:
     """The arguments as arrays of `dtype`, by default of the type they call for, or an error."""
     given = None if dtype is None else validation.check_dtype(dtype)
-    is_space = isinstance(cost, GroundSpace)
-    matrix = cost.cost_matrix() if isinstance(cost, GroundSpace) else validation.check_cost(cost)
+    if isinstance(cost, GroundSpace):
+        matrix, deciding = cost.cost_matrix(), []
+    else:
+        matrix = arrays.real("cost", cost)
+        validation.check_cost(matrix)
+        deciding = [matrix]
     inputs = {name: arrays.unwrap(name, value, len(matrix)) for name, value in (("p", p), ("q", q))}
     batch = arrays.batch_shape(inputs)
-    deciding = [*inputs.values()] if is_space else [*inputs.values(), matrix]
-    result_type = given or arrays.result_type(deciding)
+    result_type = given or arrays.result_type([*inputs.values(), *deciding])
     check_masses(inputs, batch)
     shape = math.prod(batch), len(matrix)
     p_rows, q_rows = (

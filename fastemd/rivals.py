@@ -88,7 +88,7 @@ def with_dense_blas(space: GroundSpace, p: Array, q: Array, rho: float) -> Run:
 
 def with_torch(space: GroundSpace, p: Array, q: Array, rho: float) -> Run:
     """The usual loss in torch, forward and backward: cumsum on a chain, else a dense product."""
-    torch = _module("torch")
+    torch = installed("torch")
     lengths = space.weight[:-1] if isinstance(space, Chain) else ancestor_matrix(space)[1]
     weight = torch.from_numpy(lengths.astype(p.dtype))
     if not isinstance(space, Chain):
@@ -110,7 +110,7 @@ def with_torch(space: GroundSpace, p: Array, q: Array, rho: float) -> Run:
 
 def with_pot(space: GroundSpace, p: Array, q: Array, rho: float) -> Run:
     """POT's exact solver, a pair at a time; its dual potentials are a gradient."""
-    ot = _module("ot")
+    ot = installed("ot")
     if rho != 1 or p.size > 10_000:
         raise NotImplementedError("it knows the distance itself, and takes 0.1 s for 1000 bins")
     cost = space.cost_matrix()
@@ -123,7 +123,8 @@ def with_pot(space: GroundSpace, p: Array, q: Array, rho: float) -> Run:
     return run
 
 
-def _module(name: str) -> Any:
+def installed(name: str) -> Any:
+    """A module, if it is installed, else NotImplementedError."""
     try:
         return importlib.import_module(name)
     except ImportError:

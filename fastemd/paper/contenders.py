@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd.rivals import Run, _module
+from fastemd.rivals import Run, installed
 from fastemd.sinkhorn import sinkhorn
 
 Array = NDArray[Any]
@@ -30,7 +30,7 @@ def with_fastemd(p: Array, q: Array, cost: Array, lam: float, n_iter: int) -> Ru
 
 def with_torch(p: Array, q: Array, cost: Array, lam: float, n_iter: int) -> Run:
     """The loop that everyone writes, with torch's products."""
-    torch = _module("torch")
+    torch = installed("torch")
     mass, target, costs = (torch.from_numpy(array) for array in (p, q, cost))
 
     def run() -> tuple[Array, Array]:
@@ -48,7 +48,7 @@ def with_torch(p: Array, q: Array, cost: Array, lam: float, n_iter: int) -> Run:
 
 def with_pot(p: Array, q: Array, cost: Array, lam: float, n_iter: int) -> Run:
     """POT's `sinkhorn`, a pair at a time, since its batches share one of the two histograms."""
-    ot = _module("ot")
+    ot = installed("ot")
 
     def run() -> tuple[Array, Array]:
         values, grads = [], []
@@ -64,7 +64,7 @@ def with_pot(p: Array, q: Array, cost: Array, lam: float, n_iter: int) -> Run:
 
 def with_pot_batch(p: Array, q: Array, cost: Array, lam: float, n_iter: int) -> Run:
     """POT's `sinkhorn` for a batch with one target, `q`'s only row."""
-    ot = _module("ot")
+    ot = installed("ot")
     if not (q == q[:1]).all():
         raise NotImplementedError("POT's batches share one of the two histograms")
     target, predictions, back = q[0].copy(), np.ascontiguousarray(p.T), cost.T.copy()
