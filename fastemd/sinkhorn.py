@@ -120,9 +120,9 @@ def sinkhorn(
     >>> failed.value, failed.converged, failed.n_iter
     (np.float64(nan), np.False_, np.int64(2))
     """
-    lam = validation.check_lam(lam)
+    lam = validation.check_amount("lam", lam, zero=False)
     max_iter = validation.check_count("max_iter", max_iter)
-    tol = validation.check_tol(tol)
+    tol = validation.check_amount("tol", tol, zero=True)
     validation.check_choice("method", method, METHODS)
     given = pairs.checked(p, q, cost, dtype)
     solve = _as_printed if method == "paper" else _with_logarithms

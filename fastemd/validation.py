@@ -141,6 +141,8 @@ def blame(
 def check_cost(matrix: Array) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ValueError(f"cost: expected a square matrix (N, N), got shape {matrix.shape}")
+    if matrix.min() >= 0 and matrix.max() < np.inf:
+        return
     for bad in np.argwhere(~np.isfinite(matrix))[:1]:
         raise ValueError(f"cost: not finite, {matrix[tuple(bad)]} from bin {bad[0]} to {bad[1]}")
     for bad in np.argwhere(matrix < 0)[:1]:
@@ -160,20 +162,18 @@ def check_dtype(dtype: object) -> np.dtype[Any]:
     return wanted.newbyteorder("=")  # type: ignore[no-any-return]
 
 
-def check_lam(lam: object) -> float:
-    if isinstance(lam, bool) or not isinstance(lam, numbers.Real):
-        raise TypeError(f"lam: expected a number > 0, got {_kind(lam)}")
-    if not 0.0 < float(lam) < np.inf:
-        raise ValueError(f"lam: expected a finite number > 0, got {lam}")
-    return float(lam)
-
-
-def check_tol(tol: object) -> float:
-    if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
-        raise TypeError(f"tol: expected a number >= 0, got {_kind(tol)}")
-    if not 0.0 <= float(tol) < np.inf:
-        raise ValueError(f"tol: expected a finite number >= 0, got {tol}")
-    return float(tol)
+def check_amount(name: str, value: object, *, zero: bool) -> float:
+    """A finite number > 0 or, with `zero`, >= 0, as a float."""
+    wanted = "number >= 0" if zero else "number > 0"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a {wanted}, got {_kind(value)}")
+    try:
+        amount = float(value)
+    except OverflowError:
+        amount = np.inf
+    if not 0.0 <= amount < np.inf or (amount == 0.0 and not zero):
+        raise ValueError(f"{name}: expected a finite {wanted}, got {amount}")
+    return amount
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

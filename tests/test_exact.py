@@ -70,10 +70,13 @@ BAD = [
     ({"q": [0, np.nan, 1]}, ValueError, r"q is not finite, nan at bin 1"),
     ({"q": [0, 0, 1.1]}, ValueError, r"unequal masses"),
     ({"p": [1e308] * 3, "q": [1e308] * 3}, ValueError, r"beyond the range"),
+    ({"p": [1e308] * 3, "q": [1e308, 0, 0]}, ValueError, r"beyond the range"),
+    ({"p": [np.inf, 0, 0]}, ValueError, r"p is not finite, inf at bin 0"),
     ({"p": None}, TypeError, r"p: expected an array"),
 ]
 BAD_FOR_SINKHORN = [
     ({"lam": 0}, ValueError, r"lam: expected a finite number > 0, got 0"),
+    ({"lam": 10**400}, ValueError, r"lam: expected a finite number > 0, got inf"),
     ({"lam": -1.0}, ValueError, r"lam: .*-1.0"),
     ({"lam": np.inf}, ValueError, r"lam: .*inf"),
     ({"lam": np.nan}, ValueError, r"lam: .*nan"),
