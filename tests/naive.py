@@ -244,13 +244,30 @@ def _ratio(mass, sums):
 
 
 def log_sinkhorn(p, q, cost, lam, n_iter):
-    """The same on logarithms; the value, the gradient and the plan."""
-    with np.errstate(divide="ignore"):
+    """The same on logarithms; the value, the gradient and the plan.
+
+    A large lambda is gone up to in stages: twice as large each, till the plan misses p by 1e-4 or
+    its share of the iterations is used up. A stage starts on the line through the last two ends.
+    """
+    lams = [lam]
+    while lam * cost.max() > 700 and lams[0] * cost.max() > 100:
+        lams = [lams[0] / 2, *lams]
+    ends, done = [(-1.0, np.zeros(len(p))), (0.0, np.zeros(len(p)))], 0
+    with np.errstate(divide="ignore", invalid="ignore"):
         log_p, log_q = np.log(p), np.log(q)
-    phi = np.zeros_like(log_p)
-    for _ in range(n_iter):
-        psi = log_q - logsumexp(phi[:, None] - lam * cost - 1, axis=0)
-        phi = log_p - logsumexp(psi[None, :] - lam * cost - 1, axis=1)
+        for stage, lam in enumerate(lams, 1):
+            (lam_0, phi_0), (lam_1, phi_1) = ends[-2:]
+            phi = phi_1 + (phi_1 - phi_0) / (lam_1 - lam_0) * (lam - lam_1)
+            phi = np.where(phi_1 == -np.inf, -np.inf, phi)
+            while done < n_iter * stage // len(lams):
+                psi = log_q - logsumexp(phi[:, None] - lam * cost - 1, axis=0)
+                log_sums = logsumexp(psi[None, :] - lam * cost - 1, axis=1)
+                missed = np.abs(np.exp(phi + log_sums) - p).sum() / p.sum()
+                phi = log_p - log_sums
+                done += 1
+                if missed <= 1e-4 and stage < len(lams):
+                    break
+            ends.append((lam, phi))
     psi = log_q - logsumexp(phi[:, None] - lam * cost - 1, axis=0)
     plan = np.exp(phi[:, None] + psi[None, :] - lam * cost - 1)
     return (plan * cost).sum(), phi / lam, plan

@@ -46,13 +46,15 @@ def test_sinkhorn__does_what_the_algorithm_says(method, n_iter, lam, rng):
     assert not comp.converged.any()
 
 
+@pytest.mark.parametrize("n_iter", [1, 25, 600])
 @pytest.mark.parametrize("lam", [0.1, 100, 1e3, 1e5])
-def test_sinkhorn__in_the_log_domain_takes_any_lambda(lam, rng):
+def test_sinkhorn__in_the_log_domain_takes_any_lambda(lam, n_iter, rng):
     p, q, cost = _problem(rng, n=30)
-    comp = fastemd.sinkhorn(p, q, cost, lam=lam, max_iter=25, method="log")
-    ref = [naive.log_sinkhorn(a, b, cost, lam, 25)[:2] for a, b in zip(p, q, strict=True)]
+    comp = fastemd.sinkhorn(p, q, cost, lam=lam, max_iter=n_iter, method="log")
+    ref = [naive.log_sinkhorn(a, b, cost, lam, n_iter)[:2] for a, b in zip(p, q, strict=True)]
     assert_close(comp.value, [value for value, _ in ref], rtol=1e-14 * max(lam, 100))
     np.testing.assert_allclose(comp.grad, [grad for _, grad in ref], rtol=1e-11, atol=1e-13)
+    np.testing.assert_array_equal(comp.n_iter, n_iter)
 
 
 @pytest.mark.parametrize("n_iter", [1, 4])
@@ -192,6 +194,59 @@ def test_sinkhorn__at_large_lambda_is_the_exact_distance(kind, seed):
     assert comp.converged.all(), comp.error
     np.testing.assert_allclose(comp.value, ref, rtol=1e-6)
     np.testing.assert_allclose(fastemd.exact_emd(p, q, cost)[0], ref, rtol=1e-9)
+
+
+@pytest.mark.parametrize("finest", [False, True])
+def test_sinkhorn__of_continuous_costs_at_large_lambda_is_the_exact_distance(finest):
+    """50 problems. The entropy makes a plan dearer by at most log(N) / lam: lam follows from it."""
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        p, q = rng.dirichlet(np.ones(8), 2)
+        cost = rng.random((8, 8))
+        ref = naive.linear_programme(p, q, cost)
+        lam = 1e300 if finest else np.log(8) / (5e-7 * ref)
+        comp = fastemd.sinkhorn(p, q, cost, lam=lam, max_iter=40_000, tol=1e-8, method="log")
+        assert comp.converged, comp
+        np.testing.assert_allclose(comp.value, ref, rtol=1e-6)
+        np.testing.assert_allclose(fastemd.exact_emd(p, q, cost)[0], ref, rtol=1e-9)
+
+
+def test_sinkhorn__rows_go_through_the_stages_by_themselves(rng):
+    p, q, cost = _problem(rng, n_rows=20)
+    keywords = {"lam": 5e4, "max_iter": 3000, "tol": 1e-3, "method": "log"}
+    comp = fastemd.sinkhorn(p, q, cost, **keywords)
+    assert np.unique(comp.n_iter).size > 10
+    for row, (a, b) in enumerate(zip(p, q, strict=True)):
+        alone = fastemd.sinkhorn(a, b, cost, **keywords)
+        assert alone.n_iter == comp.n_iter[row]
+        assert_close(alone.value, comp.value[row], rtol=1e-9)
+        np.testing.assert_allclose(alone.grad, comp.grad[row], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("lam", [3.0, 350.0, 690.0, 30_000.0])
+@pytest.mark.parametrize("mass", [1e-300, 1e300])
+@pytest.mark.parametrize("unit", [1e-290, 1.0, 1e290])
+def test_sinkhorn__in_the_log_domain_any_units_do(lam, mass, unit, rng):
+    p, q, cost = _problem(rng)
+    keywords = {"max_iter": 300, "method": "log"}
+    ref = fastemd.sinkhorn(p, q, cost, lam=lam, **keywords)
+    if mass * unit > 1e300:  # the value as such would be beyond all numbers
+        mass = 1.0
+    comp = fastemd.sinkhorn(p * mass, q * mass, cost * unit, lam=lam / unit, **keywords)
+    np.testing.assert_allclose(comp.error, ref.error, rtol=1e-6, atol=1e-9)
+    assert_close(comp.value, ref.value * mass * unit, rtol=1e-8)
+    grad, ref_grad = (_centred(np.delete(x, 3, axis=-1)) for x in (comp.grad / unit, ref.grad))
+    np.testing.assert_allclose(grad, ref_grad, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("lam", [1e-300, 1.0, 1e4, 1e300])
+@pytest.mark.parametrize("n", [1, 4])
+def test_sinkhorn__in_the_log_domain_needs_no_costs(lam, n):
+    p, q = np.full(n, 1 / n), np.eye(n)[0]
+    comp = fastemd.sinkhorn(p, q, np.zeros((n, n)), lam=lam, tol=1e-12, method="log")
+    assert comp.value == 0.0
+    assert comp.converged
+    np.testing.assert_allclose(_centred(comp.grad), 0.0, atol=1e-12)
 
 
 @each_method

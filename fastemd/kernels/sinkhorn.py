@@ -35,6 +35,7 @@ FAST = {"nsz", "contract", "reassoc"}
 
 LOG2_E, LN2, LN2_REST = 1.4426950408889634, 0.6931471805599453, 2.3190468138462996e-17
 LOWEST = -700.0  # exp of less is taken as 0
+HIGHEST = 709.78  # exp of it is the largest number but for 0.2 %
 
 
 def _of_llvm(name, n_arguments):
@@ -179,9 +180,10 @@ def _log_divide(mass, sums, shift, other, exponents, potential, scaling, new_shi
             scaling[b, k] = factor if factor > FLUSH else 0.0
 
 
-def _log_finish(phi, psi, shift, costs, exponents, cost, trust, lam, value, grad):
-    """As `finish`; `costs` are those of ``exp(psi - shift)``, sums below `trust` are done anew."""
+def _log_finish(phi, psi, shift, costs, exponents, cost, lam, value, grad):
+    """As `finish`, for a `cost` of at most 1; `costs` are those of ``exp(psi - shift)``."""
     n_rows, n_bins = phi.shape
+    trust = n_bins * TRUST
     for b in prange(n_rows):
         total = 0.0
         for k in range(n_bins):
@@ -189,11 +191,11 @@ def _log_finish(phi, psi, shift, costs, exponents, cost, trust, lam, value, grad
             if phi[b, k] == -np.inf:
                 continue
             if costs[b, k] > trust:
-                total += math.exp(phi[b, k] + shift[b]) * costs[b, k]
+                total += math.exp(phi[b, k] + shift[b] + math.log(costs[b, k]))
             else:
                 for j in range(n_bins):
                     # No entry of the plan is larger than the masses, but for rounding.
-                    mass = math.exp(min(phi[b, k] + psi[b, j] - exponents[k, j], 700.0))
+                    mass = math.exp(min(phi[b, k] + psi[b, j] - exponents[k, j], HIGHEST))
                     total += mass * cost[k, j]
         value[b] = total
 
@@ -209,7 +211,7 @@ def _signature(name, dtype):
         "divide": types.void(rows, rows, rows, row),
         "finish": types.void(rows, rows, lam, types.Array(number, 1, "C"), rows),
         "log_divide": types.void(rows, rows, row, rows, rows, rows, rows, row, row),
-        "log_finish": types.void(rows, rows, row, rows, rows, rows, lam, lam, row, rows),
+        "log_finish": types.void(rows, rows, row, rows, rows, rows, lam, row, rows),
     }[name]
 
 
@@ -276,7 +278,8 @@ def log_divide(mass, sums, shift, other, exponents, potential, scaling, new_shif
     _launch("log_divide", time, *arguments)
 
 
-def log_finish(phi, psi, shift, costs, exponents, cost, trust, lam, value, grad):
+def log_finish(phi, psi, shift, costs, exponents, cost, lam, value, grad):
     """See `_log_finish`."""
-    time = 20 * phi.size + 10 * phi.shape[1] * np.count_nonzero(costs <= trust)
-    _launch("log_finish", time, phi, psi, shift, costs, exponents, cost, trust, lam, value, grad)
+    n_bins = phi.shape[1]
+    time = 20 * phi.size + 10 * n_bins * np.count_nonzero(costs <= n_bins * TRUST)
+    _launch("log_finish", time, phi, psi, shift, costs, exponents, cost, lam, value, grad)
