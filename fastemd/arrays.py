@@ -2,8 +2,9 @@
 
 import functools
 import math
-from collections.abc import Collection, Iterable
-from typing import Any
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,64 @@ Array = NDArray[Any]
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
+class Library(NamedTuple):
+    """Whose arrays a call was given; all of them are on the CPU."""
+
+    name: str
+    view: Callable[[Any], Array]  # one of its arrays as NumPy's, of the same memory
+    take: Callable[[Array], Any]  # the way back
+    alignment: int = 1  # of memory that it takes without a copy, in bytes
+
+
+NUMPY = Library("numpy", np.asarray, lambda result: result[()])  # a scalar if it has no axes
+
+
+def library_of(values: Mapping[str, object]) -> Library:
+    """The library that all arguments come from; what is no array yet counts as NumPy's."""
+    first: Library | None = None
+    for value in values.values():
+        library = _library(value)
+        if first is not None and library.name != first.name:
+            validation.mixed_libraries({name: _library(x).name for name, x in values.items()})
+        first = library
+    return first or NUMPY
+
+
+def _library(value: Any) -> Library:
+    known = _known_library(type(value))  # type: ignore[arg-type]  # classes are hashable
+    if known is not None:
+        return known
+    if not hasattr(value, "__array_namespace__"):
+        return Library("numpy", np.from_dlpack, NUMPY.take)
+    namespace = value.__array_namespace__()
+    return Library(namespace.__name__.partition(".")[0], np.from_dlpack, namespace.from_dlpack)
+
+
+@functools.lru_cache
+def _known_library(cls: type) -> Library | None:
+    """None if it depends on more than the type."""
+    if issubclass(cls, np.ndarray) or not hasattr(cls, "__dlpack__"):
+        return NUMPY
+    roots = {base.__module__.partition(".")[0] for base in cls.__mro__}
+    if "torch" in roots:
+        torch = sys.modules["torch"]
+        # 0.7 us where np.from_dlpack takes 2.4, and refuses what has the lazy minus of
+        # `Tensor.is_neg`, which DLPack does not carry.
+        return Library("torch", torch.Tensor.numpy, torch.from_numpy)
+    if not roots.isdisjoint({"jax", "jaxlib"}):
+        from jax.dlpack import from_dlpack  # is there, the array brought it
+
+        return Library("jax", np.from_dlpack, from_dlpack, alignment=64)
+    return None
+
+
+def _view(name: str, value: Any, library: Library) -> Array:
+    try:
+        return library.view(value)
+    except Exception as error:  # each library has its own
+        validation.not_readable(name, value, str(error))
+
+
 @functools.cache
 def nothing(char: str) -> Array:
     """No rows of a type known by its character, where a kernel may get some."""
@@ -22,12 +81,17 @@ def nothing(char: str) -> Array:
 
 def real(name: str, value: object) -> Array:
     """The argument `name` as an array of real numbers, no copy if it is one."""
-    if isinstance(value, np.ma.MaskedArray):
-        validation.not_an_array(name, value, "; fill the masked entries first")
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError):
-        validation.not_an_array(name, value)
+    library = _library(value)
+    if library is NUMPY:
+        if isinstance(value, np.ma.MaskedArray):
+            validation.not_an_array(name, value, "; fill the masked entries first")
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError):
+            validation.not_an_array(name, value)
+    else:
+        plain = value.resolve_neg() if library.name == "torch" else value  # type: ignore[attr-defined]
+        array = _view(name, plain, library)
     if array.dtype.kind not in "fiub":
         validation.not_an_array(name, array if isinstance(value, np.ndarray) else value)
     return array
@@ -100,19 +164,26 @@ def as_rows(arrays: list[Array], batch: tuple[int, ...], dtype: np.dtype[Any]) -
     return [a.reshape(1, n_rows, a.shape[-1]) for a in spread]
 
 
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], alignment: int) -> Array:
+    """Memory for a result, aligned to so many bytes."""
+    if alignment == 1:
+        return np.empty(shape, dtype)
+    raw = np.empty(math.prod(shape) * dtype.itemsize + alignment, np.uint8)
+    return np.ndarray(shape, dtype, raw, -raw.__array_interface__["data"][0] % alignment)
+
+
+def writable(name: str, out: Any, library: Library) -> Any:
+    """The user's `out` as a NumPy array of the same memory; it must be one of `library`'s."""
+    own = _library(out)
+    if own.name != library.name:
+        validation.mixed_libraries({"p": library.name, name: own.name})
+    return out if own is NUMPY else _view(name, out, own)
+
+
 def can_hold(out: Array, inputs: Iterable[Array]) -> bool:
     """Whether a kernel can write to `out` while it reads the inputs."""
     plain = type(out) is np.ndarray and out.flags.c_contiguous and out.flags.aligned
     return plain and not any(np.may_share_memory(out, array) for array in inputs)
-
-
-def deliver(result: Array, out: Array | None) -> Array:
-    """The result, in `out` if the user gave one; a scalar if it has no axes."""
-    if out is None:
-        return result[()]
-    if out is not result:
-        out[...] = result
-    return out
 
 
 def _native_rows(array: Array, dtype: np.dtype[Any]) -> Array:

@@ -26,10 +26,15 @@ class Call:
         self.space = space
         self.rho = validation.check_rho(rho)
         self.inputs: dict[str, Array] = inputs
+        self.library = arrays.NUMPY
         self.rows = arrays.ready_rows(inputs.values(), space.n_bins)
         if self.rows is None:
+            self.library = arrays.library_of(inputs)
             for name, value in inputs.items():
                 inputs[name] = arrays.unwrap(name, value, space.n_bins)
+            if self.library is not arrays.NUMPY:
+                self.rows = arrays.ready_rows(inputs.values(), space.n_bins)
+        if self.rows is None:
             self.batch = arrays.batch_shape(inputs)
             self.dtype = arrays.result_type(inputs.values())
         else:
@@ -38,19 +43,28 @@ class Call:
         if validate:
             others = (inputs["q"].dtype.char,) if "q" in inputs else ()
             self.tolerance = validation.mass_tolerance(inputs["p"].dtype.char, *others)
-        self.outs: list[Array] = []  # what the user gave to compute into
+        self.outs: dict[int, Array] = {}  # the memory of what the user gave, by its id
 
-    def target(self, name: str, out: Array | None, *columns: int) -> Array:
+    def target(self, name: str, out: Any, *columns: int) -> Array:
         """Where to compute (*batch, *columns): in the user's `out` if that is possible."""
         shape = (*self.batch, *columns)
         if out is not None:
-            validation.check_out(name, out, shape, self.dtype)
-            if any(np.may_share_memory(out, other) for other in self.outs):
+            given: Array = arrays.writable(name, out, self.library)
+            validation.check_out(name, given, shape, self.dtype)
+            if any(np.may_share_memory(given, other) for other in self.outs.values()):
                 validation.outs_overlap()
-            self.outs.append(out)
-            if arrays.can_hold(out, self.inputs.values()):
-                return out
-        return np.empty(shape, self.dtype)
+            self.outs[id(out)] = given
+            if arrays.can_hold(given, self.inputs.values()):
+                return given
+        return arrays.empty(shape, self.dtype, self.library.alignment)
+
+    def deliver(self, result: Array, out: Any) -> Any:
+        """The result as the user's kind of array, or in `out` if there is one."""
+        if out is None:
+            return self.library.take(result)
+        if self.outs[id(out)] is not result:
+            self.outs[id(out)][...] = result
+        return out
 
     def run(
         self,
@@ -78,7 +92,11 @@ class Call:
         values = nothing[0, 0] if value is None else value.reshape(n_rows)
         columns = nothing if rows is None else rows.reshape(*p.shape[:2], rows.shape[-1])
         tolerance, bad = self.tolerance, n_rows
-        if self.outs and tolerance >= 0.0 and any(out is value or out is rows for out in self.outs):
+        if (
+            self.outs
+            and tolerance >= 0.0
+            and any(out is value or out is rows for out in self.outs.values())
+        ):
             nowhere = nothing[0, 0], nothing
             bad = kernels.run("check", plan, (p, q, v), 1.0, *nowhere, True, tolerance)
             tolerance = -1.0

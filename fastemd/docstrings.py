@@ -11,7 +11,8 @@ _SHARED = {
         p, q : array_like, (..., N)
             Histograms over the N bins of `space`: finite, >= 0 and of equal mass. Leading axes
             broadcast. float32 arrays give float32 results (with float64 sums inside), every
-            other real type gives float64.
+            other real type gives float64. All arrays of a call come from one library, NumPy or
+            any with DLPack (PyTorch, JAX, ...), and so do the results, without a copy.
         space : Chain or Tree
             The ground space.
     """,
@@ -21,8 +22,9 @@ _SHARED = {
             relative. It is not the p of the Wasserstein-p distance.
     """,
     "out": """
-        out : ndarray, optional
-            Where to write the result, of its shape and dtype. On an error nothing is written.
+        out : array, optional
+            Where to write the result, of its shape and dtype and from the library of `p`. On an
+            error nothing is written.
     """,
     "project": """
         project : bool
@@ -42,7 +44,8 @@ _SHARED = {
             finite, `out` has another shape or is read-only, or a histogram is bad; the message
             names the row.
         TypeError
-            If an argument is of another kind, or `out` of another dtype.
+            If an argument is of another kind, arrays come from different libraries or cannot be
+            read where they are, or `out` is of another dtype.
     """,
 }
 

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from fastemd import arrays, validation
+from fastemd import validation
 from fastemd.call import Call
 from fastemd.docstrings import documented
 from fastemd.ground import GroundSpace
 from fastemd.plan import raised
-
-Array = NDArray[Any]
 
 
 @documented
@@ -20,7 +18,7 @@ def emd(
     space: GroundSpace,
     rho: float,
     *,
-    out: Array | None = None,
+    out: Any = None,
     validate: bool = True,
 ) -> Any:
     """EMD^rho between histograms on a chain or tree.
@@ -34,7 +32,7 @@ def emd(
 
     Returns
     -------
-    ndarray, (...)
+    array, (...)
         The sum over all edges of length times ``|flow|^rho``.
 
     {raises}
@@ -53,7 +51,7 @@ def emd(
     call = Call(space, rho, validate, p=p, q=q)
     value = call.target("out", out)
     call.run("gradient", space.plan, value)
-    return arrays.deliver(value, out)
+    return call.deliver(value, out)
 
 
 @documented
@@ -63,10 +61,10 @@ def emd_grad(
     space: GroundSpace,
     rho: float,
     *,
-    out: Array | None = None,
+    out: Any = None,
     project: bool = True,
     validate: bool = True,
-) -> Array:
+) -> Any:
     """Gradient of EMD^rho with respect to `p` (with respect to `q` it is the negative).
 
     Parameters
@@ -79,7 +77,7 @@ def emd_grad(
 
     Returns
     -------
-    ndarray, (..., N)
+    array, (..., N)
         Rows sum to 0 if projected.
 
     {raises}
@@ -99,7 +97,7 @@ def emd_grad(
     call = Call(space, rho, validate, p=p, q=q)
     grad = call.target("out", out, space.n_bins)
     call.run("gradient", space.plan, None, grad, project)
-    return arrays.deliver(grad, out)
+    return call.deliver(grad, out)
 
 
 @documented
@@ -109,26 +107,26 @@ def emd_value_and_grad(
     space: GroundSpace,
     rho: float,
     *,
-    out: tuple[Array, Array] | None = None,
+    out: Any = None,
     project: bool = True,
     validate: bool = True,
-) -> tuple[Any, Array]:
+) -> tuple[Any, Any]:
     """EMD^rho and its gradient with respect to `p`, in one pass.
 
     Parameters
     ----------
     {p_q}
     {rho}
-    out : pair of ndarray, (...) and (..., N), optional
+    out : pair of arrays, (...) and (..., N), optional
         Where to write value and gradient. On an error nothing is written.
     {project}
     {validate}
 
     Returns
     -------
-    value : ndarray, (...)
+    value : array, (...)
         As from `emd`.
-    grad : ndarray, (..., N)
+    grad : array, (..., N)
         As from `emd_grad`.
 
     {raises}
@@ -152,7 +150,7 @@ def emd_value_and_grad(
     value = call.target("out[0]", value_out)
     grad = call.target("out[1]", grad_out, space.n_bins)
     call.run("gradient", space.plan, value, grad, project)
-    return arrays.deliver(value, value_out), arrays.deliver(grad, grad_out)
+    return call.deliver(value, value_out), call.deliver(grad, grad_out)
 
 
 @documented
@@ -161,9 +159,9 @@ def emd_flow(
     q: ArrayLike,
     space: GroundSpace,
     *,
-    out: Array | None = None,
+    out: Any = None,
     validate: bool = True,
-) -> Array:
+) -> Any:
     """Signed mass that the optimal transport moves through every edge.
 
     Parameters
@@ -174,7 +172,7 @@ def emd_flow(
 
     Returns
     -------
-    ndarray, (..., n_nodes - 1)
+    array, (..., n_nodes - 1)
         Entry ``i`` is the flow from node ``i`` of `space` up to its parent, negative if mass
         moves down; on a chain, from bin ``i`` to bin ``i + 1``.
 
@@ -193,7 +191,7 @@ def emd_flow(
     call = Call(space, 1.0, validate, p=p, q=q)
     flow = call.target("out", out, space.n_nodes - 1)
     call.run("flow", space.full_plan, None, flow)
-    return arrays.deliver(flow, out)
+    return call.deliver(flow, out)
 
 
 @documented
@@ -202,9 +200,9 @@ def embed(
     space: GroundSpace,
     rho: float,
     *,
-    out: Array | None = None,
+    out: Any = None,
     validate: bool = True,
-) -> Array:
+) -> Any:
     """Coordinates in which EMD^rho is a plain L_rho distance.
 
     Parameters
@@ -220,7 +218,7 @@ def embed(
 
     Returns
     -------
-    ndarray, (..., n_nodes - 1)
+    array, (..., n_nodes - 1)
         ``z`` with ``sum(abs(z(p) - z(q)) ** rho, -1) == emd(p, q)`` for equal masses.
 
     {raises}
@@ -240,4 +238,4 @@ def embed(
     call = Call(space, rho, validate, p=p)
     coordinates = call.target("out", out, space.n_nodes - 1)
     call.run("embed", raised(space.full_plan, 1.0 / call.rho), None, coordinates)
-    return arrays.deliver(coordinates, out)
+    return call.deliver(coordinates, out)

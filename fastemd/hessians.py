@@ -3,14 +3,12 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from fastemd import arrays, kernels
+from fastemd import kernels
 from fastemd.call import Call
 from fastemd.docstrings import documented
 from fastemd.ground import GroundSpace
-
-Array = NDArray[Any]
 
 
 @documented
@@ -20,10 +18,10 @@ def emd_hessian(
     space: GroundSpace,
     rho: float,
     *,
-    out: Array | None = None,
+    out: Any = None,
     project: bool = True,
     validate: bool = True,
-) -> Array:
+) -> Any:
     """Dense Hessian of EMD^rho with respect to `p`.
 
     Parameters
@@ -36,7 +34,7 @@ def emd_hessian(
 
     Returns
     -------
-    ndarray, (..., N, N)
+    array, (..., N, N)
         Symmetric and positive semidefinite; rows sum to 0 if projected.
 
     {raises}
@@ -59,7 +57,7 @@ def emd_hessian(
     curvatures = np.empty((*call.batch, space.plan.weight.size))
     call.run("curvature", space.plan, None, curvatures)
     kernels.fill_hessian(space.plan, curvatures, hessian, project)
-    return arrays.deliver(hessian, out)
+    return call.deliver(hessian, out)
 
 
 @documented
@@ -69,10 +67,10 @@ def emd_hessian_diag(
     space: GroundSpace,
     rho: float,
     *,
-    out: Array | None = None,
+    out: Any = None,
     project: bool = True,
     validate: bool = True,
-) -> Array:
+) -> Any:
     """Diagonal of the Hessian of EMD^rho with respect to `p`.
 
     Parameters
@@ -85,7 +83,7 @@ def emd_hessian_diag(
 
     Returns
     -------
-    ndarray, (..., N)
+    array, (..., N)
         The diagonal of `emd_hessian`.
 
     {raises}
@@ -103,7 +101,7 @@ def emd_hessian_diag(
     call = Call(space, rho, validate, p=p, q=q)
     diagonal = call.target("out", out, space.n_bins)
     call.run("hessian_diag", space.plan, None, diagonal, project)
-    return arrays.deliver(diagonal, out)
+    return call.deliver(diagonal, out)
 
 
 @documented
@@ -114,10 +112,10 @@ def emd_hvp(
     space: GroundSpace,
     rho: float,
     *,
-    out: Array | None = None,
+    out: Any = None,
     project: bool = True,
     validate: bool = True,
-) -> Array:
+) -> Any:
     """Product of the Hessian of EMD^rho with vectors, without the Hessian.
 
     Parameters
@@ -132,7 +130,7 @@ def emd_hvp(
 
     Returns
     -------
-    ndarray, (..., N)
+    array, (..., N)
         ``emd_hessian(p, q, space, rho) @ v``.
 
     {raises}
@@ -150,4 +148,4 @@ def emd_hvp(
     call = Call(space, rho, validate, p=p, q=q, v=v)
     product = call.target("out", out, space.n_bins)
     call.run("hvp", space.plan, None, product, project)
-    return arrays.deliver(product, out)
+    return call.deliver(product, out)

@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import CenteredNorm
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import validation
+from fastemd import arrays, validation
 from fastemd.functions import emd_flow, emd_grad
 from fastemd.ground import GroundSpace
 from fastemd.spaces import Chain
@@ -180,7 +180,7 @@ def plot_flow(
     >>> ax = plotting.plot_flow([1, 0, 0], [0, 0.5, 0.5], fastemd.Chain(3))
     """
     layout = _layout(space, columns)
-    validation.check_one_pair(p, q)
+    p, q = _one_pair(p, q)
     flow = emd_flow(p, q, space)[layout.nodes[:-1]]
     norm = _centred(flow)
     ax = plot_tree(space, columns=layout.columns, labels=labels, ax=ax)
@@ -194,7 +194,7 @@ def plot_flow(
         zorder=1.5,
     )
     ax.add_collection(edges)
-    surplus = (np.asarray(p, float) - np.asarray(q, float))[layout.columns]
+    surplus = (p.astype(float) - q.astype(float))[layout.columns]
     _discs(ax, space, layout, surplus, norm, "mass through an edge, p - q at a bin")
     return ax
 
@@ -238,11 +238,18 @@ def plot_gradient(
     >>> ax = plotting.plot_gradient([1, 0, 0], [0, 0.5, 0.5], fastemd.Chain(3), rho=2)
     """
     layout = _layout(space, columns)
-    validation.check_one_pair(p, q)
+    p, q = _one_pair(p, q)
     grad = emd_grad(p, q, space, rho)[layout.columns]
     ax = plot_tree(space, columns=layout.columns, labels=labels, ax=ax)
     _discs(ax, space, layout, grad, _centred(grad), f"gradient of EMD^{rho:g}")
     return ax
+
+
+def _one_pair(p: ArrayLike, q: ArrayLike) -> tuple[Array, Array]:
+    pair = arrays.real("p", p), arrays.real("q", q)
+    for name, array in zip("pq", pair, strict=True):
+        validation.check_one_histogram(name, array.shape)
+    return pair
 
 
 def _centred(values: Array) -> CenteredNorm:

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Array = NDArray[Any]
 LONGEST = 1e150  # of all edges together: no result overflows as long as masses are not huge, too
@@ -38,6 +38,24 @@ def not_a_space(space: object) -> NoReturn:
 def not_an_array(name: str, value: object, why: str = "") -> NoReturn:
     wanted = "a fastemd.Chain, a fastemd.Tree or a matrix" if name == "cost" else "an array"
     raise TypeError(f"{name}: expected {wanted} of real numbers, got {_kind(value)}{why}")
+
+
+def mixed_libraries(names: Mapping[str, str]) -> NoReturn:
+    listed = ", ".join(f"{name} from {library}" for name, library in names.items())
+    raise TypeError(f"{' and '.join(names)}: arrays of different libraries: {listed}")
+
+
+def not_readable(name: str, value: Any, why: str) -> NoReturn:
+    """An array of another library that NumPy cannot see."""
+    kinds = [base.__name__ for base in type(value).__mro__]
+    dtype = str(getattr(value, "dtype", ""))
+    if getattr(value, "requires_grad", False):
+        why = f"it requires grad; pass {name}.detach(), or take fastemd.torch to differentiate"
+    elif "Tracer" in kinds:
+        why = "it is being traced; take fastemd.jax, which works under jit, grad and vmap"
+    elif "bfloat16" in dtype or "float8" in dtype:
+        why = f"of dtype {dtype}; convert it to float32 first"
+    raise TypeError(f"{name}: cannot read this {type(value).__module__}.{kinds[0]}: {why}")
 
 
 def check_bins_axis(name: str, shape: tuple[int, ...], n_bins: int) -> None:
@@ -197,10 +215,9 @@ def check_columns(columns: Array, n_bins: int) -> None:
         raise ValueError(f"columns: expected integers between 0 and {n_bins - 1}")
 
 
-def check_one_pair(p: ArrayLike, q: ArrayLike) -> None:
-    for name, value in (("p", p), ("q", q)):
-        if np.ndim(value) != 1:
-            raise ValueError(f"{name}: expected one histogram, got shape {np.shape(value)}")
+def check_one_histogram(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 1:
+        raise ValueError(f"{name}: expected one histogram, got shape {shape}")
 
 
 # -- ground spaces --------------------------------------------------------------------------------

@@ -1,0 +1,37 @@
+"""Arrays of other libraries, to call fastemd with."""
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+LIBRARIES = ("torch", "jax", "array_api_strict")
+each_library = pytest.mark.parametrize("library", LIBRARIES)
+
+
+def needed(name):
+    """The module; a test is skipped without it, but fails where everything must be installed."""
+    return importlib.import_module(name) if os.environ.get("CI") else pytest.importorskip(name)
+
+
+class Framework(NamedTuple):
+    array: type
+    of: Callable[[Any], Any]  # a NumPy array as one of its own
+
+    def holds(self, *results):
+        return all(isinstance(result, self.array) for result in results)
+
+
+def framework(name):
+    if name == "torch":
+        torch = needed("torch")
+        return Framework(torch.Tensor, lambda x: torch.from_numpy(np.array(x)))
+    if name == "jax":
+        jax = needed("jax")
+        jax.config.update("jax_enable_x64", True)
+        return Framework(jax.Array, lambda x: jax.numpy.array(x))
+    strict = needed(name)
+    return Framework(type(strict.zeros(1)), lambda x: strict.asarray(x))

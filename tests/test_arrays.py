@@ -1,0 +1,304 @@
+"""The one door: arrays of other libraries in, the same kind out, without a copy."""
+
+import gc
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import pytest
+from frameworks import LIBRARIES, each_library, framework, needed
+from operations import OPERATIONS
+
+import fastemd
+
+CHAIN = fastemd.Chain(7)
+each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda x: x.name)
+
+
+def _pair(rng, shape=(3, 7), dtype=np.float64):
+    return rng.dirichlet(np.ones(shape[-1]), (2, *shape[:-1])).astype(dtype)
+
+
+@each_library
+@each_operation
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_arrays__the_same_kind_out(library, operation, dtype, batch, rng, small_case):
+    theirs = framework(library)
+    given = operation.draw(rng, batch, small_case.n_bins, dtype)
+    ref = operation(given, small_case.space, 1.5)
+    comp = operation([theirs.of(x) for x in given], small_case.space, 1.5)
+    assert theirs.holds(*comp)
+    for ours, wanted in zip(comp, ref, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), wanted)
+        assert np.asarray(ours).dtype == dtype
+
+
+@each_library
+def test_arrays__broadcast_and_mixed_types(library, rng):
+    theirs = framework(library)
+    p, q = _pair(rng)
+    p = p.astype(np.float32)
+    ref = fastemd.emd(p[:, None], q, CHAIN, 2)
+    comp = fastemd.emd(theirs.of(p[:, None]), theirs.of(q), CHAIN, 2)
+    np.testing.assert_array_equal(np.asarray(comp), ref)
+    whole = fastemd.emd(theirs.of([1, 0, 0]), theirs.of([0, 0, 1]), fastemd.Chain(3), 1)
+    assert theirs.holds(whole)
+    assert whole == 2.0
+
+
+@each_library
+def test_arrays__empty_batch(library):
+    theirs = framework(library)
+    nothing = theirs.of(np.empty((0, 7)))
+    value, grad = fastemd.emd_value_and_grad(nothing, nothing, CHAIN, 2)
+    assert theirs.holds(value, grad)
+    assert tuple(value.shape) == (0,)
+    assert tuple(grad.shape) == (0, 7)
+
+
+@each_library
+def test_arrays__errors_name_the_row(library, rng):
+    theirs = framework(library)
+    p, q = _pair(rng)
+    p[1, 3] = np.nan
+    with pytest.raises(ValueError, match=r"p: row 1 is not finite, nan at bin 3"):
+        fastemd.emd(theirs.of(p), theirs.of(q), CHAIN, 2)
+    with pytest.raises(ValueError, match=r"last axis must hold the 7 bins"):
+        fastemd.emd(theirs.of(p[0, 0]), theirs.of(q), CHAIN, 2)
+
+
+@each_library
+@each_operation
+def test_arrays__inputs_outlive_the_call_and_results_their_inputs(library, operation, rng):
+    theirs = framework(library)
+    given = operation.draw(rng, (64,), 7)
+    before = [x.copy() for x in given]
+    arrays = [theirs.of(x) for x in given]
+    gone = [weakref.ref(x) for x in arrays]
+    ref = operation(before, CHAIN, 2)
+    comp = operation(arrays, CHAIN, 2)
+    for x, y in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(np.asarray(x), y)
+    del arrays, x
+    gc.collect()
+    assert all(x() is None for x in gone)
+    scratch = [np.full((64, 7), 7.0) for _ in range(20)]  # over what was freed by mistake
+    for ours, wanted in zip(comp, ref, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), wanted)
+    del scratch
+
+
+@pytest.mark.parametrize("other", LIBRARIES)
+def test_arrays__of_two_libraries(other, rng):
+    p, q = _pair(rng)
+    theirs = framework(other).of(q)
+    with pytest.raises(TypeError, match=r"p and q: .* p from numpy, q from " + other):
+        fastemd.emd(p, theirs, CHAIN, 2)
+    with pytest.raises(TypeError, match=r"p and q: .* q from numpy"):
+        fastemd.emd(theirs, q.tolist(), CHAIN, 2)
+    with pytest.raises(TypeError, match=r"p and out: .* out from numpy"):
+        fastemd.emd(theirs, theirs, CHAIN, 2, out=np.empty(3))
+    with pytest.raises(TypeError, match=r"p and out: .* p from numpy"):
+        fastemd.emd(p, q, CHAIN, 2, out=theirs)
+    if other != "torch":
+        with pytest.raises(TypeError, match=r"from torch"):
+            fastemd.emd(framework("torch").of(p), theirs, CHAIN, 2)
+
+
+@each_operation
+def test_arrays__out_of_torch(operation, rng):
+    torch = needed("torch")
+    given = operation.draw(rng, (5,), 7)
+    ref = operation(given, CHAIN, 1.5)
+    tensors = [torch.from_numpy(x) for x in given]
+    for step in (1, 2):  # side by side, and every other entry
+        buffers = [torch.full((*x.shape[:-1], x.shape[-1] * step), 7.0, dtype=torch.float64)
+                   for x in ref]  # fmt: skip
+        outs = [x[..., ::step] for x in buffers]
+        comp = operation(tensors, CHAIN, 1.5, out=operation.out(outs))
+        for ours, out, wanted in zip(comp, outs, ref, strict=True):
+            assert ours is out
+            np.testing.assert_array_equal(out.numpy(), wanted)
+        if step == 2:
+            assert all((x[..., 1::2] == 7).all() for x in buffers)
+
+
+def test_arrays__out_that_cannot_be_written(rng):
+    torch, jax = needed("torch"), framework("jax")
+    p, q = _pair(rng)
+    with pytest.raises(ValueError, match=r"out: the array is read-only"):
+        fastemd.emd(jax.of(p), jax.of(q), CHAIN, 2, out=jax.of(np.empty(3)))
+    tensors = torch.from_numpy(p), torch.from_numpy(q)
+    with pytest.raises(TypeError, match=r"out: cannot read this torch.Tensor: it requires grad"):
+        fastemd.emd(*tensors, CHAIN, 2, out=torch.empty(3, requires_grad=True))
+    minus = torch.zeros(3, dtype=torch.complex128).conj().imag
+    with pytest.raises(TypeError, match=r"out: cannot read this .* negative bit"):
+        fastemd.emd(*tensors, CHAIN, 2, out=minus)
+    with pytest.raises(TypeError, match=r"out: expected dtype float64, got float32"):
+        fastemd.emd(*tensors, CHAIN, 2, out=torch.empty(3))
+
+
+# -- what frameworks do that others do not ---------------------------------------------------------
+
+
+def test_torch__requires_grad(rng):
+    torch = needed("torch")
+    p, q = (torch.from_numpy(x) for x in _pair(rng))
+    for leaf in (p.requires_grad_(), torch.nn.Parameter(p.detach())):
+        with pytest.raises(TypeError, match=r"it requires grad; pass p.detach\(\), or take"):
+            fastemd.emd(leaf, q, CHAIN, 2)
+    with torch.no_grad():
+        assert fastemd.emd(p.detach(), q, CHAIN, 2).shape == (3,)
+
+
+def test_torch__conjugate_and_negative_bits(rng):
+    torch = needed("torch")
+    p, q = _pair(rng)
+    lazy = torch.complex(torch.from_numpy(p), -torch.from_numpy(p)).conj()
+    assert lazy.imag.is_neg()
+    comp = fastemd.emd(lazy.imag, torch.from_numpy(q), CHAIN, 2)
+    np.testing.assert_array_equal(comp, fastemd.emd(p, q, CHAIN, 2))
+    with pytest.raises(TypeError, match=r"p: "):
+        fastemd.emd(lazy, torch.from_numpy(q), CHAIN, 2)
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_arrays__half_precision(library, rng):
+    theirs = framework(library)
+    p, q = (theirs.of(x) for x in _pair(rng))
+    half, brain = (
+        (p.half(), p.bfloat16())
+        if library == "torch"
+        else (p.astype("float16"), p.astype("bfloat16"))
+    )
+    comp = fastemd.emd(half, q, CHAIN, 2, validate=False)
+    ref = fastemd.emd(np.asarray(half), np.asarray(q), CHAIN, 2, validate=False)
+    np.testing.assert_array_equal(np.asarray(comp), ref)
+    assert ref.dtype == np.float64
+    with pytest.raises(TypeError, match=r"p: .*bfloat16; convert it to float32 first"):
+        fastemd.emd(brain, q, CHAIN, 2)
+
+
+def test_torch__strides_and_offsets(rng):
+    torch = needed("torch")
+    p, q = _pair(rng, (6, 7))
+    ref = fastemd.emd_grad(p[:1], q, CHAIN, 2)
+    expanded = torch.from_numpy(p[:1]).expand(6, 7)
+    np.testing.assert_array_equal(fastemd.emd_grad(expanded, torch.from_numpy(q), CHAIN, 2), ref)
+    for given in (
+        torch.from_numpy(np.asfortranarray(q)),
+        torch.from_numpy(np.repeat(q, 2, axis=1))[:, ::2],
+        torch.from_numpy(np.pad(q, 1))[1:-1, 1:-1],
+        torch.from_numpy(np.concatenate((p, q)))[6:],
+    ):
+        np.testing.assert_array_equal(fastemd.emd_grad(expanded, given, CHAIN, 2), ref)
+
+
+def test_numpy__strides_byte_order_and_read_only(rng):
+    p, q = _pair(rng, (6, 7))
+    ref = fastemd.emd_grad(p, q, CHAIN, 2)
+    frozen = q.copy()
+    frozen.flags.writeable = False
+    for given in (q[::-1, ::-1].copy()[::-1, ::-1], q.astype(q.dtype.newbyteorder()), frozen):
+        np.testing.assert_array_equal(fastemd.emd_grad(p, given, CHAIN, 2), ref)
+
+
+def test_torch__tensors_without_memory(rng):
+    torch = needed("torch")
+    from torch._subclasses import FakeTensorMode
+
+    p = torch.from_numpy(_pair(rng)[0])
+    with FakeTensorMode():
+        fake = torch.rand(3, 7)
+    for q in (p.to("meta"), p.to_sparse(), fake):
+        with pytest.raises(TypeError, match=r"q: cannot read this torch"):
+            fastemd.emd(p, q, CHAIN, 2)
+    with pytest.raises(TypeError, match=r"p: cannot read this torch.Tensor"):
+        torch.vmap(lambda x: fastemd.emd(x, x, CHAIN, 2))(p)
+
+
+def test_jax__tracers_and_deleted_arrays(rng):
+    jax, theirs = needed("jax"), framework("jax")
+    p = theirs.of(_pair(rng)[0])
+    for transform in (jax.jit, jax.vmap, jax.grad):
+        with pytest.raises(TypeError, match=r"p: .* it is being traced; take fastemd.jax"):
+            transform(lambda x: fastemd.emd(x, x, CHAIN, 2).sum())(p)
+    q = theirs.of(_pair(rng)[1])
+    q.delete()
+    with pytest.raises(TypeError, match=r"q: .* deleted"):
+        fastemd.emd(p, q, CHAIN, 2)
+
+
+def test_jax__takes_results_without_a_copy(rng, monkeypatch):
+    theirs = framework("jax")
+    given = []
+    empty = fastemd.arrays.empty
+    monkeypatch.setattr(
+        fastemd.arrays, "empty", lambda *args: given.append(empty(*args)) or given[-1]
+    )
+    results = fastemd.emd_value_and_grad(*map(theirs.of, _pair(rng)), CHAIN, 2)
+    for result, memory in zip(results, given, strict=True):
+        assert result.unsafe_buffer_pointer() == memory.ctypes.data
+
+
+def test_torch__takes_results_without_a_copy_and_may_write_to_them(rng):
+    torch = needed("torch")
+    grad = fastemd.emd_grad(*map(torch.from_numpy, _pair(rng)), CHAIN, 2)
+    grad += 1.0
+    assert grad.is_contiguous()
+
+
+class _OnlyDLPack:
+    """Neither a NumPy array nor of a library with a namespace."""
+
+    def __init__(self, array, device=(1, 0)):
+        self.array, self.device = array, device
+
+    def __dlpack__(self, **keywords):
+        if self.device[0] != 1:
+            raise BufferError(f"cannot export from device {self.device}")
+        return self.array.__dlpack__(**keywords)
+
+    def __dlpack_device__(self):
+        return self.device
+
+
+def test_dlpack__objects_of_no_library_give_numpy(rng):
+    p, q = _pair(rng)
+    comp = fastemd.emd_grad(_OnlyDLPack(p), q, CHAIN, 2)
+    assert type(comp) is np.ndarray
+    np.testing.assert_array_equal(comp, fastemd.emd_grad(p, q, CHAIN, 2))
+
+
+def test_dlpack__objects_on_another_device(rng):
+    p, q = _pair(rng)
+    with pytest.raises(TypeError, match=r"q: cannot read this test_arrays._OnlyDLPack: .*\(2, 0\)"):
+        fastemd.emd(p, _OnlyDLPack(q, (2, 0)), CHAIN, 2)
+
+
+def test_import__brings_no_framework():
+    code = (
+        "import sys, numpy, fastemd; fastemd.emd([1, 0], numpy.array([0, 1]), fastemd.Chain(2), 2);"
+        "print({'torch', 'jax', 'jaxlib', 'cupy', 'tensorflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@each_library
+def test_arrays__memory_does_not_grow(library, rng):
+    resource = needed("resource")
+    theirs = framework(library)
+    p, q = (theirs.of(x) for x in _pair(rng, (40, 7)))
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    for _ in range(500):
+        fastemd.emd_value_and_grad(p, q, CHAIN, 2)
+    before = peak()
+    for _ in range(20_000):  # 45 MB of results
+        fastemd.emd_value_and_grad(p, q, CHAIN, 2)
+    assert peak() - before < 8_000  # kB
