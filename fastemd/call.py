@@ -20,7 +20,9 @@ class Call:
     compared.
     """
 
-    def __init__(self, space: GroundSpace, rho: float, validate: bool, **inputs: Any) -> None:
+    def __init__(
+        self, space: GroundSpace, rho: float, validate: bool | float, **inputs: Any
+    ) -> None:
         if not isinstance(space, GroundSpace):
             validation.not_a_space(space)
         self.space = space
@@ -39,10 +41,8 @@ class Call:
             self.dtype = arrays.result_type(inputs.values())
         else:
             self.batch, self.dtype = self.inputs["p"].shape[:-1], self.inputs["p"].dtype
-        self.tolerance = -1.0  # the numbers are not looked at
-        if validate:
-            others = (inputs["q"].dtype.char,) if "q" in inputs else ()
-            self.tolerance = validation.mass_tolerance(inputs["p"].dtype.char, *others)
+        others = (inputs["q"].dtype.char,) if "q" in inputs else ()
+        self.tolerance = validation.check_validate(validate, inputs["p"].dtype.char, *others)
         self.outs: dict[int, Array] = {}  # the memory of what the user gave, by its id
 
     def target(self, name: str, out: Any, *columns: int) -> Array:

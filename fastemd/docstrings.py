@@ -32,9 +32,10 @@ _SHARED = {
             derivatives of the formula for the tree rooted as given.
     """,
     "validate": """
-        validate : bool
-            Whether to check the numbers. Unchecked, NaN in a row gives NaN in its results, and
-            a row of unequal masses whatever the formula gives.
+        validate : bool or float
+            Whether to check the numbers; a float is the relative tolerance between two masses, by
+            default the root of the coarser type's precision. Unchecked, NaN in a row gives NaN in
+            its results, and a row of unequal masses whatever the formula gives.
     """,
     "raises": """
         Raises

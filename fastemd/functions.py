@@ -19,7 +19,7 @@ def emd(
     rho: float,
     *,
     out: Any = None,
-    validate: bool = True,
+    validate: bool | float = True,
 ) -> Any:
     """EMD^rho between histograms on a chain or tree.
 
@@ -63,7 +63,7 @@ def emd_grad(
     *,
     out: Any = None,
     project: bool = True,
-    validate: bool = True,
+    validate: bool | float = True,
 ) -> Any:
     """Gradient of EMD^rho with respect to `p` (with respect to `q` it is the negative).
 
@@ -109,7 +109,7 @@ def emd_value_and_grad(
     *,
     out: Any = None,
     project: bool = True,
-    validate: bool = True,
+    validate: bool | float = True,
 ) -> tuple[Any, Any]:
     """EMD^rho and its gradient with respect to `p`, in one pass.
 
@@ -160,7 +160,7 @@ def emd_flow(
     space: GroundSpace,
     *,
     out: Any = None,
-    validate: bool = True,
+    validate: bool | float = True,
 ) -> Any:
     """Signed mass that the optimal transport moves through every edge.
 
@@ -201,7 +201,7 @@ def embed(
     rho: float,
     *,
     out: Any = None,
-    validate: bool = True,
+    validate: bool | float = True,
 ) -> Any:
     """Coordinates in which EMD^rho is a plain L_rho distance.
 

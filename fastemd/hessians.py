@@ -20,7 +20,7 @@ def emd_hessian(
     *,
     out: Any = None,
     project: bool = True,
-    validate: bool = True,
+    validate: bool | float = True,
 ) -> Any:
     """Dense Hessian of EMD^rho with respect to `p`.
 
@@ -69,7 +69,7 @@ def emd_hessian_diag(
     *,
     out: Any = None,
     project: bool = True,
-    validate: bool = True,
+    validate: bool | float = True,
 ) -> Any:
     """Diagonal of the Hessian of EMD^rho with respect to `p`.
 
@@ -114,7 +114,7 @@ def emd_hvp(
     *,
     out: Any = None,
     project: bool = True,
-    validate: bool = True,
+    validate: bool | float = True,
 ) -> Any:
     """Product of the Hessian of EMD^rho with vectors, without the Hessian.
 

@@ -58,6 +58,21 @@ def not_readable(name: str, value: Any, why: str) -> NoReturn:
     raise TypeError(f"{name}: cannot read this {type(value).__module__}.{kinds[0]}: {why}")
 
 
+def not_a_tensor(name: str, value: object) -> NoReturn:
+    raise TypeError(f"{name}: expected a torch.Tensor, got {_kind(value)}")
+
+
+def space_is_gone(number: int) -> NoReturn:
+    raise ValueError(
+        f"space: the ground space of this compiled program (number {number}) does not exist "
+        "any more, or not in this process; keep a reference to it"
+    )
+
+
+def no_third_derivative(rho: float) -> NoReturn:
+    raise NotImplementedError(f"EMD^{rho:g} has no third derivative here; rho = 2 has (it is 0)")
+
+
 def check_bins_axis(name: str, shape: tuple[int, ...], n_bins: int) -> None:
     if not shape or shape[-1] != n_bins:
         raise ValueError(
@@ -104,6 +119,15 @@ def mass_tolerance(*chars: str) -> float:
         return sys.float_info.max
     dtypes = [np.dtype(char) for char in (*chars, "d")]
     return math.sqrt(max(np.finfo(dtype).eps for dtype in dtypes if dtype.kind == "f"))
+
+
+def check_validate(validate: bool | float, *chars: str) -> float:
+    """The tolerance between two masses of types known by their characters; < 0: no checks."""
+    if not isinstance(validate, float):
+        return mass_tolerance(*chars) if validate else -1.0
+    if not 0.0 <= validate < np.inf:
+        raise ValueError(f"validate: expected a bool or a tolerance >= 0, got {validate}")
+    return validate
 
 
 def blame(

@@ -232,3 +232,17 @@ def test_emd__sums_the_masses_of_many_bins_exactly_enough():
     q[7] = 0.9994
     with pytest.raises(ValueError, match="unequal masses"):
         fastemd.emd(p, q, chain, 1)
+
+
+def test_validate__a_tolerance_of_one_s_own():
+    p, q, chain = [0.5, 0.5], [0.5, 0.51], fastemd.Chain(2)
+    assert fastemd.emd(p, q, chain, 1, validate=0.02) >= 0
+    with pytest.raises(ValueError, match=r"unequal masses.*tolerance 5.0e-03"):
+        fastemd.emd(p, q, chain, 1, validate=0.005)
+    with pytest.raises(ValueError, match="unequal masses"):
+        fastemd.emd(p, np.nextafter(p, 1), chain, 1, validate=0.0)
+    with pytest.raises(ValueError, match="p is not finite"):
+        fastemd.emd([np.nan, 0.5], q, chain, 1, validate=1e9)
+    for bad in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="validate: expected a bool or a tolerance >= 0"):
+            fastemd.emd(p, q, chain, 1, validate=bad)

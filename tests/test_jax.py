@@ -1,0 +1,192 @@
+"""fastemd.jax: derivatives, JAX's transforms, both ways into its programs, errors."""
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from frameworks import needed
+from operations import assert_close
+
+import fastemd
+
+jax = needed("jax")
+jax.config.update("jax_enable_x64", True)
+jnp = jax.numpy
+adapter = needed("fastemd.jax")
+xla = fastemd.xla
+
+TREE = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0.5, 1, 3, 1, 1])
+each_rho = pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
+
+
+@pytest.fixture(params=[True, False], ids=["XLA's interface", "pure_callback"])
+def way(request, monkeypatch):
+    """The way into JAX's programs."""
+    jax.clear_caches()
+    monkeypatch.setattr(adapter, "_KNOWN", request.param)
+    yield
+    jax.clear_caches()
+
+
+def _logits(rng, shape=(4,)):
+    return jnp.array(rng.standard_normal((2, *shape, TREE.n_bins)))
+
+
+def _loss(x, y, rho=1.5):
+    return adapter.emd(jax.nn.softmax(x), jax.nn.softmax(y), TREE, rho)
+
+
+def _dense(x, y, rho=1.5):
+    """The same in plain JAX."""
+    ancestors = np.zeros((TREE.n_nodes - 1, TREE.n_bins))
+    for column, node in enumerate(TREE.bin_node.tolist()):
+        while TREE.parent[node] >= 0:
+            ancestors[node, column] = 1.0
+            node = TREE.parent[node]
+    flow = (jax.nn.softmax(x) - jax.nn.softmax(y)) @ ancestors.T
+    return (TREE.weight[:-1] * jnp.abs(flow) ** rho).sum(-1)
+
+
+def test_version__is_known():
+    """Otherwise everything still works, but ten times slower."""
+    assert xla.version(jax.ffi.include_dir()) in xla.KNOWN
+    assert xla.version("nowhere") is None
+    assert adapter._KNOWN
+
+
+@each_rho
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_emd__is_the_function_on_arrays(rho, dtype, way, rng):
+    p, q = rng.dirichlet(np.ones(TREE.n_bins), (2, 5)).astype(dtype)
+    value, grad = fastemd.emd_value_and_grad(p, q, TREE, rho)
+    comp = adapter.emd(p, q, TREE, rho)
+    assert comp.dtype == dtype
+    np.testing.assert_array_equal(comp, value)
+    comp = jax.jit(jax.grad(lambda p: adapter.emd(p, q, TREE, rho).sum()))(p)
+    np.testing.assert_array_equal(comp, grad)
+
+
+@each_rho
+def test_emd__derivatives(rho, way, rng):
+    x, y = _logits(rng)
+    order = 1 if rho == 1 else 2
+    check_grads = needed("jax.test_util").check_grads
+    check_grads(lambda x, y: _loss(x, y, rho), (x, y), order=order, modes=["rev"])
+    check_grads(jax.jit(lambda x, y: _loss(x, y, rho)), (x, y), order=order, modes=["rev"])
+
+
+@each_rho
+def test_emd__under_transforms(rho, way, rng):
+    x, y = _logits(rng)
+    for transform in (
+        jax.jit,
+        jax.vmap,
+        lambda f: jax.vmap(f, in_axes=(0, None)),
+        lambda f: jax.vmap(jax.vmap(f, in_axes=(None, 0)), in_axes=(0, None)),
+        lambda f: jax.jit(jax.vmap(jax.grad(f, argnums=1))),
+        lambda f: jax.vmap(jax.jacrev(jax.jacrev(f))),
+        lambda f: jax.jacrev(jax.vmap(jax.grad(f))),
+    ):
+        comp = transform(lambda x, y: _loss(x, y, rho))(x, y)
+        assert_close(comp, transform(lambda x, y: _dense(x, y, rho))(x, y), 1.0, 1e-11)
+
+
+def test_emd__broadcasts_and_sums_the_gradients(rng):
+    x, y = _logits(rng, (3,))
+    comp = jax.grad(lambda x, y: _loss(x[:, None], y).sum() ** 2, (0, 1))(x, y)
+    ref = jax.grad(lambda x, y: _dense(x[:, None], y).sum() ** 2, (0, 1))(x, y)
+    for ours, wanted in zip(comp, ref, strict=True):
+        assert_close(ours, wanted, 1.0)
+
+
+def test_emd__third_derivative(rng):
+    x, y = _logits(rng, ())
+
+    def third(loss, rho):
+        return jax.grad(jax.grad(jax.grad(lambda t: loss(t * x, y, rho))))(1.0)
+
+    assert_close(third(_loss, 2), third(_dense, 2), 1.0, 1e-11)
+    with pytest.raises(NotImplementedError, match=r"EMD\^1.5 has no third derivative"):
+        third(_loss, 1.5)
+
+
+def test_emd__gradient_takes_one_pass(rng):
+    """No Hessian for a gradient, no second pass for the value."""
+    x, y = _logits(rng)
+    text = str(jax.make_jaxpr(jax.value_and_grad(lambda x: _loss(x, y).sum()))(x))
+    assert text.count("ffi_call") == 1
+
+
+def test_emd__types(way):
+    p = jnp.full(TREE.n_bins, 1 / TREE.n_bins)
+    for given, dtype in (("float16", "float32"), ("bfloat16", "float32"), ("int8", "float64")):
+        q = jnp.eye(TREE.n_bins, dtype=given)[0]
+        assert adapter.emd(q, q, TREE, 2).dtype == dtype
+        assert adapter.emd(p.astype("float32"), q, TREE, 2).dtype == "float32"
+    grad = jax.grad(lambda q: adapter.emd(q, p, TREE, 2))(jnp.eye(TREE.n_bins, dtype="bfloat16")[0])
+    assert grad.dtype == "bfloat16"
+
+
+def test_emd__empty_batch(way):
+    nothing = jnp.zeros((0, TREE.n_bins))
+    assert adapter.emd(nothing, nothing, TREE, 2).shape == (0,)
+    grad = jax.grad(lambda p: adapter.emd(p, nothing, TREE, 2).sum())(nothing)
+    assert grad.shape == nothing.shape
+
+
+def test_emd__bad_input(way):
+    p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
+    for bad, wrong, message in (
+        ({"q": p[:, 1:]}, ValueError, "q: the last axis must hold the 5 bins"),
+        ({"space": 3}, TypeError, "space: expected a fastemd.Chain"),
+        ({"rho": 0.5}, ValueError, "rho: expected a finite number >= 1"),
+        ({"p": jnp.tile(p, (2, 1))}, ValueError, "broadcast"),
+    ):
+        with pytest.raises(wrong, match=message):
+            adapter.emd(**{"p": p, "q": p, "space": TREE, "rho": 2} | bad)
+    assert np.isnan(adapter.emd(p * np.nan, p, TREE, 2, validate=False)).all()
+
+
+def test_emd__names_the_bad_row_under_jit(way):
+    p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
+    call = jax.jit(lambda p, q: adapter.emd(p, q, TREE, 2))
+    with pytest.raises(Exception, match="q: row 1 has a negative mass"):  # the type is JAX's
+        call(p, p.at[1].multiply(-1)).block_until_ready()
+    np.testing.assert_array_equal(call(p, p), 0.0)  # and goes on
+
+
+def test_emd__space_lives_with_the_program(rng):
+    x, y = _logits(rng)
+    call = jax.jit(lambda x, y: adapter.emd(x, y, fastemd.Chain(TREE.n_bins, [1, 2, 3, 4]), 2))
+    first = call(jax.nn.softmax(x), jax.nn.softmax(y))
+    np.testing.assert_array_equal(first, call(jax.nn.softmax(x), jax.nn.softmax(y)))
+
+
+def test_emd__from_several_threads(rng):
+    tree = fastemd.datasets.imagenet_tree()
+    p, q = rng.dirichlet(np.ones(tree.n_bins), (2, 512)).astype(np.float32)
+    call = jax.jit(jax.value_and_grad(lambda p: adapter.emd(p, q, tree, 2).sum()))
+    ref = call(p)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for comp in pool.map(lambda _: call(p), range(40)):
+            np.testing.assert_array_equal(comp[1], ref[1])
+
+
+def test_emd__on_several_devices():
+    """XLA runs a program for each of them, at once, in threads of its own."""
+    code = """
+import jax, numpy as np, fastemd, fastemd.jax
+chain = fastemd.Chain(100)
+p, q = np.random.default_rng(0).dirichlet(np.ones(100), (2, 4, 3000))
+comp = jax.pmap(lambda p, q: fastemd.jax.emd(p, q, chain, 2))(p.astype("f"), q.astype("f"))
+ref = fastemd.emd(p.astype("f"), q.astype("f"), chain, 2)
+np.testing.assert_array_equal(comp, ref)
+for device in jax.devices():
+    a, b = (jax.device_put(x, device) for x in (p, q))
+    np.testing.assert_array_equal(fastemd.emd(a, b, chain, 2), fastemd.emd(a, b, chain, 2))
+"""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
