@@ -49,6 +49,8 @@ _FLAT = [
     "accuracy",
     "performance",
     "sinkhorn",
+    "frameworks",
+    "frameworks",
     "development",
     "changelog",
 ]

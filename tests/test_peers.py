@@ -6,6 +6,7 @@ import numpy as np
 import ot
 import pytest
 import skbio
+from frameworks import needed
 from hypothesis import given
 from operations import assert_close
 from scipy.stats import energy_distance, wasserstein_distance
@@ -122,7 +123,7 @@ def test_emd_flow__is_a_transport_that_networkx_cannot_beat(problem):
 def test_rivals__every_implementation_solves_the_same_problem(name, rho, small_case, rng):
     p, q = random_pair(rng, (5, small_case.n_bins))
     if "torch" in name:
-        pytest.importorskip("torch")
+        needed("torch")
     if "POT" in name and rho != 1:
         with pytest.raises(NotImplementedError, match="the distance itself"):
             IMPLEMENTATIONS[name](small_case.space, p, q, rho)
