@@ -13,7 +13,7 @@ Array = NDArray[Any]
 OPTIONS = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 
 
-def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tuple[Any, Array]:
+def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tuple[Any, Any]:
     """Earth Mover's Distance and an optimal transport plan, by linear programming.
 
     Parameters
@@ -22,7 +22,8 @@ def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tupl
         Histograms over N bins: finite, >= 0 and of equal mass. Leading axes broadcast.
     cost : array_like, (N, N), or Chain or Tree
         What moving one unit of mass from a bin of `p` to a bin of `q` costs, finite and >= 0; or
-        the ground space whose ``cost_matrix()`` says so.
+        the ground space whose ``cost_matrix()`` says so. All arrays come from one library, as do
+        the results.
 
     Returns
     -------
@@ -69,7 +70,8 @@ def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tupl
                 given.p[row, sources], given.q[row, sinks], given.cost[np.ix_(sources, sinks)], row
             )
     value = (plan * given.cost).sum(axis=(-2, -1))
-    return value.reshape(given.batch)[()], plan.reshape(*given.batch, n_bins, n_bins)
+    results = value.reshape(given.batch), plan.reshape(*given.batch, n_bins, n_bins)
+    return given.library.take(results[0]), given.library.take(results[1])
 
 
 def _solve(p: Array, q: Array, cost: Array, row: int) -> Array:

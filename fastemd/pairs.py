@@ -19,6 +19,7 @@ class Pairs(NamedTuple):
     q: Array  # (rows, N)
     cost: Array  # (N, N)
     batch: tuple[int, ...]  # the shape whose rows they are
+    library: arrays.Library  # that they came from
 
 
 def checked(
@@ -27,8 +28,10 @@ def checked(
     """The arguments as arrays of `dtype`, by default of the type they call for, or an error."""
     given = None if dtype is None else validation.check_dtype(dtype)
     if isinstance(cost, GroundSpace):
+        library = arrays.library_of({"p": p, "q": q})
         matrix, deciding = cost.cost_matrix(), []
     else:
+        library = arrays.library_of({"p": p, "q": q, "cost": cost})
         matrix = arrays.real("cost", cost)
         validation.check_cost(matrix)
         deciding = [matrix]
@@ -41,7 +44,7 @@ def checked(
         np.broadcast_to(array, (*batch, len(matrix))).astype(result_type).reshape(shape)
         for array in inputs.values()
     )
-    return Pairs(p_rows, q_rows, np.ascontiguousarray(matrix, result_type), batch)
+    return Pairs(p_rows, q_rows, np.ascontiguousarray(matrix, result_type), batch, library)
 
 
 def check_masses(inputs: dict[str, Array], batch: tuple[int, ...]) -> None:

@@ -61,7 +61,8 @@ def sinkhorn(
         be empty.
     cost : array_like, (N, N), or Chain or Tree
         What moving one unit of mass from a bin of `p` to a bin of `q` costs, finite and >= 0; or
-        the ground space whose ``cost_matrix()`` says so.
+        the ground space whose ``cost_matrix()`` says so. All arrays come from one library, as do
+        the results.
     lam : float
         The paper's lambda, > 0, in units of 1 / cost. The larger, the nearer to the Earth Mover's
         Distance, and the more iterations it takes.
@@ -155,7 +156,7 @@ def sinkhorn(
     with np.errstate(all="ignore"):
         result = solve(given, lam, max_iter, tol)
     rows = {name: array.reshape((*given.batch, *array.shape[1:])) for name, array in result.items()}
-    return SinkhornResult(**{name: array[()] for name, array in rows.items()})
+    return SinkhornResult(**{name: given.library.take(array) for name, array in rows.items()})
 
 
 class _Progress:
@@ -200,7 +201,7 @@ class _Progress:
 
 def _as_printed(given: Pairs, lam: float, max_iter: int, tol: float) -> dict[str, Array]:
     """Algorithm 1, for all rows that still go on at once."""
-    p, q, cost, _ = given
+    p, q, cost = given[:3]
     kernel = np.exp(-lam * cost - 1)
 
     def step(u: Array, p: Array, q: Array, sums: Array, v: Array, error: Array) -> None:

@@ -59,6 +59,27 @@ def test_arrays__empty_batch(library):
 
 
 @each_library
+def test_arrays__references_answer_in_kind(library, rng):
+    theirs = framework(library)
+    p, q = _pair(rng)
+    cost = rng.random((7, 7))
+    for ground in (cost, CHAIN):
+        given = theirs.of(ground) if ground is cost else ground
+        for method in ("paper", "log"):
+            ref = fastemd.sinkhorn(p, q, ground, lam=5, method=method)
+            comp = fastemd.sinkhorn(theirs.of(p), theirs.of(q), given, lam=5, method=method)
+            assert theirs.holds(*comp)
+            for ours, wanted in zip(comp, ref, strict=True):
+                np.testing.assert_array_equal(np.asarray(ours), wanted)
+        comp = fastemd.exact_emd(theirs.of(p), theirs.of(q), given)
+        assert theirs.holds(*comp)
+        for ours, wanted in zip(comp, fastemd.exact_emd(p, q, ground), strict=True):
+            np.testing.assert_array_equal(np.asarray(ours), wanted)
+    with pytest.raises(TypeError, match=r"different libraries: .* cost from numpy"):
+        fastemd.exact_emd(theirs.of(p), theirs.of(q), cost)
+
+
+@each_library
 def test_arrays__errors_name_the_row(library, rng):
     theirs = framework(library)
     p, q = _pair(rng)

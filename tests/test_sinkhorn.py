@@ -7,6 +7,7 @@ import numba
 import numpy as np
 import ot
 import pytest
+from frameworks import needed
 from operations import assert_close
 from strategies import random_ground
 
@@ -269,7 +270,7 @@ def test_sinkhorn__agrees_with_pot(method, pots, lam, rng):
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_contenders__all_compute_the_same(name, rng):
     if "torch" in name:
-        pytest.importorskip("torch")
+        needed("torch")
     p, q, cost = _problem(rng)
     p, q = p[[0, 3, 4]], q[[0, 0, 0]]
     value, grad = CONTENDERS[name](p, q, cost, 5.0, 300)()
