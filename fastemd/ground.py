@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastemd.flatten import bins_below, frozen
-from fastemd.plan import Plan, compact_plan, full_plan
+from fastemd.plan import Plan, by_levels, compact_plan, full_plan
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -157,6 +157,11 @@ class GroundSpace:
     @functools.cached_property
     def plan(self) -> Plan:
         """What the kernels read when only the result counts: the smallest equivalent tree."""
+        return by_levels(self.nested_plan, self.n_bins)
+
+    @functools.cached_property
+    def nested_plan(self) -> Plan:
+        """The same with every subtree in one piece, as the dense Hessian needs it."""
         return compact_plan(self.parent, self.weight, self.bin_node)
 
 

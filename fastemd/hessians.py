@@ -54,9 +54,10 @@ def emd_hessian(
     """
     call = Call(space, rho, validate, p=p, q=q)
     hessian = call.target("out", out, space.n_bins, space.n_bins)
-    curvatures = np.empty((*call.batch, space.plan.weight.size))
-    call.run("curvature", space.plan, None, curvatures)
-    kernels.fill_hessian(space.plan, curvatures, hessian, project)
+    plan = space.nested_plan
+    curvatures = np.empty((*call.batch, plan.weight.size))
+    call.run("curvature", plan, None, curvatures)
+    kernels.fill_hessian(plan, curvatures, hessian, project)
     return call.deliver(hessian, out)
 
 

@@ -56,6 +56,11 @@ class Chain(GroundSpace):
         """The same: every gap has its flow."""
         return self.plan
 
+    @property
+    def nested_plan(self) -> Plan:
+        """The same: there are no inner nodes."""
+        return self.plan
+
 
 class Tree(GroundSpace):
     """A tree with bins on its leaves or on any of its nodes: hierarchical classes, taxonomies.

@@ -72,6 +72,18 @@ def test_power__at_the_edges(a, y, result):
     np.testing.assert_array_equal(_power(np.full(LANES, a), y), np.full(LANES, result))
 
 
+def test_plan__goes_level_by_level():
+    """Inner edges, the deepest first; otherwise every edge waits for the one before."""
+    space = fastemd.datasets.imagenet_tree()
+    parent, n_bins = space.plan.parent, space.n_bins
+    level = np.zeros(parent.size + 1, int)
+    for edge in range(parent.size - 1, -1, -1):
+        assert parent[edge] > edge
+        level[edge] = level[parent[edge]] + 1
+    assert (np.diff(level[n_bins:]) <= 0).all()
+    assert sorted(space.plan.weight) == sorted(space.nested_plan.weight)
+
+
 def _run(code, folder=None, **environment):
     """What Python prints; `folder`, where it starts, comes first on its path."""
     command = [sys.executable, "-c", code]
