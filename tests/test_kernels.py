@@ -12,7 +12,16 @@ import pytest
 
 import fastemd
 from fastemd.kernels import compiling, edges
-from fastemd.kernels.lanes import address, aligned, at, load, number_at, put_number, store
+from fastemd.kernels.lanes import (
+    address,
+    aligned,
+    at,
+    exp_below,
+    load,
+    number_at,
+    put_number,
+    store,
+)
 
 PACKAGE = Path(fastemd.__file__).parent
 FIRST_CALL = "import fastemd; print(float(fastemd.emd([1, 0], [0, 1], fastemd.Chain(2), 1)))"
@@ -70,6 +79,42 @@ def test_power__within_its_bound(y, rng):
 )
 def test_power__at_the_edges(a, y, result):
     np.testing.assert_array_equal(_power(np.full(LANES, a), y), np.full(LANES, result))
+
+
+@numba.njit
+def _exp_lanes(x, like, out):
+    scratch = np.empty(2 * LANES)
+    lanes = _lanes_at(aligned(address(scratch)))
+    for i in range(0, x.size, LANES):
+        for r in range(LANES):
+            put_number(lanes, r, x[i + r])
+        store(lanes, 0, exp_below(load(lanes, 0), like))
+        for r in range(LANES):
+            out[i + r] = number_at(lanes, r)
+    scratch[0] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("like", "bound"), [(np.float32(0), 2.0**-43), (np.float64(0), 2.0**-51.5)]
+)
+def test_exp_below__within_its_bound(like, bound, rng):
+    x = -np.concatenate([10.0 ** rng.uniform(-20, 2.84, 4000), rng.uniform(0.0, 1.0, 4000)])
+    out = np.empty_like(x)
+    _exp_lanes(x, like, out)
+    within = x > -707
+    exact = np.exp(x.astype(np.longdouble))
+    if like.itemsize == 4:  # the error of log2 e counts as often as it is multiplied
+        bound = bound * np.maximum(1.0, -x / 64)
+    assert (np.abs(out / exact - 1) <= bound)[within].all()
+
+
+@pytest.mark.parametrize("like", [np.float32(), np.float64()])
+def test_exp_below__at_the_edges(like):
+    x = np.array([0.0, -0.0, -708.5, -1e308, -np.inf, -800.0, -5e-324, -708.0])
+    out = np.empty_like(x)
+    _exp_lanes(x, like, out)
+    np.testing.assert_array_equal(out[:7], [1, 1, 0, 0, 0, 0, 1])
+    assert out[7] > 0
 
 
 def test_plan__goes_level_by_level():

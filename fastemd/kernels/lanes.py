@@ -25,7 +25,7 @@ from numba.extending import (
 )
 from numba.np import arrayobj
 
-from fastemd.kernels.power import power
+from fastemd.kernels.power import exponential, power
 
 F64 = ir.DoubleType()
 I32 = ir.IntType(32)
@@ -123,6 +123,7 @@ def _llvm(name):
 _operator(operator.add, lambda builder, a, b: builder.fadd(a, b), 2)
 _operator(operator.sub, lambda builder, a, b: builder.fsub(a, b), 2)
 _operator(operator.mul, lambda builder, a, b: builder.fmul(a, b), 2)
+_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b), 2)
 _operator(operator.lt, _compare("<"), 2)
 _operator(operator.ge, _compare(">="), 2)
 _operator(operator.pow, power, 2)
@@ -146,6 +147,13 @@ def multiply_add(typingctx, a, b, total):
         return _llvm("fmuladd")(builder, *operands)
 
     return _lanes_among(a, b, total)(a, b, total), codegen
+
+
+@intrinsic
+def exp_below(typingctx, a, like):
+    """``e ** a`` for a <= 0; the smallest normal number and less is 0."""
+    single = like == types.float32
+    return a(a, like), lambda context, builder, sig, args: exponential(builder, args[0], single)
 
 
 @intrinsic

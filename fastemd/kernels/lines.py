@@ -33,6 +33,19 @@ def number(typingctx, row, column, like):
 
 
 @intrinsic
+def write_number(typingctx, value, row, column, like):
+    """Write one number of the row at address `row`, rounded to its type."""
+
+    def codegen(context, builder, sig, args):
+        element = context.get_data_type(sig.args[3])
+        value = context.cast(builder, args[0], types.float64, sig.args[3])
+        builder.store(value, pointer(builder, args[1], element, args[2]))
+        return context.get_dummy_value()
+
+    return types.void(types.float64, types.intp, types.intp, like), codegen
+
+
+@intrinsic
 def numbers_per_line(typingctx, like):
     """How many numbers fit into a line."""
 
@@ -85,29 +98,54 @@ def empty_line(typingctx):
     return _line(), lambda context, builder, sig, args: ir.Constant(_line.vector, None)
 
 
+def _largest(builder, a, b):
+    """Of two vectors of numbers; NaN where there is one."""
+    bits = 8 * size_of(a.type.element)
+    name, kind = f"llvm.maximum.v{a.type.count}f{bits}", ir.FunctionType(a.type, [a.type] * 2)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b])
+
+
 @intrinsic
-def sum_of_line(typingctx, line, like):
-    """The sum of a line's numbers, in float64."""
+def max_lines(typingctx, a, b, like):
+    """The larger numbers of two lines, NaN where either has one."""
 
     def codegen(context, builder, sig, args):
-        kind = _numbers(context.get_data_type(sig.args[1]))
-        numbers = builder.bitcast(args[0], kind)
-        if kind.element != F64:
-            numbers = builder.fpext(numbers, ir.VectorType(F64, kind.count))
-        step = kind.count // 2
-        while step:
-            low, high = (
-                builder.shuffle_vector(
-                    numbers,
-                    numbers,
-                    ir.Constant(ir.VectorType(I32, step), list(range(start, start + step))),
-                )
-                for start in (0, step)
-            )
-            numbers, step = builder.fadd(low, high), step // 2
-        return builder.extract_element(numbers, I32(0))
+        kind = _numbers(context.get_data_type(sig.args[2]))
+        largest = _largest(builder, *(builder.bitcast(line, kind) for line in args[:2]))
+        return builder.bitcast(largest, _line.vector)
 
-    return types.float64(_line, like), codegen
+    return _line(_line, _line, like), codegen
+
+
+def _folder(fold):
+    @intrinsic
+    def of_line(typingctx, line, like):
+        def codegen(context, builder, sig, args):
+            kind = _numbers(context.get_data_type(sig.args[1]))
+            numbers = builder.bitcast(args[0], kind)
+            if kind.element != F64:
+                numbers = builder.fpext(numbers, ir.VectorType(F64, kind.count))
+            step = kind.count // 2
+            while step:
+                low, high = (
+                    builder.shuffle_vector(
+                        numbers,
+                        numbers,
+                        ir.Constant(ir.VectorType(I32, step), list(range(start, start + step))),
+                    )
+                    for start in (0, step)
+                )
+                numbers, step = fold(builder, low, high), step // 2
+            return builder.extract_element(numbers, I32(0))
+
+        return types.float64(_line, like), codegen
+
+    return of_line
+
+
+# The sum of a line's numbers, in float64, and the largest.
+sum_of_line = _folder(lambda builder, a, b: builder.fadd(a, b))
+max_of_line = _folder(_largest)
 
 
 @intrinsic

@@ -11,6 +11,8 @@ from fastemd.kernels.lines import (
     empty_line,
     has_sign,
     line_at,
+    max_lines,
+    max_of_line,
     number,
     numbers_per_line,
     or_lines,
@@ -75,6 +77,25 @@ def mean_of_row(row, n_bins, like):
     for k in range(whole, n_bins):
         total += number(row, k, like)
     return total / n_bins
+
+
+@register_jitable
+def largest_of_row(row, n_bins, like):
+    """The largest number of a row, NaN if there is one."""
+    largest, step = -np.inf, numbers_per_line(like)
+    whole = n_bins - n_bins % step
+    if whole:
+        a = b = line_at(row, 0, like)
+        for k in range(step, whole - step, 2 * step):  # two chains, for their latency
+            a = max_lines(a, line_at(row, k, like), like)
+            b = max_lines(b, line_at(row, k + step, like), like)
+        a = max_lines(a, line_at(row, whole - step, like), like)
+        largest = max_of_line(max_lines(a, b, like), like)
+    for k in range(whole, n_bins):
+        x = number(row, k, like)
+        if not x <= largest:  # nor is anything more than NaN
+            largest = x if largest == largest else largest
+    return largest
 
 
 @register_jitable
