@@ -14,6 +14,7 @@ from fastemd.functions import (
     emd_value_and_grad,
 )
 from fastemd.hessians import emd_hessian, emd_hessian_diag, emd_hvp
+from fastemd.losses import emd_loss, emd_loss_hessian_diag
 from fastemd.sinkhorn import SinkhornResult, sinkhorn
 from fastemd.spaces import Chain, Tree
 
@@ -32,6 +33,8 @@ __all__ = [
     "emd_hessian",
     "emd_hessian_diag",
     "emd_hvp",
+    "emd_loss",
+    "emd_loss_hessian_diag",
     "emd_value_and_grad",
     "exact_emd",
     "sinkhorn",

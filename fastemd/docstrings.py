@@ -16,6 +16,44 @@ _SHARED = {
         space : Chain or Tree
             The ground space.
     """,
+    "loss": """
+        x : array_like, (..., N)
+            Logits, or masses (see `normalize`), over the N bins of `space`. With "softmax" an
+            entry may be -inf: a class that is masked, with probability and gradient 0. float32
+            gives float32 results (with float64 sums inside), if a floating point target is
+            float32, too; every other real type gives float64.
+        target : array_like of int, (...), or of float, (..., N)
+            The class of every row, never expanded to one-hot, or histograms of mass 1. Leading
+            axes broadcast with those of `x`.
+        space : Chain or Tree
+            The ground space.
+        rho : float
+            The power of the flow, >= 1.
+        normalize : {"softmax", "l1", None}
+            How `x` becomes a histogram: as logits, by division by its sum (it is >= 0), or as it
+            is (of mass 1; the derivatives are then projected as those of `emd`).
+        cross_entropy : float
+            Add this many times the cross entropy ``-sum(target * log p)``.
+        sample_weight : array_like, (...), optional
+            What every row counts, >= 0; broadcasts to the rows.
+        ignore_index : int, optional
+            Rows with this class count nothing: their loss and gradient are 0. Their `x` is
+            checked as all others.
+        reduction : {"mean", "sum", "none"}
+            The mean is the weighted sum divided by the sum of the weights of the rows that are
+            not ignored, and 0 if that is 0.
+    """,
+    "loss_raises": """
+        Raises
+        ------
+        ValueError
+            If shapes do not fit; a logit is NaN or inf, or all of a row are -inf; masses are
+            negative, or not of sum 1 where they should be; a class does not exist; a weight is
+            negative; the cross entropy is infinite, since `x` excludes the target. The message
+            names the row.
+        TypeError
+            If an argument is of another kind.
+    """,
     "rho": """
         rho : float
             The power of the flow, >= 1: 1 is the Earth Mover's Distance itself, 2 its smooth

@@ -151,22 +151,15 @@ def blame(
     ValueError
         Names the argument, the row, what was found and what was expected.
     """
-    index = tuple(int(i) for i in np.unravel_index(row, batch))
-    row_name = f": row {index[0] if len(index) == 1 else index}" if index else ""
+    index = np.unravel_index(row, batch)
+    row_name = _row_name(batch, row)
     masses = {}
     for name, array in inputs.items():
         values = np.broadcast_to(array, (*batch, array.shape[-1]))[index].astype(np.float64)
-        for bad in np.flatnonzero(~np.isfinite(values)):
-            raise ValueError(f"{name}{row_name} is not finite, {values[bad]} at bin {bad}")
         if name == "v":
-            continue
-        for bad in np.flatnonzero(values < 0.0):
-            raise ValueError(
-                f"{name}{row_name} has a negative mass, {values[bad]} at bin {bad}; "
-                "histograms must be >= 0"
-            )
-        with np.errstate(over="ignore"):
-            masses[name] = float(values.sum())
+            _blame_vector(name, row_name, values)
+        else:
+            masses[name] = _blame_masses(name, row_name, values)
     if sum(masses.values()) == np.inf:
         names = " and ".join(masses)
         raise ValueError(f"{names}{row_name}: the mass is beyond the range of float64")
@@ -175,6 +168,122 @@ def blame(
         f"p and q{row_name} {'has' if index else 'have'} unequal masses, {sums}; normalise both, "
         f"for example by p / p.sum(-1, keepdims=True) (relative tolerance {tolerance:.1e})"
     )
+
+
+# -- training losses -------------------------------------------------------------------------------
+
+
+def check_cross_entropy(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"cross_entropy: expected a number >= 0, got {_kind(value)}")
+    if not 0.0 <= float(value) < np.inf:
+        raise ValueError(f"cross_entropy: expected a finite number >= 0, got {value}")
+    return float(value)
+
+
+def check_normalize(value: object) -> None:
+    if value is not None and value not in ("softmax", "l1"):
+        raise ValueError(f"normalize: expected 'softmax', 'l1' or None, got {value!r:.60}")
+
+
+def check_ignore_index(value: object, labelled: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"ignore_index: expected an integer, got {_kind(value)}")
+    if not labelled:
+        raise ValueError("ignore_index: needs integer targets, got histograms")
+
+
+def check_labels_shape(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
+    if len(shape) >= len(x_shape) and shape[-1:] == x_shape[-1:]:
+        raise ValueError(
+            f"target: integers are class indices, one per row of x, of shape {x_shape[:-1]}, got "
+            f"{shape}; histograms must be floating point"
+        )
+
+
+def check_weights(weights: Array, batch: tuple[int, ...]) -> None:
+    for row in np.flatnonzero(~((weights >= 0.0) & (weights < np.inf)))[:1]:
+        raise ValueError(
+            f"sample_weight{_row_name(batch, int(row))} is {weights.flat[row]}; weights must be "
+            "finite and >= 0"
+        )
+
+
+def blame_loss(
+    x: Array,
+    target: Array,
+    v: Array | None,
+    batch: tuple[int, ...],
+    row: int,
+    normalize: str | None,
+    cross_entropy: float,
+    tolerance: float,
+) -> NoReturn:
+    """Say what is wrong with a row that the kernel of a loss refused; as `blame`."""
+    row_name = _row_name(batch, row)
+    index = np.unravel_index(row, batch)
+    n_bins = x.shape[-1]
+    x = np.broadcast_to(x, (*batch, n_bins))[index].astype(np.float64)
+    if normalize == "softmax":
+        for bad in np.flatnonzero(np.isnan(x) | (x == np.inf)):
+            raise ValueError(f"x{row_name} has a logit {x[bad]} at bin {bad}")
+        if (x == -np.inf).all():
+            raise ValueError(f"x{row_name} has no class left, all logits are -inf")
+    else:
+        mass = _blame_masses("x", row_name, x)
+        if normalize == "l1" and mass == 0.0:
+            raise ValueError(f"x{row_name} sums to 0 and cannot be divided by its sum")
+        if normalize is None and not abs(mass - 1.0) <= tolerance:
+            _not_one("x", row_name, mass, tolerance)
+    if target.shape[-1:] == (n_bins,) and target.dtype.kind == "f":
+        q = np.broadcast_to(target, (*batch, n_bins))[index].astype(np.float64)
+        mass = _blame_masses("target", row_name, q)
+        if not abs(mass - 1.0) <= tolerance:
+            _not_one("target", row_name, mass, tolerance)
+    else:
+        label = int(np.broadcast_to(target, batch)[index])
+        if not 0 <= label < n_bins:
+            raise ValueError(f"target{row_name} is class {label}; there are {n_bins}")
+        q = np.zeros(n_bins)
+        q[label] = 1.0
+    for bad in np.flatnonzero((q > 0.0) & (x == (-np.inf if normalize == "softmax" else 0.0))):
+        if cross_entropy:
+            raise ValueError(
+                f"target{row_name} has mass at bin {bad}, which x excludes by {x[bad]}: the cross "
+                "entropy is infinite"
+            )
+    if v is not None:
+        _blame_vector("v", row_name, np.broadcast_to(v, (*batch, n_bins))[index])
+    raise ValueError(f"x and target{row_name}: beyond the range of float64")
+
+
+def _blame_vector(name: str, row_name: str, values: Array) -> None:
+    for bad in np.flatnonzero(~np.isfinite(values)):
+        raise ValueError(f"{name}{row_name} is not finite, {values[bad]} at bin {bad}")
+
+
+def _blame_masses(name: str, row_name: str, values: Array) -> float:
+    """The sum of a histogram, if it is one."""
+    _blame_vector(name, row_name, values)
+    for bad in np.flatnonzero(values < 0.0):
+        raise ValueError(
+            f"{name}{row_name} has a negative mass, {values[bad]} at bin {bad}; "
+            "histograms must be >= 0"
+        )
+    with np.errstate(over="ignore"):
+        return float(values.sum())
+
+
+def _not_one(name: str, row_name: str, mass: float, tolerance: float) -> NoReturn:
+    raise ValueError(
+        f"{name}{row_name} sums to {mass}, not to 1; normalise it, for example by "
+        f"p / p.sum(-1, keepdims=True) (tolerance {tolerance:.1e})"
+    )
+
+
+def _row_name(batch: tuple[int, ...], row: int) -> str:
+    index = tuple(int(i) for i in np.unravel_index(row, batch))
+    return f": row {index[0] if len(index) == 1 else index}" if index else ""
 
 
 # -- references: any cost matrix ------------------------------------------------------------------

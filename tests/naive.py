@@ -175,6 +175,66 @@ def size(name, arrays, g, rho):
     return terms * (masses[2] if name == "emd_hvp" else 1.0)
 
 
+# Losses -------------------------------------------------------------------------------------------
+
+
+def histogram(x, normalize):
+    x = np.asarray(x, np.float64)
+    if normalize == "softmax":
+        x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x if normalize is None else x / x.sum(axis=-1, keepdims=True)
+
+
+def one_hot(target, n_bins):
+    target = np.asarray(target)
+    return np.eye(n_bins)[target] if target.dtype.kind in "iu" else target.astype(np.float64)
+
+
+def emd_loss_rows(x, target, g, rho=2, normalize="softmax", cross_entropy=0.0):
+    """The losses of all rows and their gradients: a Jacobian times the gradient in p."""
+    p = histogram(x, normalize)
+    q = np.broadcast_to(one_hot(target, p.shape[-1]), p.shape)
+    value, grad = emd_value_and_grad(p, q, g, rho, project=False)
+    x, n = np.asarray(x, np.float64), p.shape[-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if normalize == "softmax":
+            surprise = logsumexp(x, axis=-1, keepdims=True) - x
+        else:
+            surprise = -np.log(p)
+        value = value + cross_entropy * np.where(q > 0, q * surprise, 0).sum(-1)
+        jacobian = np.broadcast_to(np.eye(n), (*p.shape, n))  # dp_k / dx_l
+        if normalize == "softmax":
+            jacobian = p[..., :, None] * (jacobian - p[..., None, :])
+        elif normalize == "l1":
+            jacobian = (jacobian - p[..., :, None]) / x.sum(-1)[..., None, None]
+        else:
+            jacobian = jacobian - 1 / n
+            grad = grad - cross_entropy * np.where(q > 0, q / p, 0)
+        grad = np.einsum("...k,...kl->...l", grad, jacobian)
+        if normalize == "softmax":
+            grad = grad + cross_entropy * (p - q)
+        elif normalize == "l1":
+            ratio = np.where(q > 0, q / p, 0)
+            grad = grad + cross_entropy * (1 - ratio) / x.sum(-1, keepdims=True)
+    return value, grad
+
+
+def torch_loss(x, q, g, rho=2, normalize="softmax", cross_entropy=0.0):
+    """The losses of all rows, for torch to differentiate as often as one likes."""
+    import torch
+
+    if normalize == "softmax":
+        log_p = x.log_softmax(-1)
+        p = log_p.exp()
+    else:
+        p = x / x.sum(-1, keepdim=True) if normalize == "l1" else x
+        log_p = p.log()
+    flow = (p - q) @ torch.tensor(ancestors(g)).T
+    size = flow.abs() if rho != 2 else flow
+    loss = (torch.tensor(_weights(g)) * size**rho).sum(-1)
+    return loss - cross_entropy * (q * log_p).sum(-1)
+
+
 # Exact rational arithmetic ------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastemd.kernels import compiling
 from fastemd.kernels.compiling import Kernel
+from fastemd.kernels.losses import NORMALIZE
 from fastemd.plan import Plan
 
 Array = NDArray[Any]
@@ -75,7 +76,7 @@ def kernel_for(operation: str, chain: bool, rho: str, narrow: bool) -> Kernel:
         operation = "constant_hvp"  # the curvature does not depend on the flow
     if operation in ("flow", "embed", "check", "hessian"):
         rho = "any"
-    elif operation != "gradient" and rho == "1":
+    elif operation in ("hessian_diag", "curvature", "constant_hvp") and rho == "1":
         rho = "2"  # times 0
     space = "any" if operation in ("check", "hessian") else "chain" if chain else "tree"
     return Kernel(operation, space, rho, "narrow" if narrow else "wide")
@@ -131,7 +132,55 @@ def run(
     few = p.shape[0] * p.shape[1] <= FEW_ROWS and operation == "gradient"
     narrow = few or (n_edges > MANY_EDGES and operation != "check")
     key = operation, n_edges == p.shape[2], _POWERS.get(rho, "any"), narrow, p.dtype.char
-    return launch(key, p.size, plan, *rows, rho, value, out, float(bool(project)), tolerance)
+    terms = False, 0, 0.0
+    return launch(
+        key, p.size, plan, *rows, rho, value, out, float(bool(project)), tolerance, *terms
+    )
+
+
+def run_loss(
+    operation: str,
+    plan: Plan,
+    rows: tuple[Array, Array, Array],
+    rho: float,
+    value: Array,
+    out: Array,
+    tolerance: float,
+    labelled: bool,
+    normalize: str | None,
+    cross_entropy: float,
+) -> int:
+    """Run a loss over all rows.
+
+    Parameters
+    ----------
+    operation : {"loss", "loss_diagonal", "loss_product"}
+    plan : Plan
+    rows : three ndarrays (G, R, N)
+        ``x``, the target and ``v``, of one dtype; ``v`` may be empty. If `labelled`, the target is
+        (G, R, 1) of int64, seen as numbers of that dtype.
+    rho : float
+    value : ndarray of float64 (G * R,)
+        What every row's derivatives count; overwritten by the rows' losses.
+    out : ndarray (G, R, N)
+        The derivatives.
+    tolerance : float
+        For masses that should be 1.
+    labelled : bool
+    normalize : {"softmax", "l1", None}
+    cross_entropy : float
+
+    Returns
+    -------
+    int
+        The first row that failed the checks, or ``G * R``.
+    """
+    x = rows[0]
+    n_edges = plan.weight.size
+    narrow = x.shape[0] * x.shape[1] <= FEW_ROWS or n_edges > MANY_EDGES
+    key = operation, n_edges == x.shape[2], _POWERS.get(rho, "any"), narrow, x.dtype.char
+    terms = labelled, NORMALIZE[normalize], cross_entropy
+    return launch(key, x.size, plan, *rows, rho, value, out, 1.0, tolerance, *terms)
 
 
 def fill_hessian(plan: Plan, curvatures: Array, out: Array, project: bool) -> None:

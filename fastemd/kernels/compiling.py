@@ -15,7 +15,7 @@ from numba import from_dtype, njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from fastemd.kernels import blocks, cpu, dense, edges, lanes, lines, memory, power, rows
+from fastemd.kernels import blocks, cpu, dense, edges, lanes, lines, losses, memory, power, rows
 from fastemd.kernels.cpu import TILES, Tile, chain_above, chain_join, tree_above, tree_join
 from fastemd.kernels.dense import matrices
 from fastemd.kernels.edges import (
@@ -37,6 +37,7 @@ from fastemd.kernels.lanes import (
     put_number,
 )
 from fastemd.kernels.lines import LINE, fence, lines_per_block
+from fastemd.kernels.losses import LOSSES, admit_losses
 from fastemd.kernels.memory import AHEAD_FROM, STREAM_FROM, settle
 from fastemd.kernels.rows import (
     address_of_row,
@@ -70,7 +71,10 @@ LANES = {"wide": wide, "narrow": narrow}
 
 
 @register_jitable
-def first_bad_row(tile, with_v, first, n_rows, tolerance):
+def admit(tile, value, with_v, first, n_rows, tolerance):
+    """The first bad row of a tile, `n_rows` if there is none."""
+    if tolerance < 0.0:
+        return n_rows
     for r in range(min(n_lanes(tile.x), n_rows - first)):
         p_row, q_row = integer_at(tile.p_rows, r), integer_at(tile.q_rows, r)
         if not is_histogram_pair(p_row, q_row, tile.n_bins, tolerance, tile.like):
@@ -88,8 +92,9 @@ def whole_lines(n_numbers):
 
 @register_jitable
 def tiles(
-    place, operation, join, above, function, factor,
+    place, n_scratch, operation, check, join, above, function, factor,
     chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
+    labelled, normalize, cross_entropy,
 ):  # fmt: skip
     """The tiles of one of `n_chunks` equal parts; stop at the first bad row and return it."""
     n_rows, n_bins, n_edges = p.shape[0] * p.shape[1], p.shape[2], plan.weight.size
@@ -104,11 +109,11 @@ def tiles(
     n_tiles = -(-n_rows // lanes)
     begin, end = chunk * n_tiles // n_chunks, (chunk + 1) * n_tiles // n_chunks
 
-    # In scratch, after seven tables:
-    weight = 7 * TABLE
+    # In scratch, after ten tables:
+    weight = 10 * TABLE
     x = weight + whole_lines(n_edges)
-    y = x + whole_lines((n_edges + 1) * lanes)
-    staged = y + with_v * whole_lines((n_edges + 1) * lanes)
+    per_scratch = whole_lines((n_edges + 1) * lanes)
+    staged = x + n_scratch * per_scratch
     aside = staged + streamed * whole_lines(lanes * per_row // 8)
     room = whole_lines(lanes * (n_bins * p.itemsize + LINE) // 8)  # for the rows of a tile
     crowded = lanes > 1 and (are_crowded(p) or are_crowded(q) or are_crowded(v))
@@ -118,10 +123,12 @@ def tiles(
         n_bins, n_edges, n_out,
         address(plan.parent), start + weight, address(plan.share),
         place(start), place(start + TABLE), place(start + 2 * TABLE), place(start + 3 * TABLE),
-        place(start + x), place(start + y),
+        place(start + x), place(start + x + per_scratch),
+        place(start + x + 2 * per_scratch), place(start + x + 3 * per_scratch),
+        place(start + 7 * TABLE), place(start + 8 * TABLE), place(start + 9 * TABLE),
         start + 4 * TABLE, start + 5 * TABLE, p.size * p.itemsize >= AHEAD_FROM,
         start + 6 * TABLE, start + staged, lanes * per_row,
-        rho, project, p.dtype.type(0), out.dtype.type(0),
+        rho, project, labelled, normalize, cross_entropy, p.dtype.type(0), out.dtype.type(0),
     )  # fmt: skip
     for e in range(n_edges):
         put_number(tile.weight, e, factor(rho) * number_at(address(plan.weight), e))
@@ -137,7 +144,10 @@ def tiles(
         locate(p, first, tile.p_rows)
         locate(q, first, tile.q_rows)
         locate_next(p, first + lanes, tile.next_pq, 0)
-        locate_next(q, first + lanes, tile.next_pq, 1)
+        if labelled:
+            put_integer(tile.next_pq, 1, integer_at(tile.next_pq, 0))
+        else:
+            locate_next(q, first + lanes, tile.next_pq, 1)
         if with_v:
             locate(v, first, tile.v_rows)
             locate_next(v, first + lanes, tile.next_v, 0)
@@ -153,11 +163,10 @@ def tiles(
                 put_integer(tile.out_rows, r, tile.staged + row * per_row)
         elif n_out:
             locate(out, first, tile.out_rows)
-        if tolerance >= 0.0:
-            bad = first_bad_row(tile, with_v, first, n_rows, tolerance)
-            if bad < n_rows:
-                put_integer(tile.pending, 0, 0)  # there will be no result
-                break
+        bad = check(tile, value, with_v, first, n_rows, tolerance)
+        if bad < n_rows:
+            put_integer(tile.pending, 0, 0)  # there will be no result
+            break
         values = operation(tile, join, above, function)
         for row in range(first, min(last, value.size)):
             value[row] = lane(values, row - first)
@@ -171,20 +180,24 @@ def tiles(
 
 
 # A part of the cache's key, since Numba looks at the time and size of this file only.
-SOURCES = (blocks, cpu, dense, edges, lanes, lines, memory, power, rows)
+SOURCES = (blocks, cpu, dense, edges, lanes, lines, losses, memory, power, rows)
 SOURCE_DIGEST = hashlib.sha256(
     b"".join(Path(file).read_bytes() for file in (__file__, *(str(m.__file__) for m in SOURCES)))
 ).hexdigest()
 
 
-def _rows_kernel(place, operation, join, above, function, factor):
+def _rows_kernel(place, n_scratch, operation, check, join, above, function, factor):
     digest = SOURCE_DIGEST
 
-    def kernel(chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance):
+    def kernel(
+        chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
+        labelled, normalize, cross_entropy,
+    ):  # fmt: skip
         _ = digest
         return tiles(
-            place, operation, join, above, function, factor,
+            place, n_scratch, operation, check, join, above, function, factor,
             chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
+            labelled, normalize, cross_entropy,
         )  # fmt: skip
 
     return kernel
@@ -204,11 +217,16 @@ def _hessian_kernel():
 # code by address. (Called by name it would be compiled twice more: 6 s more per operation.)
 
 
-def rows_in_parallel(address, n_chunks, plan, p, q, v, rho, value, out, project, tolerance):
+def rows_in_parallel(
+    address, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
+    labelled, normalize, cross_entropy,
+):  # fmt: skip
     bad = np.empty(n_chunks, np.intp)
     for chunk in prange(n_chunks):
-        arguments = plan, p, q, v, rho, value, out, project, tolerance
-        bad[chunk] = call(address, np.intp(chunk), n_chunks, *arguments)
+        bad[chunk] = call(
+            address, np.intp(chunk), n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
+            labelled, normalize, cross_entropy,
+        )  # fmt: skip
     return bad.min()
 
 
@@ -252,9 +270,13 @@ def _arguments(operation, dtype):
     if operation == "hessian":
         return _PLAN, _array(np.float64, 2), _array(dtype, 3), types.float64
     histograms = _array(dtype, 3, "A", readonly=True)
+    value = _array(np.float64 if operation in LOSSES else dtype, 1)
     out = _array(np.float64 if operation == "curvature" else dtype, 3)
     number = types.float64
-    return _PLAN, histograms, histograms, histograms, number, _array(dtype, 1), out, number, number
+    return (
+        _PLAN, histograms, histograms, histograms, number, value, out, number, number,
+        types.boolean, types.intp, number,
+    )  # fmt: skip
 
 
 class Kernel(NamedTuple):
@@ -279,7 +301,13 @@ def serial_kernel(kernel, dtype):
             functions, factor = SLOPE, slope_factor
         elif operation == "embed":
             factor = no_factor
-        function = _rows_kernel(LANES[width], TILES[operation], *sweeps, functions[rho], factor)
+        tile, check, n_scratch = TILES.get(operation), admit, 2 if operation == "hvp" else 1
+        if operation in LOSSES:
+            tile, functions, n_scratch = LOSSES[operation]
+            factor, check = slope_factor, admit_losses
+        function = _rows_kernel(
+            LANES[width], n_scratch, tile, check, *sweeps, functions[rho], factor
+        )
     # Numba finds machine code by this name, and kernels from its cache must not meet under one.
     function.__qualname__ = "_".join(kernel)
     return _compile(function, types.intp(types.intp, types.intp, *_arguments(operation, dtype)))

@@ -43,7 +43,12 @@ class Tile(NamedTuple):
     v_rows: int
     out_rows: int
     x: int  # lanes for every edge and one to spare
-    y: int  # another such scratch
+    y: int  # more such scratch, if the operation needs it
+    z: int
+    u: int
+    highest: int  # of a loss, the largest number of every row,
+    factors: int  # what the row counts,
+    spare: int  # and room for a number more
     next_pq: int  # where the rows of the next tile start,
     next_v: int
     ahead: bool  # if they are to be fetched meanwhile
@@ -52,6 +57,9 @@ class Tile(NamedTuple):
     staged_bytes: int
     rho: float
     project: float  # 1 to conserve the total mass, 0 for the raw derivatives
+    labelled: bool  # of a loss, see `fastemd.kernels.losses`
+    normalize: int
+    cross_entropy: float
     like: float  # any number of the type of p, q and v
     like_out: float  # the same for the output
 
@@ -60,15 +68,17 @@ class Tile(NamedTuple):
 
 
 @register_jitable
-def up(tile, rows, less, x, next_rows, join, edge, function):
-    """Find every edge's flow and keep ``edge(flow)`` in its place; return the sums of two terms."""
+def up(tile, x, block, column, source, join, edge, function):
+    """Find every edge's flow and keep ``edge(flow)`` in its place; return the sums of two terms.
+
+    The bins' masses are what `block` and `column` find in `source`.
+    """
     value, mean, flow = splat(x, 0.0), splat(x, 0.0), splat(x, 0.0)
     for e in range(tile.n_bins, tile.n_edges + 1):
         store(x, e, flow)
     whole = tile.n_bins - tile.n_bins % WIDTH
     for k in range(0, whole, WIDTH):
-        meanwhile(tile, next_rows, k, whole)
-        a, b, c, d = read_block(rows, less, k, tile.like)
+        a, b, c, d = block(tile, source, k)
         a = join(tile, x, k, a, flow)
         value, mean = keep(tile, x, k, a, edge, function, value, mean)
         b = join(tile, x, k + 1, b, a)
@@ -78,10 +88,8 @@ def up(tile, rows, less, x, next_rows, join, edge, function):
         flow = join(tile, x, k + 3, d, c)
         value, mean = keep(tile, x, k + 3, flow, edge, function, value, mean)
     for k in range(whole, tile.n_bins):
-        flow = join(tile, x, k, read_column(rows, less, k, tile.like), flow)
+        flow = join(tile, x, k, column(tile, source, k), flow)
         value, mean = keep(tile, x, k, flow, edge, function, value, mean)
-    if integer_at(tile.pending, 0) != 0:
-        settle(tile, whole // WIDTH, tile.staged_bytes)
     above, mass = -1, splat(x, 0.0)
     for e in range(tile.n_bins, tile.n_edges):
         flow = load(x, e)
@@ -95,22 +103,36 @@ def up(tile, rows, less, x, next_rows, join, edge, function):
 
 
 @register_jitable
-def down(tile, x, start, above):
-    """Sum what lies on the edges between every bin and the root, from `start`; write it out."""
+def down(tile, x, start, above, block, column, given):
+    """Sum what lies on the edges between every bin and the root, from `start`.
+
+    `block` and `column` take the sums and what they gave for those before, at first `given`.
+    """
+    down_to_bins(tile, x, start)
+    return down_bins(tile, x, start, above, block, column, given)
+
+
+@register_jitable
+def down_to_bins(tile, x, start):
     store(x, tile.n_edges, start)
     for e in range(tile.n_edges - 1, tile.n_bins - 1, -1):
         store(x, e, load(x, e) + load(x, integer_at(tile.parent, e)))
-    rows, like, total = tile.out_rows, tile.like_out, start
+
+
+@register_jitable
+def down_bins(tile, x, start, above, block, column, given):
+    total = start
     whole = tile.n_bins - tile.n_bins % WIDTH
     for k in range(tile.n_bins - 1, whole - 1, -1):
         total = load(x, k) + above(tile, x, k, total)
-        write_column(total, rows, k, like)
+        given = column(tile, x, k, total, given)
     for k in range(whole - WIDTH, -1, -WIDTH):
         d = load(x, k + 3) + above(tile, x, k + 3, total)
         c = load(x, k + 2) + above(tile, x, k + 2, d)
         b = load(x, k + 1) + above(tile, x, k + 1, c)
         total = load(x, k) + above(tile, x, k, b)
-        write_block(total, b, c, d, rows, k, like)
+        given = block(tile, x, k, total, b, c, d, given)
+    return given
 
 
 @register_jitable
@@ -144,6 +166,40 @@ def tree_above(tile, x, e, total):
 @register_jitable
 def chain_above(tile, x, e, total):
     return total
+
+
+# ----------------------------------------------------------------------- what the sweeps start from
+#
+# `source` is rows, what is to be taken from them (other rows or lanes), and where the next tile's
+# rows start.
+
+
+@register_jitable
+def row_block(tile, source, k):
+    rows, less, next_rows = source
+    meanwhile(tile, next_rows, k, tile.n_bins - tile.n_bins % WIDTH)
+    return read_block(rows, less, k, tile.like)
+
+
+@register_jitable
+def row_column(tile, source, k):
+    rows, less, _ = source
+    return read_column(rows, less, k, tile.like)
+
+
+# -------------------------------------------------------------------------- and what they end with
+
+
+@register_jitable
+def write_sums(tile, x, k, a, b, c, d, given):
+    write_block(a, b, c, d, tile.out_rows, k, tile.like_out)
+    return given
+
+
+@register_jitable
+def write_sum(tile, x, k, total, given):
+    write_column(total, tile.out_rows, k, tile.like_out)
+    return given
 
 
 # ------------------------------------------------------------------------- functions on every edge
@@ -197,9 +253,19 @@ def curvature_edge(tile, e, flow, curvature, value, mean):
 
 
 @register_jitable
+def rows_up(tile, rows, less, x, next_rows, join, edge, function):
+    """The sweep up of rows, less other rows or lanes."""
+    source = rows, less, next_rows
+    sums = up(tile, x, row_block, row_column, source, join, edge, function)
+    if integer_at(tile.pending, 0) != 0:
+        settle(tile, tile.n_bins // WIDTH, tile.staged_bytes)
+    return sums
+
+
+@register_jitable
 def difference_up(tile, join, edge, function):
     """The sweep up of ``p - q``."""
-    return up(tile, tile.p_rows, tile.q_rows, tile.x, tile.next_pq, join, edge, function)
+    return rows_up(tile, tile.p_rows, tile.q_rows, tile.x, tile.next_pq, join, edge, function)
 
 
 @register_jitable
@@ -209,21 +275,27 @@ def vector_up(tile, x, join, edge, function):
         put_number(
             x, r, tile.project * mean_of_row(integer_at(tile.v_rows, r), tile.n_bins, tile.like)
         )
-    return up(tile, tile.v_rows, load(x, 0), x, tile.next_v, join, edge, function)
+    return rows_up(tile, tile.v_rows, load(x, 0), x, tile.next_v, join, edge, function)
+
+
+@register_jitable
+def write_down(tile, start, above):
+    """The sweep down of what the edges keep, out to the rows."""
+    down(tile, tile.x, start, above, write_sums, write_sum, 0)
 
 
 @register_jitable
 def gradient_tile(tile, join, above, slope):
     value, mean = difference_up(tile, join, slope_edge, slope)
     if tile.n_out:
-        down(tile, tile.x, mean * -tile.project, above)
+        write_down(tile, mean * -tile.project, above)
     return value * (1.0 / tile.rho)
 
 
 @register_jitable
 def diagonal_tile(tile, join, above, curvature):
     value, mean = difference_up(tile, join, diagonal_edge, curvature)
-    down(tile, tile.x, mean * tile.project, above)
+    write_down(tile, mean * tile.project, above)
     return value
 
 
@@ -231,35 +303,35 @@ def diagonal_tile(tile, join, above, curvature):
 def product_tile(tile, join, above, curvature):
     vector_up(tile, tile.y, join, flow_edge, curvature)
     value, mean = difference_up(tile, join, product_edge, curvature)
-    down(tile, tile.x, mean * -tile.project, above)
+    write_down(tile, mean * -tile.project, above)
     return value
 
 
 @register_jitable
 def constant_product_tile(tile, join, above, curvature):
     value, mean = vector_up(tile, tile.x, join, constant_product_edge, curvature)
-    down(tile, tile.x, mean * -tile.project, above)
+    write_down(tile, mean * -tile.project, above)
     return value
 
 
 @register_jitable
 def flow_tile(tile, join, above, _):
     value, _mean = difference_up(tile, join, flow_edge, _)
-    write_edges(tile, tile.n_edges - 1 - tile.n_out)
+    write(tile, edge_column, tile.n_edges - 1 - tile.n_out)
     return value
 
 
 @register_jitable
 def embed_tile(tile, join, above, _):
     value, _mean = difference_up(tile, join, embed_edge, _)
-    write_edges(tile, tile.n_edges - 1 - tile.n_out)
+    write(tile, edge_column, tile.n_edges - 1 - tile.n_out)
     return value
 
 
 @register_jitable
 def curvature_tile(tile, join, above, curvature):
     value, _mean = difference_up(tile, join, curvature_edge, curvature)
-    write_edges(tile, 0)
+    write(tile, edge_column, 0)
     return value
 
 
@@ -269,15 +341,21 @@ def check_tile(tile, join, above, _):
 
 
 @register_jitable
-def write_edges(tile, first):
-    """Write what the edges keep, from edge `first` on."""
-    x, rows, like = tile.x, tile.out_rows, tile.like_out
+def write(tile, column, given):
+    """Write ``column(tile, k, given)`` for every column of the result."""
+    rows, like = tile.out_rows, tile.like_out
     whole = tile.n_out - tile.n_out % WIDTH
     for k in range(0, whole, WIDTH):
-        e = first + k
-        write_block(load(x, e), load(x, e + 1), load(x, e + 2), load(x, e + 3), rows, k, like)
+        a, b = column(tile, k, given), column(tile, k + 1, given)
+        c, d = column(tile, k + 2, given), column(tile, k + 3, given)
+        write_block(a, b, c, d, rows, k, like)
     for k in range(whole, tile.n_out):
-        write_column(load(x, first + k), rows, k, like)
+        write_column(column(tile, k, given), rows, k, like)
+
+
+@register_jitable
+def edge_column(tile, k, first):
+    return load(tile.x, first + k)
 
 
 TILES = {

@@ -62,6 +62,24 @@ def curvature_any(x, w, rho):
     return w * (flows * (abs(x) + none) ** (rho - 2.0))
 
 
+# Both, from the factor of the slope.
+
+
+@register_jitable
+def bend_1(x, w, rho):
+    return slope_1(x, w, rho), 0.0 * x
+
+
+@register_jitable
+def bend_2(x, w, rho):
+    return slope_2(x, w, rho), curvature_constant(x, w, rho)
+
+
+@register_jitable
+def bend_any(x, w, rho):
+    return slope_any(x, w, rho), (rho - 1.0) * curvature_any(x, w, rho)
+
+
 # Nothing happens on the edges of `emd_flow`; `embed` multiplies by a length as it is.
 
 
@@ -72,3 +90,4 @@ def no_factor(rho):
 
 SLOPE = {"1": slope_1, "2": slope_2, "any": slope_any}
 CURVATURE = {"1": curvature_constant, "2": curvature_constant, "any": curvature_any}
+BEND = {"1": bend_1, "2": bend_2, "any": bend_any}

@@ -1,0 +1,218 @@
+"""Training losses: from logits and targets to a number and its derivatives in the logits."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastemd import arrays, kernels, validation
+from fastemd.docstrings import documented
+from fastemd.ground import GroundSpace
+
+Array = NDArray[Any]
+
+
+@documented
+def emd_loss(
+    x: ArrayLike,
+    target: ArrayLike,
+    space: GroundSpace,
+    rho: float = 2,
+    *,
+    normalize: str | None = "softmax",
+    cross_entropy: float = 0.0,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> tuple[Any, Array]:
+    """EMD^rho between the histograms that logits stand for and targets, and its gradient.
+
+    Parameters
+    ----------
+    {loss}
+
+    Returns
+    -------
+    loss : float or ndarray, (...)
+        One number, or one per row if `reduction` is "none".
+    grad_x : ndarray, (..., N)
+        Its gradient with respect to `x`; without reduction, that of every row's own loss.
+
+    {loss_raises}
+
+    Notes
+    -----
+    With ``p = softmax(x)`` and g the gradient of ``EMD^rho(p, target)`` (eq. 9, 11 and 15 of
+    Martinez et al., arXiv:1611.07573) the gradient is ``p * (g - <p, g>)``. One pass over the
+    rows, nothing of the size of `x` is made but `grad_x`. O(nodes) per row.
+
+    Examples
+    --------
+    >>> import fastemd
+    >>> logits = [[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    >>> loss, grad = fastemd.emd_loss(logits, [0, 2], fastemd.Chain(3))
+    >>> loss.round(6)
+    np.float64(0.340325)
+    >>> grad.round(6)
+    array([[-0.125827,  0.054474,  0.071353],
+           [ 0.111111,  0.      , -0.111111]])
+    """
+    call = LossCall(space, rho, normalize, cross_entropy, x=x, target=target)
+    factors, weights = call.factors(sample_weight, ignore_index, reduction)
+    values, grad = call.run("loss", factors)
+    if reduction == "none":
+        return (values * weights).astype(call.dtype).reshape(call.batch)[()], grad
+    return call.dtype.type(values @ factors), grad
+
+
+@documented
+def emd_loss_hessian_diag(
+    x: ArrayLike,
+    target: ArrayLike,
+    space: GroundSpace,
+    rho: float = 2,
+    *,
+    normalize: str | None = "softmax",
+    cross_entropy: float = 0.0,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> Array:
+    """Diagonal of the Hessian of `emd_loss` in `x`, exact.
+
+    Parameters
+    ----------
+    {loss}
+
+    Returns
+    -------
+    ndarray, (..., N)
+        The second derivatives of the loss in every entry of `x`; without reduction, of every
+        row's own loss.
+
+    {loss_raises}
+
+    Notes
+    -----
+    With g and H the gradient and the Hessian of ``EMD^rho`` (eq. 12 of Martinez et al., divided
+    by the ``N^2`` that its print lacks) in ``p = softmax(x)``, it is
+    ``p^2 (diag(H) - 2 H p + <p, H p>) + p (1 - 2 p) (g - <p, g>)``. Not the Gauss-Newton part
+    alone, so entries may be negative. Conventions as for `emd_hessian`. O(nodes) per row.
+
+    Examples
+    --------
+    >>> import fastemd
+    >>> fastemd.emd_loss_hessian_diag([[0.0, 0.0, 0.0]], [2], fastemd.Chain(3)).round(6)
+    array([[0.185185, 0.074074, 0.037037]])
+    """
+    call = LossCall(space, rho, normalize, cross_entropy, x=x, target=target)
+    factors, _ = call.factors(sample_weight, ignore_index, reduction)
+    return call.run("loss_diagonal", factors)[1]
+
+
+def emd_loss_hvp(
+    x: ArrayLike,
+    target: ArrayLike,
+    v: ArrayLike,
+    space: GroundSpace,
+    rho: float = 2,
+    *,
+    normalize: str | None = "softmax",
+    cross_entropy: float = 0.0,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> Array:
+    """The Hessian of `emd_loss` in `x` times `v` (..., N), for those who differentiate twice."""
+    call = LossCall(space, rho, normalize, cross_entropy, x=x, target=target, v=v)
+    factors, _ = call.factors(sample_weight, ignore_index, reduction)
+    return call.run("loss_product", factors)[1]
+
+
+class LossCall:
+    """One call of a loss: its checked arguments and the launch of its kernel."""
+
+    def __init__(
+        self,
+        space: GroundSpace,
+        rho: float,
+        normalize: str | None,
+        cross_entropy: float,
+        **inputs: Any,
+    ) -> None:
+        if not isinstance(space, GroundSpace):
+            validation.not_a_space(space)
+        validation.check_normalize(normalize)
+        self.space, self.normalize = space, normalize
+        self.rho = validation.check_rho(rho)
+        self.cross_entropy = validation.check_cross_entropy(cross_entropy)
+        self.target = arrays.real("target", inputs.pop("target"))
+        self.labelled = self.target.dtype.kind in "iu"
+        self.inputs = {name: arrays.unwrap(name, a, space.n_bins) for name, a in inputs.items()}
+        if self.labelled:
+            validation.check_labels_shape(self.target.shape, self.inputs["x"].shape)
+            shapes = {**self.inputs, "target": self.target[..., None]}
+        else:
+            self.target = arrays.unwrap("target", self.target, space.n_bins)
+            shapes = self.inputs = {**self.inputs, "target": self.target}
+        self.batch = arrays.batch_shape(shapes)
+        self.dtype = arrays.result_type(self.inputs.values())
+        chars = (a.dtype.char for name, a in self.inputs.items() if name != "v")
+        self.tolerance = validation.mass_tolerance(*chars, "d")
+
+    def factors(
+        self, sample_weight: ArrayLike | None, ignore_index: int | None, reduction: str
+    ) -> tuple[Array, Array]:
+        """What every row counts in the result, and before the reduction; (rows,) of float64."""
+        validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
+        n_rows = math.prod(self.batch)
+        weights = np.ones(n_rows)
+        if sample_weight is not None:
+            given = arrays.real("sample_weight", sample_weight)
+            try:
+                given = np.broadcast_to(given, self.batch)
+            except ValueError:
+                validation.do_not_broadcast({"sample_weight": given.shape, "x": self.batch})
+            weights = given.astype(np.float64).reshape(n_rows)
+            validation.check_weights(weights, self.batch)
+        if ignore_index is not None:
+            validation.check_ignore_index(ignore_index, self.labelled)
+            ignored = self.target == ignore_index
+            weights[np.broadcast_to(ignored, self.batch).reshape(n_rows)] = 0.0
+            self.target = np.where(ignored, 0, self.target)
+        if reduction != "mean":
+            return weights, weights
+        total = weights.sum()
+        return (weights / total if total > 0.0 else weights), weights
+
+    def run(self, operation: str, factors: Array) -> tuple[Array, Array]:
+        """The losses of all rows (rows,), and their derivatives (..., N) times `factors`."""
+        n_bins = self.space.n_bins
+        values, out = factors.copy(), np.empty((*self.batch, n_bins), self.dtype)
+        n_rows = values.size
+        if n_rows == 0:
+            return values, out
+        x, *others = arrays.as_rows(list(self.inputs.values()), self.batch, self.dtype)
+        target, v = self._rows(x, others)
+        bad = kernels.run_loss(
+            operation, self.space.plan, (x, target, v), self.rho, values,
+            out.reshape(*x.shape[:2], n_bins), self.tolerance,
+            self.labelled, self.normalize, self.cross_entropy,
+        )  # fmt: skip
+        if bad < n_rows:
+            validation.blame_loss(
+                self.inputs["x"], self.target, self.inputs.get("v"), self.batch, bad,
+                self.normalize, self.cross_entropy, self.tolerance,
+            )  # fmt: skip
+        return values, out
+
+    def _rows(self, x: Array, others: list[Array]) -> tuple[Array, Array]:
+        """The target and v as the kernel reads them: labels as numbers of the type of x."""
+        if not self.labelled:
+            *vs, target = others
+        else:
+            vs = others
+            labels = np.ascontiguousarray(np.broadcast_to(self.target, self.batch), np.int64)
+            target = labels.reshape(-1).view(self.dtype).reshape(*x.shape[:2], -1)
+        return target, vs[0] if vs else arrays.nothing(self.dtype.char)

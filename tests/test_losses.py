@@ -1,0 +1,385 @@
+"""The training losses: values, gradients and second derivatives in the logits."""
+
+import tracemalloc
+
+import naive
+import numpy as np
+import pytest
+from operations import assert_close
+from strategies import RHOS, chain_case, tree_case
+
+import fastemd
+from fastemd.losses import emd_loss_hvp
+
+NORMALIZE = ["softmax", "l1", None]
+
+
+def _problem(rng, shape, normalize="softmax", labelled=True, dtype=np.float64):
+    x = rng.standard_normal(shape)
+    if normalize != "softmax":
+        x = np.abs(x) + 0.01
+    if normalize is None:
+        x /= x.sum(-1, keepdims=True)
+    target = rng.integers(0, shape[-1], shape[:-1])
+    if not labelled:
+        target = rng.random(shape) * (rng.random(shape) < 0.7) + 1e-3 * np.eye(shape[-1])[target]
+        target /= target.sum(-1, keepdims=True)
+    return x.astype(dtype), target
+
+
+def _rows(x, target, case, rho=2, **keywords):
+    return fastemd.emd_loss(x, target, case.space, rho, reduction="none", **keywords)
+
+
+@pytest.mark.parametrize("cross_entropy", [0.0, 0.7])
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
+@pytest.mark.parametrize("normalize", NORMALIZE)
+@pytest.mark.parametrize("rho", RHOS)
+def test_emd_loss__is_the_composition(small_case, rho, normalize, labelled, cross_entropy, rng):
+    x, target = _problem(rng, (11, small_case.n_bins), normalize, labelled)
+    keywords = {"normalize": normalize, "cross_entropy": cross_entropy}
+    ref = naive.emd_loss_rows(x, target, small_case.ground, rho, **keywords)
+    comp = _rows(x, target, small_case, rho, **keywords)
+    for ours, theirs in zip(comp, ref, strict=True):
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("cross_entropy", [0.0, 0.7])
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
+@pytest.mark.parametrize("normalize", NORMALIZE)
+@pytest.mark.parametrize("rho", RHOS)
+def test_derivatives__are_those_of_torch(small_case, rho, normalize, labelled, cross_entropy, rng):
+    torch = pytest.importorskip("torch")
+    n = small_case.n_bins
+    x, target = _problem(rng, (5, n), normalize, labelled)
+    keywords = {"normalize": normalize, "cross_entropy": cross_entropy}
+    q = torch.tensor(naive.one_hot(target, n))
+
+    def loss(x):
+        return naive.torch_loss(x, q, small_case.ground, rho, **keywords).sum()
+
+    given = torch.tensor(x)
+    gradient = torch.func.jacrev(loss)(given).numpy()
+    hessian = torch.func.jacrev(torch.func.jacrev(loss))(given).numpy()
+    hessian = np.einsum("bkbl->bkl", hessian)
+    if normalize is None:  # of what conserves the mass
+        centre = np.eye(n) - 1 / n
+        gradient, hessian = gradient @ centre, centre @ hessian @ centre
+    keywords["reduction"] = "sum"
+    assert_close(fastemd.emd_loss(x, target, small_case.space, rho, **keywords)[1], gradient)
+    diagonal = fastemd.emd_loss_hessian_diag(x, target, small_case.space, rho, **keywords)
+    size = max(np.abs(hessian).max(), np.abs(gradient).max())
+    assert_close(diagonal, np.einsum("bkk->bk", hessian), size)
+    v = rng.standard_normal(x.shape)
+    product = emd_loss_hvp(x, target, v, small_case.space, rho, **keywords)
+    assert_close(product, np.einsum("bkl,bl->bk", hessian, v), size)
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_rows", [0, 1, 2, 3, 7, 8, 9, 17])
+def test_batches__are_their_rows(small_case, n_rows, dtype, labelled, rng):
+    x, target = _problem(rng, (n_rows, small_case.n_bins), "softmax", labelled, dtype)
+    target = target if labelled else target.astype(dtype)
+    for function in (_loss_and_gradient, _diagonal, _product):
+        whole = function(x, target, small_case.space)
+        for row in range(n_rows):
+            one = function(x[row], target[row], small_case.space)
+            np.testing.assert_array_equal(whole[row], one)
+            assert one.dtype == dtype
+
+
+def _loss_and_gradient(x, target, space):
+    loss, grad = fastemd.emd_loss(x, target, space, cross_entropy=0.5, reduction="none")
+    return np.concatenate([np.asarray(loss)[..., None], grad], axis=-1)
+
+
+def _diagonal(x, target, space):
+    return fastemd.emd_loss_hessian_diag(x, target, space, cross_entropy=0.5, reduction="none")
+
+
+def _product(x, target, space):
+    return emd_loss_hvp(x, target, x, space, cross_entropy=0.5, reduction="none")
+
+
+@pytest.mark.parametrize("n_bins", [1, 2, 15, 16, 17, 33, 100])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_emd_loss__of_any_number_of_bins(n_bins, dtype, rng):
+    """Around the lines and blocks that rows are read in."""
+    for case in (
+        chain_case(n_bins),
+        tree_case(naive.Ground([n_bins] * n_bins + [-1], [1.0] * n_bins + [0.0], range(n_bins))),
+    ):
+        x, target = _problem(rng, (9, n_bins), dtype=dtype)
+        ref = naive.emd_loss_rows(x, target, case.ground, cross_entropy=1.0)
+        comp = _rows(x, target, case, cross_entropy=1.0)
+        for ours, theirs in zip(comp, ref, strict=True):
+            assert_close(ours, theirs, rtol=1e-12 if dtype == np.float64 else 1e-7)
+
+
+def test_float32__is_float64_rounded(rng):
+    space = fastemd.datasets.imagenet_tree()
+    x, target = _problem(rng, (64, space.n_bins), dtype=np.float32)
+    x *= 5
+    for function in (_loss_and_gradient, _diagonal, _product):
+        single = function(x, target, space)
+        double = function(x.astype(np.float64), target, space)
+        error = np.abs(single - double) / np.abs(double)
+        assert error.max() <= 3 * 2.0**-24 * (1 + 1e-3 * (function is not _loss_and_gradient))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
+def test_emd_loss__of_extreme_logits(small_case, labelled, dtype, rng):
+    n = small_case.n_bins
+    logits = rng.choice([-1e4, 0.0, 1e4], (40, n)).astype(dtype)
+    logits[0], logits[1], logits[2] = 1e4, -1e4, 0.0
+    _, target = _problem(rng, (40, n), "softmax", labelled)
+    target = target if labelled else target.astype(dtype)
+    rtol = 1e-12 if dtype == np.float64 else 1e-7
+    ref = naive.emd_loss_rows(logits, target, small_case.ground, cross_entropy=1.0)
+    comp = _rows(logits, target, small_case, cross_entropy=1.0)
+    for ours, theirs in zip(comp, ref, strict=True):
+        assert_close(ours, theirs, rtol=rtol)
+    for second in (_diagonal, _product):
+        assert np.isfinite(second(logits, target, small_case.space)).all()
+
+
+def test_emd_loss__of_masked_classes(small_case, rng):
+    """As if they were not there: the same as with very low logits."""
+    n = small_case.n_bins
+    x, target = _problem(rng, (20, n))
+    masked = rng.random((20, n)) < 0.4
+    masked[np.arange(20), target] = False
+    low, gone = np.where(masked, -1e5, x), np.where(masked, -np.inf, x)
+    for function in (_diagonal, lambda *args: _loss_and_gradient(*args)[:, 1:]):
+        np.testing.assert_array_equal(
+            function(gone, target, small_case.space), function(low, target, small_case.space)
+        )
+        assert (function(gone, target, small_case.space)[masked] == 0).all()
+    soft = np.where(masked, 0.0, rng.random((20, n)) + 0.1)
+    soft /= soft.sum(-1, keepdims=True)
+    np.testing.assert_array_equal(
+        _loss_and_gradient(gone, soft, small_case.space),
+        _loss_and_gradient(low, soft, small_case.space),
+    )
+    # Without cross entropy the target may be a masked class.
+    loss, grad = fastemd.emd_loss([-np.inf, 0.0], 0, fastemd.Chain(2))
+    assert loss == 1.0
+    assert (grad == 0.0).all()
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignore_index", [None, -100, 2])
+def test_emd_loss__reduces_as_torch(small_case, reduction, weighted, ignore_index, rng):
+    x, target = _problem(rng, (13, small_case.n_bins))
+    if ignore_index is not None:
+        target[[1, 5]] = ignore_index
+    weight = rng.random(13) if weighted else None
+    keywords = {"reduction": reduction, "cross_entropy": 1.0}
+    comp = fastemd.emd_loss(
+        x, target, small_case.space, sample_weight=weight, ignore_index=ignore_index, **keywords
+    )
+    counts = np.ones(13) if weight is None else weight.copy()
+    counts[target == ignore_index] = 0.0
+    if reduction == "mean":
+        counts /= counts.sum()
+    valid = np.where(target == ignore_index, 0, target)
+    loss, grad = naive.emd_loss_rows(x, valid, small_case.ground, cross_entropy=1.0)
+    assert_close(comp[0], loss * counts if reduction == "none" else (loss * counts).sum())
+    assert_close(comp[1], grad * counts[:, None])
+
+
+def test_reductions__are_those_of_torch(rng):
+    """On a space without lengths only the cross entropy is left."""
+    torch = pytest.importorskip("torch")
+    space, (x, target) = fastemd.Chain(6, np.zeros(5)), _problem(rng, (13, 6))
+    target[3] = -100
+    by_class = rng.random(6)
+    for reduction in ("none", "sum", "mean"):
+        given = torch.tensor(x, requires_grad=True)
+        ref = torch.nn.functional.cross_entropy(
+            given, torch.tensor(target), torch.tensor(by_class), reduction=reduction
+        )
+        ref.sum().backward()
+        loss, grad = fastemd.emd_loss(
+            x, target, space, cross_entropy=1.0, reduction=reduction,
+            sample_weight=by_class[target.clip(0)], ignore_index=-100,
+        )  # fmt: skip
+        assert_close(loss, ref.detach().numpy())
+        assert_close(grad, given.grad.numpy())
+
+
+@pytest.mark.parametrize("shape", [(0,), (3,)])
+def test_mean__of_nothing_is_0(shape):
+    x, target = np.zeros((*shape, 2)), np.full(shape, -1)
+    loss, grad = fastemd.emd_loss(x, target, fastemd.Chain(2), ignore_index=-1)
+    assert loss == 0.0
+    assert grad.shape == x.shape
+    assert (grad == 0.0).all()
+
+
+def test_shapes__broadcast(small_case, rng):
+    n = small_case.n_bins
+    x, target = rng.standard_normal((3, 1, n)), rng.integers(0, n, (3, 4))
+    soft = rng.dirichlet(np.ones(n), (4,))
+    weight = rng.random((3, 1))
+    for given in (target, soft):
+        keywords = {"reduction": "none", "sample_weight": weight}
+        loss, grad = fastemd.emd_loss(x, given, small_case.space, **keywords)
+        assert loss.shape == (3, 4)
+        wide = np.ascontiguousarray(np.broadcast_to(x, (3, 4, n)))
+        flat = np.array(np.broadcast_to(given, (3, 4) if given is target else (3, 4, n)))
+        ref = fastemd.emd_loss(wide, flat, small_case.space, **keywords)
+        np.testing.assert_array_equal(loss, ref[0])
+        np.testing.assert_array_equal(grad, ref[1])
+    one = fastemd.emd_loss(x[0, 0], target[0, 0], small_case.space, reduction="none")
+    assert one[0].shape == ()
+    assert one[1].shape == (n,)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int32", "uint16", "uint64", ">i4"])
+def test_labels__of_any_integer_type(kind, rng):
+    x, target = _problem(rng, (20, 7))
+    ref = fastemd.emd_loss(x, target, fastemd.Chain(7))
+    strided = np.repeat(target.astype(kind), 2)[::2]
+    comp = fastemd.emd_loss(x, strided, fastemd.Chain(7))
+    np.testing.assert_array_equal(comp[1], ref[1])
+
+
+def test_inputs__are_read_as_they_lie(rng):
+    """Fortran order, strides, read-only, float16: as a copy, and untouched."""
+    x, target = _problem(rng, (20, 14))
+    space = fastemd.Chain(7)
+    for given in (np.asfortranarray(x[:, :7]), x[:, ::2], x[::-1, :7], x[:, :7].astype("f2")):
+        before = given.copy()
+        given.flags.writeable = False
+        comp = fastemd.emd_loss(given, target % 7, space)
+        ref = fastemd.emd_loss(before.astype(np.float64), target % 7, space)
+        np.testing.assert_array_equal(comp[1], ref[1])
+        np.testing.assert_array_equal(given, before)
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
+def test_large_batches__are_their_parts(labelled, rng):
+    """In parallel, fetched ahead and streamed, and with rows a page apart."""
+    space = fastemd.Chain(1024)
+    x, target = _problem(rng, (2501, 1024), "softmax", labelled, np.float32)
+    target = target if labelled else target.astype(np.float32)
+    grad = _loss_and_gradient(x, target, space)
+    for part in (slice(0, 16), slice(1200, 1211), slice(2480, 2501)):
+        np.testing.assert_array_equal(grad[part], _loss_and_gradient(x[part], target[part], space))
+
+
+def test_memory__is_that_of_the_gradient(rng):
+    space = fastemd.Chain(1000)
+    x, target = _problem(rng, (2000, 1000), dtype=np.float32)
+    fastemd.emd_loss(x, target, space, cross_entropy=1.0)
+    tracemalloc.start()
+    try:
+        fastemd.emd_loss(x, target, space, cross_entropy=1.0)
+        assert tracemalloc.get_traced_memory()[1] <= 1.1 * x.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_emd_loss__is_learnt_from_a_bad_start(rng):
+    """Softmax regression by plain gradient descent, all classes mistaken at first."""
+    n, space = 8, fastemd.Chain(8)
+    labels = np.repeat(np.arange(n), 4)
+    features = np.eye(n)[labels] + 0.05 * rng.standard_normal((labels.size, n))
+    weights = 4.0 * np.eye(n)[::-1]
+    first = fastemd.emd_loss(features @ weights, labels, space)[0]
+    for _ in range(2000):
+        loss, grad = fastemd.emd_loss(features @ weights, labels, space)
+        weights -= 2.0 * features.T @ grad
+    assert first > 1.0
+    assert loss < 1e-3
+    assert ((features @ weights).argmax(1) == labels).all()
+
+
+CHAIN = fastemd.Chain(3)
+GOOD = np.zeros((4, 3))
+
+
+def _with(entry, value, of=GOOD):
+    array = np.array(of)
+    array[entry] = value
+    return array
+
+
+THIRDS = np.full((4, 3), 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "target", "keywords", "message"),
+    [
+        (_with((2, 1), np.nan), [0] * 4, {}, "x: row 2 has a logit nan at bin 1"),
+        (_with((2, 1), np.inf), [0] * 4, {}, "x: row 2 has a logit inf at bin 1"),
+        (_with(1, -np.inf), [0] * 4, {}, "x: row 1 has no class left"),
+        (GOOD, [0, 1, 2, 3], {}, "target: row 3 is class 3; there are 3"),
+        (GOOD, [0, -1, 2, 3], {}, "target: row 1 is class -1"),
+        (GOOD, np.uint64([0, 1, 2**63, 0]), {}, "target: row 2 is class 9223372036854775808"),
+        (GOOD, _with((1, 1), 0.5, THIRDS), {}, "target: row 1 sums to 1.16.*, not to 1"),
+        (GOOD, _with((1, 1), -0.5, THIRDS), {}, "target: row 1 has a negative mass"),
+        (GOOD, _with((1, 1), np.nan, THIRDS), {}, "target: row 1 is not finite"),
+        (
+            _with((3, 0), -np.inf),
+            [0] * 4,
+            {"cross_entropy": 1.0},
+            "target: row 3 has mass at bin 0, which x excludes by -inf",
+        ),
+        (
+            _with((3, 0), -np.inf),
+            THIRDS,
+            {"cross_entropy": 1.0},
+            "target: row 3 has mass at bin 0, which x excludes by -inf",
+        ),
+        (
+            _with((3, 0), 0.0, GOOD + 1),
+            [0] * 4,
+            {"cross_entropy": 1.0, "normalize": "l1"},
+            "target: row 3 has mass at bin 0, which x excludes by 0.0",
+        ),
+        (_with((3, 0), -1.0, THIRDS), [0] * 4, {"normalize": "l1"}, "x: row 3 has a negative mass"),
+        (_with(slice(3), 1.0), [0] * 4, {"normalize": "l1"}, "x: row 3 sums to 0"),
+        (_with((3, 0), 0.5, THIRDS), [0] * 4, {"normalize": None}, "x: row 3 sums to 1.1"),
+        (GOOD, [0] * 3, {}, "do not broadcast"),
+        (GOOD, np.eye(3, dtype=int)[[0, 1, 2, 0]], {}, "target: integers are class indices"),
+        (GOOD, THIRDS[:, :2], {}, "target: the last axis must hold the 3 bins"),
+        (GOOD[:, :2], [0] * 4, {}, "x: the last axis must hold the 3 bins"),
+        (GOOD, [0] * 4, {"sample_weight": [1, 1, -1, 1]}, "sample_weight: row 2 is -1.0"),
+        (GOOD, [0] * 4, {"sample_weight": [1, np.nan, 1, 1]}, "sample_weight: row 1 is nan"),
+        (GOOD, [0] * 4, {"sample_weight": [1, 1]}, "sample_weight and x: .* do not broadcast"),
+        (GOOD, THIRDS, {"ignore_index": 0}, "ignore_index: needs integer targets"),
+        (GOOD, [0] * 4, {"cross_entropy": -1.0}, "cross_entropy: expected"),
+        (GOOD, [0] * 4, {"reduction": "max"}, "reduction: expected one of"),
+        (GOOD, [0] * 4, {"normalize": "l2"}, "normalize: expected"),
+        (GOOD, [0] * 4, {"rho": 0.5}, "rho: expected"),
+    ],
+)
+def test_losses__say_what_is_wrong(x, target, keywords, message):
+    for function in (fastemd.emd_loss, fastemd.emd_loss_hessian_diag):
+        with pytest.raises(ValueError, match=message):
+            function(x, target, CHAIN, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"cross_entropy": True}, "cross_entropy: expected a number"),
+        ({"ignore_index": 1.0}, "ignore_index: expected an integer"),
+        ({"reduction": None}, "reduction: expected one of"),
+        ({"sample_weight": "heavy"}, "sample_weight: expected an array"),
+        ({"space": "chain"}, "space: expected"),
+    ],
+)
+def test_losses__of_other_kinds(keywords, message):
+    with pytest.raises(TypeError, match=message):
+        fastemd.emd_loss(GOOD, [0] * 4, **{"space": CHAIN, **keywords})
+
+
+def test_hvp__names_a_bad_v():
+    with pytest.raises(ValueError, match="v: row 1 is not finite, inf at bin 2"):
+        emd_loss_hvp(GOOD, [0] * 4, _with((1, 2), np.inf), CHAIN)
