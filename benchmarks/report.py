@@ -20,7 +20,7 @@ import numba
 import numpy as np
 
 import fastemd
-from benchmarks.common import histograms, random_tree, timed
+from benchmarks.common import cross_entropy_in_torch, histograms, logits, random_tree, timed
 from fastemd import kernels
 from fastemd.rivals import IMPLEMENTATIONS, ready
 
@@ -200,6 +200,26 @@ def hessians():
                 row(name, dtype, batch, milliseconds(times["fill"]), *cells)
 
 
+def losses():
+    """EMD^2 and cross entropy of logits, next to torch's cross entropy, forward and backward."""
+    header("space", "type", "batch", "torch", "labels", "histograms", "Hessian's diagonal")
+    for name, space in spaces().items():
+        for dtype in (SINGLE, DOUBLE):
+            for batch in (512, 8192):
+                x, target = logits((batch, space.n_bins), dtype)
+                loss, (_, soft) = fastemd.emd_loss, problem(space, batch, dtype)
+                runs = {"torch": cross_entropy_in_torch(x, target)}
+                runs["labels"] = partial(loss, x, target, space, cross_entropy=1.0)
+                runs["histograms"] = partial(loss, x, soft, space, cross_entropy=1.0)
+                diagonal = partial(fastemd.emd_loss_hessian_diag, cross_entropy=1.0)
+                runs["diagonal"] = partial(diagonal, x, target, space)
+                if runs["torch"] is None:
+                    runs["torch"] = runs["labels"]  # not installed
+                times = timed(runs)
+                cells = ratios(times, "torch", "labels", "histograms", "diagonal")
+                row(name, dtype, batch, milliseconds(times["torch"]), *cells)
+
+
 def one_pair():
     """Microseconds of a call from Python with one pair, checked, into new arrays."""
     header("space", "type", "emd", "emd_value_and_grad", "unchecked")
@@ -311,6 +331,7 @@ TABLES = [
     strides,
     functions,
     hessians,
+    losses,
     one_pair,
     threads,
     peers,

@@ -13,7 +13,7 @@ import tempfile
 import numpy as np
 
 import fastemd
-from benchmarks.common import histograms, random_tree, timed
+from benchmarks.common import cross_entropy_in_torch, histograms, logits, random_tree, timed
 from fastemd.paper.contenders import CONTENDERS
 from fastemd.rivals import IMPLEMENTATIONS
 
@@ -101,6 +101,39 @@ class Operations:
 
     def time_embedding(self, *_):
         fastemd.embed(self.p, self.tree, self.rho)
+
+
+class Loss:
+    """EMD^2 and cross entropy of logits and labels, next to torch's cross entropy alone."""
+
+    params = (("tree", "1000"), ("float32", "float64"), (512, 8192))
+    param_names = ("space", "dtype", "batch")
+
+    def setup(self, space, dtype, batch):
+        space = _space(space)
+        x, target = logits((batch, space.n_bins), dtype)
+        self.loss = lambda: fastemd.emd_loss(x, target, space, cross_entropy=1.0)
+        self.diagonal = lambda: fastemd.emd_loss_hessian_diag(x, target, space, cross_entropy=1.0)
+        self.torch = cross_entropy_in_torch(x, target)
+        self.loss()
+        self.diagonal()
+
+    def time_loss(self, *_):
+        self.loss()
+
+    def time_hessian_diagonal(self, *_):
+        self.diagonal()
+
+    def peakmem_loss(self, *_):
+        self.loss()
+
+    def track_ratio_to_cross_entropy(self, *_):
+        if self.torch is None:
+            return float("nan")
+        times = timed({"torch": self.torch, "loss": self.loss}, seconds=0.2)
+        return times["loss"][0] / times["torch"][0]
+
+    track_ratio_to_cross_entropy.unit = "torch cross_entropy"
 
 
 class Hessian:

@@ -231,8 +231,8 @@ def blame_loss(
             raise ValueError(f"x{row_name} has no class left, all logits are -inf")
     else:
         mass = _blame_masses("x", row_name, x)
-        if normalize == "l1" and mass == 0.0:
-            raise ValueError(f"x{row_name} sums to 0 and cannot be divided by its sum")
+        if normalize == "l1" and mass < np.finfo(np.float64).tiny:
+            raise ValueError(f"x{row_name} sums to {mass} and cannot be divided by its sum")
         if normalize is None and not abs(mass - 1.0) <= tolerance:
             _not_one("x", row_name, mass, tolerance)
     if target.shape[-1:] == (n_bins,) and target.dtype.kind == "f":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastemd.kernels import compiling
 from fastemd.kernels.compiling import Kernel
-from fastemd.kernels.losses import NORMALIZE
+from fastemd.kernels.normalize import NORMALIZE
 from fastemd.plan import Plan
 
 Array = NDArray[Any]

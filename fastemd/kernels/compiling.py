@@ -15,7 +15,20 @@ from numba import from_dtype, njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from fastemd.kernels import blocks, cpu, dense, edges, lanes, lines, losses, memory, power, rows
+from fastemd.kernels import (
+    blocks,
+    cpu,
+    dense,
+    edges,
+    entropy,
+    lanes,
+    lines,
+    losses,
+    memory,
+    normalize,
+    power,
+    rows,
+)
 from fastemd.kernels.cpu import TILES, Tile, chain_above, chain_join, tree_above, tree_join
 from fastemd.kernels.dense import matrices
 from fastemd.kernels.edges import (
@@ -37,8 +50,9 @@ from fastemd.kernels.lanes import (
     put_number,
 )
 from fastemd.kernels.lines import LINE, fence, lines_per_block
-from fastemd.kernels.losses import LOSSES, admit_losses
+from fastemd.kernels.losses import LOSSES
 from fastemd.kernels.memory import AHEAD_FROM, STREAM_FROM, settle
+from fastemd.kernels.normalize import admit_losses
 from fastemd.kernels.rows import (
     address_of_row,
     are_crowded,
@@ -94,7 +108,7 @@ def whole_lines(n_numbers):
 def tiles(
     place, n_scratch, operation, check, join, above, function, factor,
     chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
-    labelled, normalize, cross_entropy,
+    labelled, how, cross_entropy,
 ):  # fmt: skip
     """The tiles of one of `n_chunks` equal parts; stop at the first bad row and return it."""
     n_rows, n_bins, n_edges = p.shape[0] * p.shape[1], p.shape[2], plan.weight.size
@@ -128,7 +142,7 @@ def tiles(
         place(start + 7 * TABLE), place(start + 8 * TABLE), place(start + 9 * TABLE),
         start + 4 * TABLE, start + 5 * TABLE, p.size * p.itemsize >= AHEAD_FROM,
         start + 6 * TABLE, start + staged, lanes * per_row,
-        rho, project, labelled, normalize, cross_entropy, p.dtype.type(0), out.dtype.type(0),
+        rho, project, labelled, how, cross_entropy, p.dtype.type(0), out.dtype.type(0),
     )  # fmt: skip
     for e in range(n_edges):
         put_number(tile.weight, e, factor(rho) * number_at(address(plan.weight), e))
@@ -180,7 +194,9 @@ def tiles(
 
 
 # A part of the cache's key, since Numba looks at the time and size of this file only.
-SOURCES = (blocks, cpu, dense, edges, lanes, lines, losses, memory, power, rows)
+SOURCES = (
+    blocks, cpu, dense, edges, entropy, lanes, lines, losses, memory, normalize, power, rows,
+)  # fmt: skip
 SOURCE_DIGEST = hashlib.sha256(
     b"".join(Path(file).read_bytes() for file in (__file__, *(str(m.__file__) for m in SOURCES)))
 ).hexdigest()
@@ -191,13 +207,13 @@ def _rows_kernel(place, n_scratch, operation, check, join, above, function, fact
 
     def kernel(
         chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
-        labelled, normalize, cross_entropy,
+        labelled, how, cross_entropy,
     ):  # fmt: skip
         _ = digest
         return tiles(
             place, n_scratch, operation, check, join, above, function, factor,
             chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
-            labelled, normalize, cross_entropy,
+            labelled, how, cross_entropy,
         )  # fmt: skip
 
     return kernel
@@ -219,13 +235,13 @@ def _hessian_kernel():
 
 def rows_in_parallel(
     address, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
-    labelled, normalize, cross_entropy,
+    labelled, how, cross_entropy,
 ):  # fmt: skip
     bad = np.empty(n_chunks, np.intp)
     for chunk in prange(n_chunks):
         bad[chunk] = call(
             address, np.intp(chunk), n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
-            labelled, normalize, cross_entropy,
+            labelled, how, cross_entropy,
         )  # fmt: skip
     return bad.min()
 

@@ -1,8 +1,7 @@
 """Losses on the CPU: a tile of logits (or of masses) to the derivatives in them.
 
-Scratch ``y`` holds what `weigh` makes of a row, in sum `total`; the histogram is ``p = y / total``.
-The three ways to normalise differ in a few numbers per row (`Form`). With D what the sweep down
-gives (the derivative in p) and c the weight of the cross entropy, the derivative in x is::
+With D what the sweep down gives (the derivative in p) and c the weight of the cross entropy, the
+derivative in x is, with a and r from `fastemd.kernels.normalize.Form`::
 
     a (D - <r, D>) + c (p - q)      softmax: a = r = p;  l1: a = 1 / total, r = p;  none: r = 1 / N
 
@@ -10,26 +9,13 @@ where for l1 and none, instead of the last term, the derivative of the cross ent
 formulas for the second derivatives are in `second_column` and `product_column`.
 """
 
-import math
-from typing import NamedTuple
-
-import numpy as np
 from numba.extending import register_jitable
 
-from fastemd.kernels.blocks import WIDTH, read_block, read_column, write_block, write_column
-from fastemd.kernels.cpu import (
-    down,
-    down_bins,
-    down_to_bins,
-    flow_edge,
-    row_block,
-    row_column,
-    up,
-    write,
-)
+from fastemd.kernels.blocks import read_block, read_column, write_block, write_column
+from fastemd.kernels.cpu import down, down_bins, down_to_bins, flow_edge, up, write
 from fastemd.kernels.edges import BEND, SLOPE
+from fastemd.kernels.entropy import add_entropy, cross_entropies
 from fastemd.kernels.lanes import (
-    exp_below,
     integer_at,
     lane,
     load,
@@ -40,139 +26,8 @@ from fastemd.kernels.lanes import (
     splat,
     store,
 )
-from fastemd.kernels.lines import number, write_number
-from fastemd.kernels.memory import settle
-from fastemd.kernels.rows import is_histogram_pair, largest_of_row, mean_of_row
-
-NORMALIZE = {"softmax": 0, "l1": 1, None: 2}
-SOFTMAX, L1, NONE = NORMALIZE.values()
-LOWEST_LOGIT = -1.7e308  # for a masked class, whose target is 0: 0 times it is 0
-
-
-class Form(NamedTuple):
-    """Lanes: p = y scale, a = y a_y + a_1, r = y r_y + r_1; `bent` is 0 if a is constant in x."""
-
-    scale: float
-    a_y: float
-    a_1: float
-    r_y: float
-    r_1: float
-    bent: float
-    entropy: float  # c where the cross entropy is not in D, else 0
-    factor: float  # what the row counts
-
-
-# ------------------------------------------------------------------------------------------ checks
-
-
-@register_jitable
-def admit_losses(tile, value, with_v, first, n_rows, tolerance):
-    """Check the rows of a tile, note what they count and their largest numbers."""
-    for r in range(n_lanes(tile.x)):
-        row = min(first + r, n_rows - 1)  # beyond the end the last row stands in
-        x_row = integer_at(tile.p_rows, r)
-        put_number(tile.factors, r, value[row])
-        put_number(tile.highest, r, largest_of_row(x_row, tile.n_bins, tile.like))
-        if not (is_normalisable(tile, r, tolerance) and is_target(tile, r, tolerance)):
-            return row
-        if (
-            with_v
-            and not abs(mean_of_row(integer_at(tile.v_rows, r), tile.n_bins, tile.like)) < np.inf
-        ):
-            return row
-    return n_rows
-
-
-@register_jitable
-def is_normalisable(tile, r, tolerance):
-    row, highest = integer_at(tile.p_rows, r), number_at(tile.highest, r)
-    if tile.normalize == SOFTMAX:
-        return abs(highest) < np.inf
-    mass = mean_of_row(row, tile.n_bins, tile.like) * tile.n_bins
-    good = is_histogram_pair(row, row, tile.n_bins, tolerance, tile.like) and mass > 0.0
-    return good and (tile.normalize == L1 or abs(mass - 1.0) <= tolerance)
-
-
-@register_jitable
-def is_target(tile, r, tolerance):
-    row, none = integer_at(tile.p_rows, r), -np.inf if tile.normalize == SOFTMAX else 0.0
-    if tile.labelled:
-        k = label(tile, r)
-        if not 0 <= k < tile.n_bins:
-            return False
-        return tile.cross_entropy == 0.0 or number(row, k, tile.like) > none
-    target = integer_at(tile.q_rows, r)
-    mass = mean_of_row(target, tile.n_bins, tile.like) * tile.n_bins
-    if not is_histogram_pair(target, target, tile.n_bins, tolerance, tile.like):
-        return False
-    if tile.cross_entropy > 0.0:
-        for k in range(tile.n_bins):
-            if number(target, k, tile.like) > 0.0 and number(row, k, tile.like) <= none:
-                return False
-    return abs(mass - 1.0) <= tolerance
-
-
-@register_jitable
-def label(tile, r):
-    return integer_at(integer_at(tile.q_rows, r), 0)
-
-
-# ---------------------------------------------------------------------------- from x to histograms
-
-
-@register_jitable
-def weigh(tile):
-    """Fill ``y``; return the sums of the rows."""
-    y, total = tile.y, splat(tile.y, 0.0)
-    if tile.normalize == SOFTMAX:
-        total = fill(tile, exponentials, load(tile.highest, 0), total)
-    else:
-        total = fill(tile, as_they_are, total, total)
-    if integer_at(tile.pending, 0) != 0:
-        settle(tile, tile.n_bins // WIDTH, tile.staged_bytes)
-    return splat(y, 1.0) if tile.normalize == NONE else total
-
-
-@register_jitable
-def fill(tile, weight, less, total):
-    y, source = tile.y, (tile.p_rows, less, tile.next_pq)
-    whole = tile.n_bins - tile.n_bins % WIDTH
-    for k in range(0, whole, WIDTH):
-        a, b, c, d = row_block(tile, source, k)
-        a, b, c, d = weight(tile, a), weight(tile, b), weight(tile, c), weight(tile, d)
-        store(y, k, a)
-        store(y, k + 1, b)
-        store(y, k + 2, c)
-        store(y, k + 3, d)
-        total = total + ((a + b) + (c + d))
-    for k in range(whole, tile.n_bins):
-        a = weight(tile, row_column(tile, source, k))
-        store(y, k, a)
-        total = total + a
-    return total
-
-
-@register_jitable
-def exponentials(tile, x):
-    return exp_below(x, tile.like)
-
-
-@register_jitable
-def as_they_are(tile, x):
-    return x
-
-
-@register_jitable
-def form_of(tile, total):
-    scale, none, one = 1.0 / total, splat(tile.y, 0.0), splat(tile.y, 1.0)
-    factor = load(tile.factors, 0)
-    if tile.normalize == SOFTMAX:
-        entropy = splat(tile.y, tile.cross_entropy)
-        return Form(scale, scale, none, scale, none, one, entropy, factor)
-    if tile.normalize == L1:
-        return Form(scale, none, scale, scale, none, one, none, factor)
-    return Form(one, none, one, none, splat(tile.y, 1.0 / tile.n_bins), none, none, factor)
-
+from fastemd.kernels.lines import write_number
+from fastemd.kernels.normalize import L1, NONE, SOFTMAX, centre_column, form_of, label, weigh
 
 # -------------------------------------------------------- what the sweeps start from: p - q, r, u
 
@@ -220,11 +75,6 @@ def centre_block(tile, form, k):
         centre_column(tile, form, k + 2),
         centre_column(tile, form, k + 3),
     )
-
-
-@register_jitable
-def centre_column(tile, form, k):
-    return multiply_add(load(tile.y, k), form.r_y, form.r_1)
 
 
 @register_jitable
@@ -309,76 +159,6 @@ def slope_column(tile, k, given):
     a_y, a_1, shift, entropy = given
     q = read_column(tile.q_rows, splat(tile.y, 0.0), k, tile.like)
     return slope(tile, k, load(tile.x, k), (a_y, a_1, shift)) - entropy * q
-
-
-# ------------------------------------------------------------------------------- the cross entropy
-
-
-@register_jitable
-def target_of(tile, r, k):
-    if tile.labelled:
-        return 1.0 if label(tile, r) == k else 0.0
-    return number(integer_at(tile.q_rows, r), k, tile.like)
-
-
-@register_jitable
-def cross_entropies(tile, total):
-    """Of every row, times c."""
-    lanes, known = n_lanes(tile.y), splat(tile.y, 0.0)
-    soft = tile.normalize == SOFTMAX and not tile.labelled
-    if soft:
-        known = sum_of_logits(tile)
-    for r in range(lanes):
-        mass, entropy, row_total = 0.0, 0.0, lane(total, r)
-        if soft:
-            mass = mean_of_row(integer_at(tile.q_rows, r), tile.n_bins, tile.like) * tile.n_bins
-            entropy = mass * math.log(row_total) - lane(known, r)
-        elif tile.normalize == SOFTMAX:
-            logit = number(integer_at(tile.p_rows, r), label(tile, r), tile.like)
-            entropy = math.log(row_total) + (number_at(tile.highest, r) - logit)
-        else:
-            for k in range(tile.n_bins):
-                q = target_of(tile, r, k)
-                if q > 0.0:
-                    entropy += q * math.log(row_total / number_at(tile.y, k * lanes + r))
-        put_number(tile.spare, r, tile.cross_entropy * entropy)
-    return load(tile.spare, 0)
-
-
-@register_jitable
-def sum_of_logits(tile):
-    """The logits less the largest, weighted by the target."""
-    zero, highest = splat(tile.y, 0.0), load(tile.highest, 0)
-    total = zero
-    for k in range(tile.n_bins):
-        logit = max(read_column(tile.p_rows, highest, k, tile.like), LOWEST_LOGIT)
-        total = multiply_add(read_column(tile.q_rows, zero, k, tile.like), logit, total)
-    return total
-
-
-@register_jitable
-def add_entropy(tile, total, form, second, change):
-    """Without softmax: add what c times the cross entropy has to the kept derivatives in p.
-
-    Returns what it adds to `grand`.
-    """
-    lanes = n_lanes(tile.y)
-    for r in range(lanes):
-        grand = 0.0
-        for k in range(tile.n_bins):
-            i = k * lanes + r
-            p, q = number_at(tile.y, i) / lane(total, r), target_of(tile, r, k)
-            ratio = q / p if q > 0.0 else 0.0
-            h = tile.cross_entropy * ratio / p if q > 0.0 else 0.0
-            put_number(tile.x, i, number_at(tile.x, i) + tile.cross_entropy * (1.0 - ratio))
-            if second:
-                share = lane(form.r_y, r) * number_at(tile.y, i) + lane(form.r_1, r)
-                put_number(tile.z, i, number_at(tile.z, i) + h * (1.0 - 2.0 * share))
-                grand += h * share * share
-            if change:
-                put_number(tile.z, i, number_at(tile.z, i) + h * number_at(tile.u, i))
-        put_number(tile.spare, r, grand)
-    return load(tile.spare, 0)
 
 
 # ----------------------------------------------------------------------- one tile of each operation
