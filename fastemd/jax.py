@@ -1,6 +1,7 @@
-"""EMD^rho as functions of JAX: differentiable, under ``jit`` and ``vmap``."""
+"""EMD^rho as functions and losses of JAX: differentiable, under ``jit`` and ``vmap``."""
 
 import functools
+import json
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from fastemd import validation, xla
 from fastemd.call import Call
 from fastemd.ground import GroundSpace
+from fastemd.losses import LossCall
 from fastemd.registry import number_of, space_of
 
 Array = NDArray[Any]
@@ -69,79 +71,195 @@ def emd(
     >>> jax.grad(loss)(logits).round(4)
     Array([-0.2288, -0.1765,  0.4053], dtype=float32)
     """
+    p, q = _arrays(space, p=p, q=q)
+    dtype = _computing_type(p, q)
+    if validate is True:
+        validate = _mass_tolerance(p, q)
+    p, q = jnp.broadcast_arrays(p.astype(dtype), q.astype(dtype))
+    constants = validation.check_rho(rho), validation.check_validate(validate)
+    return _values(p, q, "emd", _number_of(space), *constants)
+
+
+def emd_loss(
+    x: ArrayLike,
+    target: ArrayLike,
+    space: GroundSpace,
+    rho: float = 2,
+    *,
+    normalize: str | None = "softmax",
+    cross_entropy: float = 0.0,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> jax.Array:
+    """EMD^rho between the histograms that logits stand for and targets, as a loss to train with.
+
+    Parameters
+    ----------
+    x : array_like, (..., N)
+        Logits, or masses, as `normalize` says. float16 and bfloat16 are computed in float32.
+    target : array_like of int, (...), or of float, (..., N)
+        Classes or histograms; no gradient flows to it. Leading axes broadcast with those of `x`.
+    space : Chain or Tree
+        The ground space; it stays in memory until the process ends.
+    rho : float
+        The power of the flow, >= 1.
+    normalize : {"softmax", "l1", None}
+        How `x` becomes a histogram.
+    cross_entropy : float
+        Add this many times the cross entropy.
+    sample_weight : array_like, (...), optional
+        What every row counts, >= 0 (not checked).
+    ignore_index : int, optional
+        Rows with this class count nothing.
+    reduction : {"mean", "sum", "none"}
+        The mean is the weighted sum divided by the sum of the weights of the rows that are not
+        ignored, and 0 if that is 0.
+
+    Returns
+    -------
+    jax.Array
+        The loss; (...) if `reduction` is "none". Unlike `fastemd.emd_loss` it comes without its
+        gradient: `jax.grad` gives that.
+
+    Raises
+    ------
+    ValueError
+        If shapes or options do not fit; or, when the result is waited for, if the numbers are bad:
+        the message names the row.
+    TypeError
+        If an argument is of another kind.
+
+    See Also
+    --------
+    fastemd.emd_loss : The same on arrays; says more about the options and the errors.
+
+    Notes
+    -----
+    Loss and gradient take one pass. Transforms as for `emd`.
+
+    Examples
+    --------
+    >>> import jax, fastemd, fastemd.jax
+    >>> logits = jax.numpy.array([[0, 1, 2], [1, 0, 0]], "float32")
+    >>> labels = jax.numpy.array([0, 1])
+    >>> fastemd.jax.emd_loss(logits, labels, fastemd.Chain(3), cross_entropy=1.0).round(4)
+    Array(2.8032, dtype=float32)
+    """
+    validation.check_normalize(normalize)
+    validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
+    cross_entropy = validation.check_cross_entropy(cross_entropy)
+    (x,), target = _arrays(space, x=x), jnp.asarray(target)
+    labelled = jnp.issubdtype(target.dtype, jnp.integer)
+    dtype, tolerance = _computing_type(x, target), _mass_tolerance(x, target)
+    rows = jnp.broadcast_shapes(target.shape if labelled else target.shape[:-1], x.shape[:-1])
+    x = jnp.broadcast_to(x.astype(dtype), (*rows, space.n_bins))
+    if labelled:
+        target = jnp.broadcast_to(target.astype("int32"), rows)
+    else:
+        validation.check_bins_axis("target", target.shape, space.n_bins)
+        target = jnp.broadcast_to(target.astype(dtype), x.shape)
+    target = jax.lax.stop_gradient(target)
+    constants = validation.check_rho(rho), tolerance, normalize, cross_entropy, ignore_index
+    losses = _values(x, target, "loss", _number_of(space), *constants)
+    weight = jnp.ones(rows, dtype)
+    if sample_weight is not None:
+        weight = jnp.broadcast_to(jnp.asarray(sample_weight, dtype), rows)
+    losses = losses * weight
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    if ignore_index is not None:
+        weight = jnp.where(target == ignore_index, 0.0, weight)
+    total = weight.sum()
+    return losses.sum() / jnp.where(total > 0.0, total, 1.0)
+
+
+def _arrays(space: GroundSpace, **given: ArrayLike) -> list[jax.Array]:
     if not isinstance(space, GroundSpace):
         validation.not_a_space(space)
-    p, q = jnp.asarray(p), jnp.asarray(q)
-    for name, array in (("p", p), ("q", q)):
+    arrays = [jnp.asarray(array) for array in given.values()]
+    for name, array in zip(given, arrays, strict=True):
         validation.check_bins_axis(name, array.shape, space.n_bins)
-    dtype = _computing_type(p.dtype, q.dtype)
-    if validate is True:
-        types = [x for x in (p.dtype, q.dtype, np.float64) if jnp.issubdtype(x, jnp.floating)]
-        validate = math.sqrt(max(float(jnp.finfo(x).eps) for x in types))
-    tolerance = validation.check_validate(validate)
-    p, q = jnp.broadcast_arrays(p.astype(dtype), q.astype(dtype))
+    return arrays
+
+
+def _number_of(space: GroundSpace) -> int:
     _kept.add(space)
-    result: jax.Array = _emd(p, q, number_of(space), validation.check_rho(rho), tolerance)[0]
-    return result
+    return number_of(space)
 
 
-def _computing_type(a: Any, b: Any) -> Any:
-    common = jnp.promote_types(a, b)
+def _computing_type(a: jax.Array, b: jax.Array) -> Any:
+    common = jnp.promote_types(a.dtype, b.dtype)
     if not jnp.issubdtype(common, jnp.floating):
         return jnp.asarray(0.0).dtype
     return jnp.float32 if common.itemsize < 4 else common
 
 
+def _mass_tolerance(*arrays: jax.Array) -> float:
+    """As `validation.mass_tolerance`, also for types that NumPy does not have."""
+    floats = [x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
+    return math.sqrt(max(float(jnp.finfo(x).eps) for x in (*floats, np.float64)))
+
+
 # -- derivatives -----------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _emd(
-    p: jax.Array, q: jax.Array, number: int, rho: float, tolerance: float
+def _values(first: Any, second: Any, operation: str, *constants: Any) -> jax.Array:
+    value: jax.Array = _values_and_grads(first, second, operation, constants)[0]
+    return value
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _values_and_grads(
+    first: jax.Array, second: jax.Array, operation: str, constants: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Values and gradients. That the gradients are an output makes it differentiable twice."""
-    value, grad = _launch(_run_emd, f"{number} {rho!r} {tolerance!r}", p, q)
+    """That the derivatives are an output makes this differentiable twice."""
+    value, grad = _launch(operation, constants, first, second)
     return value, grad
 
 
-def _emd_forward(p: Any, q: Any, *constants: Any) -> tuple[Any, Any]:
-    p, q = p.value, q.value
-    value, grad = _emd(p, q, *constants)
-    return (value, grad), (p, q, grad)
+def _forward(first: Any, second: Any, operation: str, constants: Any) -> tuple[Any, Any]:
+    first, second = first.value, second.value
+    value, grad = _values_and_grads(first, second, operation, constants)
+    return (value, grad), (first, second, grad)
 
 
-def _emd_backward(number: int, rho: float, _: float, kept: Any, to: Any) -> tuple[Any, Any]:
-    p, q, grad = kept
+def _backward(operation: str, constants: Any, kept: Any, to: Any) -> tuple[Any, Any]:
+    first, second, grad = kept
     to_value, to_grad = to
-    to_p = jnp.zeros_like(p)
+    to_first = jnp.zeros_like(first)
     if not isinstance(to_value, SymbolicZero):
-        to_p = to_value[..., None] * grad
+        to_first = to_value[..., None] * grad
     if not isinstance(to_grad, SymbolicZero):
-        to_p = to_p + _product(p, q, to_grad, number, rho)
-    return to_p, -to_p
+        to_first = to_first + _product(first, second, to_grad, operation, constants)
+    return to_first, -to_first if operation == "emd" else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _product(p: jax.Array, q: jax.Array, v: jax.Array, number: int, rho: float) -> jax.Array:
-    """Hessians times vectors `v`, differentiable in `v`."""
+def _product(
+    first: jax.Array, second: jax.Array, v: jax.Array, operation: str, constants: tuple[Any, ...]
+) -> jax.Array:
+    """Second derivatives times vectors `v`, differentiable in `v`."""
     product: jax.Array
-    (product,) = _launch(_run_product, f"{number} {rho!r}", p, q, v)
+    (product,) = _launch(f"{operation}_product", constants, first, second, v)
     return product
 
 
-def _product_forward(p: Any, q: Any, v: Any, *constants: Any) -> tuple[Any, Any]:
-    if (p.perturbed or q.perturbed) and constants[1] not in (1.0, 2.0):
-        validation.no_third_derivative(constants[1])
-    p, q, v = p.value, q.value, v.value
-    return _product(p, q, v, *constants), (p, q)
+def _product_forward(first: Any, second: Any, v: Any, *rest: Any) -> tuple[Any, Any]:
+    operation, (_, rho, *_) = rest
+    if (first.perturbed or second.perturbed) and (operation != "emd" or rho not in (1.0, 2.0)):
+        validation.no_third_derivative(operation, rho)
+    first, second, v = first.value, second.value, v.value
+    return _product(first, second, v, *rest), (first, second)
 
 
-def _product_backward(number: int, rho: float, kept: Any, to: Any) -> tuple[Any, Any, Any]:
-    p, q = kept
-    return jnp.zeros_like(p), jnp.zeros_like(q), _product(p, q, to, number, rho)
+def _product_backward(operation: str, constants: Any, kept: Any, to: Any) -> tuple[Any, Any, Any]:
+    return None, None, _product(*kept, to, operation, constants)
 
 
-_emd.defvjp(_emd_forward, _emd_backward, symbolic_zeros=True)
+_values_and_grads.defvjp(_forward, _backward, symbolic_zeros=True)
 _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
@@ -149,44 +267,68 @@ _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 def _run_emd(arguments: list[Array], results: list[Array], constants: str) -> None:
-    number, rho, tolerance = constants.split()
-    p, q = arguments
-    space = space_of(int(number))
-    call = Call(space, float(rho), float(tolerance) >= 0.0 and float(tolerance), p=p, q=q)
+    number, rho, tolerance = json.loads(constants)
+    space = space_of(number)
+    names = dict(zip(("p", "q"), arguments, strict=True))
+    call = Call(space, rho, tolerance >= 0.0 and tolerance, **names)
     value, grad = results
     call.run("gradient", space.plan, value, grad)
 
 
-def _run_product(arguments: list[Array], results: list[Array], constants: str) -> None:
-    number, rho = constants.split()
-    p, q, v = arguments
-    space = space_of(int(number))
-    call = Call(space, float(rho), False, p=p, q=q, v=v)
+def _run_emd_product(arguments: list[Array], results: list[Array], constants: str) -> None:
+    number, rho, _ = json.loads(constants)
+    space = space_of(number)
+    call = Call(space, rho, False, **dict(zip(("p", "q", "v"), arguments, strict=True)))
     call.run("hvp", space.plan, None, results[0])
 
 
-_HANDLERS = {run: xla.handler(run) for run in (_run_emd, _run_product)}
+def _run_loss(arguments: list[Array], results: list[Array], constants: str) -> None:
+    results[0][...] = _loss("loss", arguments, results[1], constants)
+
+
+def _run_loss_product(arguments: list[Array], results: list[Array], constants: str) -> None:
+    _loss("loss_product", arguments, results[0], constants)
+
+
+def _loss(operation: str, arguments: list[Array], out: Array, constants: str) -> Array:
+    number, rho, tolerance, normalize, cross_entropy, ignore_index = json.loads(constants)
+    names = dict(zip(("x", "target", "v"), arguments, strict=False))
+    call = LossCall(space_of(number), rho, normalize, cross_entropy, tolerance=tolerance, **names)
+    values: Array = call.values_and_derivatives(operation, ignore_index, "none", out)[0]
+    return values
+
+
+_RUN = {
+    "emd": _run_emd,
+    "emd_product": _run_emd_product,
+    "loss": _run_loss,
+    "loss_product": _run_loss_product,
+}
+_HANDLERS = {name: xla.handler(run) for name, run in _RUN.items()}
 _KNOWN = xla.version(jax.ffi.include_dir()) in xla.KNOWN
 if _KNOWN:
-    for _run, _handler in _HANDLERS.items():
-        jax.ffi.register_ffi_target(f"fastemd{_run.__name__}", jax.ffi.pycapsule(_handler), "cpu")
+    for _name, _handler in _HANDLERS.items():
+        jax.ffi.register_ffi_target(f"fastemd_{_name}", jax.ffi.pycapsule(_handler), "cpu")
 
 
-def _launch(run: xla.Function, constants: str, *arguments: Any) -> Any:
-    """The results of one of the functions above, as it is described by `_results`."""
-    results = _results(run, jax.ShapeDtypeStruct, arguments[0])
-    if _KNOWN:
-        launch = jax.ffi.ffi_call(f"fastemd{run.__name__}", results, vmap_method="broadcast_all")
-        return launch(*arguments, constants=constants)
+def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
+    """The results of one of the functions above: maybe a number per row, then rows."""
+
+    def results(kind: Any, like: Any) -> list[Any]:
+        rows = kind(like.shape, like.dtype)
+        return (
+            [rows]
+            if operation in ("emd_product", "loss_product")
+            else [kind(like.shape[:-1], like.dtype), rows]
+        )
 
     def call_back(*given: Any) -> list[Array]:
-        out: list[Array] = _results(run, np.empty, given[0])
-        run([np.asarray(array) for array in given], out, constants)
+        out: list[Array] = results(np.empty, given[0])
+        _RUN[operation]([np.asarray(array) for array in given], out, text)
         return out
 
-    return jax.pure_callback(call_back, results, *arguments, vmap_method="broadcast_all")
-
-
-def _results(run: xla.Function, kind: Any, like: Any) -> list[Any]:
-    rows = kind(like.shape, like.dtype)
-    return [rows] if run is _run_product else [kind(like.shape[:-1], like.dtype), rows]
+    kinds, text = results(jax.ShapeDtypeStruct, arguments[0]), json.dumps(constants)
+    if _KNOWN:
+        launch = jax.ffi.ffi_call(f"fastemd_{operation}", kinds, vmap_method="broadcast_all")
+        return launch(*arguments, constants=text)
+    return jax.pure_callback(call_back, kinds, *arguments, vmap_method="broadcast_all")

@@ -25,7 +25,7 @@ def emd_loss(
     sample_weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
-) -> tuple[Any, Array]:
+) -> tuple[Any, Any]:
     """EMD^rho between the histograms that logits stand for and targets, and its gradient.
 
     Parameters
@@ -34,9 +34,9 @@ def emd_loss(
 
     Returns
     -------
-    loss : float or ndarray, (...)
+    loss : number or array, (...)
         One number, or one per row if `reduction` is "none".
-    grad_x : ndarray, (..., N)
+    grad_x : array, (..., N)
         Its gradient with respect to `x`; without reduction, that of every row's own loss.
 
     {loss_raises}
@@ -58,12 +58,8 @@ def emd_loss(
     array([[-0.079941,  0.052516,  0.027425],
            [ 0.148148,  0.037037, -0.185185]])
     """
-    call = LossCall(space, rho, normalize, cross_entropy, x=x, target=target)
-    factors, weights = call.factors(sample_weight, ignore_index, reduction)
-    values, grad = call.run("loss", factors)
-    if reduction == "none":
-        return (values * weights).astype(call.dtype).reshape(call.batch)[()], grad
-    return call.dtype.type(values @ factors), grad
+    call = LossCall(space, rho, normalize, cross_entropy, x=x, target=target, weight=sample_weight)
+    return call.values_and_derivatives("loss", ignore_index, reduction)
 
 
 @documented
@@ -78,7 +74,7 @@ def emd_loss_hessian_diag(
     sample_weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
-) -> Array:
+) -> Any:
     """Diagonal of the Hessian of `emd_loss` in `x`, exact.
 
     Parameters
@@ -87,7 +83,7 @@ def emd_loss_hessian_diag(
 
     Returns
     -------
-    ndarray, (..., N)
+    array, (..., N)
         The second derivatives of the loss in every entry of `x`; without reduction, of every
         row's own loss.
 
@@ -106,32 +102,16 @@ def emd_loss_hessian_diag(
     >>> fastemd.emd_loss_hessian_diag([[0.0, 0.0, 0.0]], [2], fastemd.Chain(3)).round(6)
     array([[0.222222, 0.074074, 0.      ]])
     """
-    call = LossCall(space, rho, normalize, cross_entropy, x=x, target=target)
-    factors, _ = call.factors(sample_weight, ignore_index, reduction)
-    return call.run("loss_diagonal", factors)[1]
-
-
-def emd_loss_hvp(
-    x: ArrayLike,
-    target: ArrayLike,
-    v: ArrayLike,
-    space: GroundSpace,
-    rho: float = 2,
-    *,
-    normalize: str | None = "softmax",
-    cross_entropy: float = 0.0,
-    sample_weight: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    reduction: str = "mean",
-) -> Array:
-    """The Hessian of `emd_loss` in `x` times `v` (..., N), for those who differentiate twice."""
-    call = LossCall(space, rho, normalize, cross_entropy, x=x, target=target, v=v)
-    factors, _ = call.factors(sample_weight, ignore_index, reduction)
-    return call.run("loss_product", factors)[1]
+    call = LossCall(space, rho, normalize, cross_entropy, x=x, target=target, weight=sample_weight)
+    return call.values_and_derivatives("loss_diagonal", ignore_index, reduction)[1]
 
 
 class LossCall:
-    """One call of a loss: its checked arguments and the launch of its kernel."""
+    """One call of a loss: its checked arguments and the launch of its kernel.
+
+    `inputs` are ``x`` and ``target``, and ``v`` for "loss_product". `tolerance` is for what should
+    sum to 1; by default that of its type.
+    """
 
     def __init__(
         self,
@@ -139,6 +119,9 @@ class LossCall:
         rho: float,
         normalize: str | None,
         cross_entropy: float,
+        *,
+        weight: Any = None,
+        tolerance: float | None = None,
         **inputs: Any,
     ) -> None:
         if not isinstance(space, GroundSpace):
@@ -147,6 +130,8 @@ class LossCall:
         self.space, self.normalize = space, normalize
         self.rho = validation.check_rho(rho)
         self.cross_entropy = validation.check_cross_entropy(cross_entropy)
+        self.weight = {} if weight is None else {"sample_weight": weight}
+        self.library = arrays.library_of({**inputs, **self.weight})
         self.target = arrays.real("target", inputs.pop("target"))
         self.labelled = self.target.dtype.kind in "iu"
         self.inputs = {name: arrays.unwrap(name, a, space.n_bins) for name, a in inputs.items()}
@@ -159,21 +144,31 @@ class LossCall:
         self.batch = arrays.batch_shape(shapes)
         self.dtype = arrays.result_type(self.inputs.values())
         chars = (a.dtype.char for name, a in self.inputs.items() if name != "v")
-        self.tolerance = validation.mass_tolerance(*chars, "d")
+        self.tolerance = tolerance or validation.mass_tolerance(*chars, "d")
 
-    def factors(
-        self, sample_weight: ArrayLike | None, ignore_index: int | None, reduction: str
-    ) -> tuple[Array, Array]:
+    def values_and_derivatives(
+        self, operation: str, ignore_index: int | None, reduction: str, out: Array | None = None
+    ) -> tuple[Any, Any]:
+        """The loss, one per row without reduction, and its derivatives (..., N)."""
+        factors, weights = self.factors(ignore_index, reduction)
+        if out is None:
+            shape = *self.batch, self.space.n_bins
+            out = arrays.empty(shape, self.dtype, self.library.alignment)
+        values = self.run(operation, factors, out)
+        values = (values * weights).reshape(self.batch) if reduction == "none" else values @ factors
+        return self.library.take(np.asarray(values, self.dtype)), self.library.take(out)
+
+    def factors(self, ignore_index: int | None, reduction: str) -> tuple[Array, Array]:
         """What every row counts in the result, and before the reduction; (rows,) of float64."""
         validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
         n_rows = math.prod(self.batch)
         weights = np.ones(n_rows)
-        if sample_weight is not None:
-            given = arrays.real("sample_weight", sample_weight)
+        for name, weight in self.weight.items():
+            given = arrays.real(name, weight)
             try:
                 given = np.broadcast_to(given, self.batch)
             except ValueError:
-                validation.do_not_broadcast({"sample_weight": given.shape, "x": self.batch})
+                validation.do_not_broadcast({name: given.shape, "x": self.batch})
             weights = given.astype(np.float64).reshape(n_rows)
             validation.check_weights(weights, self.batch)
         if ignore_index is not None:
@@ -186,18 +181,17 @@ class LossCall:
         total = weights.sum()
         return (weights / total if total > 0.0 else weights), weights
 
-    def run(self, operation: str, factors: Array) -> tuple[Array, Array]:
-        """The losses of all rows (rows,), and their derivatives (..., N) times `factors`."""
-        n_bins = self.space.n_bins
-        values, out = factors.copy(), np.empty((*self.batch, n_bins), self.dtype)
+    def run(self, operation: str, factors: Array, out: Array) -> Array:
+        """Put the derivatives times `factors` into `out`, return the losses of all rows."""
+        values = factors.copy()
         n_rows = values.size
         if n_rows == 0:
-            return values, out
+            return values
         x, *others = arrays.as_rows(list(self.inputs.values()), self.batch, self.dtype)
         target, v = self._rows(x, others)
         bad = kernels.run_loss(
             operation, self.space.plan, (x, target, v), self.rho, values,
-            out.reshape(*x.shape[:2], n_bins), self.tolerance,
+            out.reshape(*x.shape[:2], self.space.n_bins), self.tolerance,
             self.labelled, self.normalize, self.cross_entropy,
         )  # fmt: skip
         if bad < n_rows:
@@ -205,7 +199,7 @@ class LossCall:
                 self.inputs["x"], self.target, self.inputs.get("v"), self.batch, bad,
                 self.normalize, self.cross_entropy, self.tolerance,
             )  # fmt: skip
-        return values, out
+        return values
 
     def _rows(self, x: Array, others: list[Array]) -> tuple[Array, Array]:
         """The target and v as the kernel reads them: labels as numbers of the type of x."""
@@ -213,6 +207,9 @@ class LossCall:
             *vs, target = others
         else:
             vs = others
-            labels = np.ascontiguousarray(np.broadcast_to(self.target, self.batch), np.int64)
+            labels = self.target
+            if labels.shape != self.batch:
+                labels = np.broadcast_to(labels, self.batch)
+            labels = np.ascontiguousarray(labels, np.int64)
             target = labels.reshape(-1).view(self.dtype).reshape(*x.shape[:2], -1)
         return target, vs[0] if vs else arrays.nothing(self.dtype.char)

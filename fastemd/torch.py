@@ -1,4 +1,4 @@
-"""EMD^rho as functions and losses of PyTorch: differentiable, and under torch's transforms."""
+"""EMD^rho as a function and a loss of PyTorch: differentiable, and under torch's transforms."""
 
 import math
 from typing import Any
@@ -10,6 +10,7 @@ from fastemd import validation
 from fastemd.functions import emd_value_and_grad
 from fastemd.ground import GroundSpace
 from fastemd.hessians import emd_hvp
+from fastemd.losses import LossCall
 from fastemd.registry import number_of, space_of
 
 _number_of = torch.compiler.assume_constant_result(number_of)
@@ -63,21 +64,146 @@ def emd(
     >>> logits.grad
     tensor([[-0.2288, -0.1765,  0.4053]])
     """
-    if not isinstance(space, GroundSpace):
-        validation.not_a_space(space)
-    for name, value in (("p", p), ("q", q)):
-        if not isinstance(value, Tensor):
-            validation.not_a_tensor(name, value)
-        validation.check_bins_axis(name, tuple(value.shape), space.n_bins)
+    _check_tensors(space, p=p, q=q)
     dtype = _computing_type(p.dtype, q.dtype)
     if validate is True:
-        types = [x for x in (p.dtype, q.dtype, torch.float64) if x.is_floating_point]
-        validate = math.sqrt(max(torch.finfo(x).eps for x in types))
-    tolerance = validation.check_validate(validate)
+        validate = _mass_tolerance(p.dtype, q.dtype)
     p, q = p.to(dtype), q.to(dtype)
     if p.shape != q.shape:
         p, q = torch.broadcast_tensors(p, q)
-    return _values(p, q, _number_of(space), validation.check_rho(rho), tolerance)
+    constants = validation.check_rho(rho), validation.check_validate(validate)
+    return _values(p, q, "emd", _number_of(space), *constants)
+
+
+class EMDLoss(torch.nn.Module):
+    """EMD^rho between what a model puts out and targets, as a loss to train with.
+
+    Parameters
+    ----------
+    space : Chain or Tree
+        The ground space of the N classes.
+    rho : float
+        The power of the flow, >= 1.
+    normalize : {"softmax", "l1", None}
+        How `x` becomes a histogram: as logits, by division by its sum (it is >= 0), or as
+        it is.
+    cross_entropy : float
+        Add this many times the cross entropy.
+    ignore_index : int, optional
+        Rows with this class count nothing.
+    reduction : {"mean", "sum", "none"}
+        As in `torch.nn.CrossEntropyLoss`, but the mean of nothing is 0.
+
+    Raises
+    ------
+    ValueError
+        If an option is not one of those; when called as `fastemd.emd_loss`.
+    TypeError
+        If an argument is of another kind, or the target requires grad.
+
+    See Also
+    --------
+    fastemd.emd_loss : The same on arrays; says more about the options and the errors.
+
+    Notes
+    -----
+    Call it with ``x`` (..., N), ``target`` and, if wanted, ``sample_weight`` (...). The target
+    is either classes (...) of an integer type or histograms (..., N); no gradient flows to it. The
+    classes are the last axis, also where `torch.nn.CrossEntropyLoss` wants them second. float16
+    and bfloat16 are computed in float32, and the loss is of that type.
+
+    Loss and gradient take one pass, without a tensor of the size of ``x`` but the gradient.
+    Differentiable twice; transforms and `torch.compile` as for `emd`.
+
+    Examples
+    --------
+    >>> import torch, fastemd, fastemd.torch
+    >>> loss = fastemd.torch.EMDLoss(fastemd.Chain(3), cross_entropy=1.0)
+    >>> logits = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0]], requires_grad=True)
+    >>> loss(logits, torch.tensor([0, 1]))
+    tensor(2.8032, grad_fn=<MeanBackward0>)
+    """
+
+    def __init__(
+        self,
+        space: GroundSpace,
+        rho: float = 2,
+        *,
+        normalize: str | None = "softmax",
+        cross_entropy: float = 0.0,
+        ignore_index: int | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        if not isinstance(space, GroundSpace):
+            validation.not_a_space(space)
+        validation.check_normalize(normalize)
+        validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
+        self.space, self.rho = space, validation.check_rho(rho)
+        self.normalize, self.reduction = normalize, reduction
+        self.cross_entropy = validation.check_cross_entropy(cross_entropy)
+        self.ignore_index = ignore_index
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        parts = [f"{self.space!r}, rho={self.rho:g}"]
+        defaults = {"normalize": "softmax", "cross_entropy": 0.0, "ignore_index": None}
+        for name, default in {**defaults, "reduction": "mean"}.items():
+            if getattr(self, name) != default:
+                parts.append(f"{name}={getattr(self, name)!r}")
+        return ", ".join(parts)
+
+    def forward(self, x: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """The loss; see the class."""
+        _check_tensors(self.space, x=x)
+        if not isinstance(target, Tensor) or target.requires_grad:
+            validation.bad_target(target)
+        tolerance = _mass_tolerance(x.dtype, target.dtype)
+        dtype = _computing_type(x.dtype, target.dtype)
+        x, labelled = x.to(dtype), not target.is_floating_point()
+        rows = target.shape if labelled else target.shape[:-1]
+        if rows != x.shape[:-1]:
+            rows = torch.broadcast_shapes(rows, x.shape[:-1])
+            x = x.expand(*rows, x.shape[-1])
+            target = target.expand(rows if labelled else (*rows, target.shape[-1]))
+        losses = _values(
+            x,
+            target if labelled else target.to(dtype),
+            "emd_loss",
+            _number_of(self.space),
+            self.rho,
+            tolerance,
+            self.normalize or "none",
+            self.cross_entropy,
+            self.ignore_index,
+        )
+        return self._reduced(losses, target, sample_weight)
+
+    def _reduced(self, losses: Tensor, target: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """The losses of the rows as `reduction` says; those to ignore are 0 already."""
+        weight = sample_weight
+        if self.ignore_index is not None and self.reduction == "mean":
+            counted = (target != self.ignore_index).to(losses.dtype)
+            weight = counted if weight is None else counted * weight
+        if weight is not None:
+            losses = losses * weight.to(losses.dtype)
+        if self.reduction == "none":
+            return losses
+        if self.reduction == "sum":
+            return losses.sum()
+        if weight is None:
+            return losses.mean() if losses.numel() else losses.sum()
+        total = weight.expand(losses.shape).sum(dtype=losses.dtype)
+        return losses.sum() / total.where(total > 0.0, 1.0)
+
+
+def _check_tensors(space: GroundSpace, **tensors: Any) -> None:
+    if not isinstance(space, GroundSpace):
+        validation.not_a_space(space)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            validation.not_a_tensor(name, tensor)
+        validation.check_bins_axis(name, tuple(tensor.shape), space.n_bins)
 
 
 def _computing_type(a: torch.dtype, b: torch.dtype) -> torch.dtype:
@@ -87,111 +213,147 @@ def _computing_type(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     return torch.float32 if common.itemsize < 4 else common
 
 
-@torch.compiler.allow_in_graph  # left to autograd, which is better at it than Dynamo
-def _values(p: Tensor, q: Tensor, number: int, rho: float, tolerance: float) -> Tensor:
-    return _Emd.apply(p, q, number, rho, tolerance)[0]
+def _mass_tolerance(*dtypes: torch.dtype) -> float:
+    """As `validation.mass_tolerance`, also for types that NumPy does not have."""
+    floats = [x for x in (*dtypes, torch.float64) if x.is_floating_point]
+    return math.sqrt(max(torch.finfo(x).eps for x in floats))
 
 
-# The kernels as operators, which torch.compile takes as they are. Declared like this they cost
-# 3 us per call, by `torch.library.custom_op` 11.
+# The kernels as operators, which torch.compile takes as they are: values and derivatives of rows,
+# and second derivatives times vectors. Declared like this they cost 3 us per call, by
+# `torch.library.custom_op` 11.
 
-torch.library.define(
-    "fastemd::emd",
-    "(Tensor p, Tensor q, SymInt space, float rho, float tolerance) -> (Tensor, Tensor)",
-)
-torch.library.define(
-    "fastemd::emd_hvp", "(Tensor p, Tensor q, Tensor v, SymInt space, float rho) -> Tensor"
-)
+_SCHEMAS = {
+    "emd": "Tensor p, Tensor q, {} SymInt space, float rho, float tolerance",
+    "emd_loss": (
+        "Tensor x, Tensor target, {} SymInt space, float rho, float tolerance, str normalize, "
+        "float cross_entropy, SymInt? ignore_index"
+    ),
+}
+for _name, _schema in _SCHEMAS.items():
+    torch.library.define(f"fastemd::{_name}", f"({_schema.format('')}) -> (Tensor, Tensor)")
+    torch.library.define(f"fastemd::{_name}_hvp", f"({_schema.format('Tensor v,')}) -> Tensor")
+
+
+@torch.library.register_fake("fastemd::emd")
+@torch.library.register_fake("fastemd::emd_loss")
+def _(first: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return first.new_empty(first.shape[:-1]), first.new_empty(first.shape)
+
+
+@torch.library.register_fake("fastemd::emd_hvp")
+@torch.library.register_fake("fastemd::emd_loss_hvp")
+def _(first: Tensor, *rest: Any) -> Tensor:
+    return first.new_empty(first.shape)
 
 
 @torch.library.impl("fastemd::emd", "cpu")
 def _(p: Tensor, q: Tensor, space: int, rho: float, tolerance: float) -> tuple[Tensor, Tensor]:
     p, q = p.detach(), q.detach()
     result: tuple[Tensor, Tensor]
-    result = emd_value_and_grad(p, q, space_of(space), rho, validate=tolerance >= 0.0 and tolerance)
+    validate = tolerance >= 0.0 and tolerance
+    result = emd_value_and_grad(p, q, space_of(space), rho, validate=validate)
     return result
 
 
-@torch.library.register_fake("fastemd::emd")
-def _(p: Tensor, q: Tensor, space: int, rho: float, tolerance: float) -> tuple[Tensor, Tensor]:
-    return p.new_empty(p.shape[:-1]), p.new_empty(p.shape)
-
-
 @torch.library.impl("fastemd::emd_hvp", "cpu")
-def _(p: Tensor, q: Tensor, v: Tensor, space: int, rho: float) -> Tensor:
+def _(p: Tensor, q: Tensor, v: Tensor, space: int, rho: float, tolerance: float) -> Tensor:
     p, q, v = p.detach(), q.detach(), v.detach()
     product: Tensor = emd_hvp(p, q, v, space_of(space), rho, validate=False)
     return product
 
 
-@torch.library.register_fake("fastemd::emd_hvp")
-def _(p: Tensor, q: Tensor, v: Tensor, space: int, rho: float) -> Tensor:
-    return p.new_empty(p.shape)
+@torch.library.impl("fastemd::emd_loss", "cpu")
+def _(x: Tensor, target: Tensor, *constants: Any) -> tuple[Tensor, Tensor]:
+    return _loss("loss", constants, x=x.detach(), target=target)
+
+
+@torch.library.impl("fastemd::emd_loss_hvp", "cpu")
+def _(x: Tensor, target: Tensor, v: Tensor, *constants: Any) -> Tensor:
+    return _loss("loss_product", constants, x=x.detach(), target=target, v=v.detach())[1]
+
+
+def _loss(operation: str, constants: Any, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+    number, rho, tolerance, normalize, cross_entropy, ignore_index = constants
+    normalize = None if normalize == "none" else normalize
+    call = LossCall(space_of(number), rho, normalize, cross_entropy, tolerance=tolerance, **inputs)
+    return call.values_and_derivatives(operation, ignore_index, "none")
 
 
 # Their derivatives, as functions that torch.func can transform.
 
 
-class _Emd(torch.autograd.Function):
-    """Values and gradients. That the gradients are an output makes it differentiable twice."""
+@torch.compiler.allow_in_graph  # left to autograd, which is better at it than Dynamo
+def _values(first: Tensor, second: Tensor, operator: str, *constants: Any) -> Tensor:
+    return _Values.apply(first, second, operator, *constants)[0]
+
+
+class _Values(torch.autograd.Function):
+    """Values and derivatives. That these are an output makes it differentiable twice."""
 
     @staticmethod
     def forward(
-        p: Tensor, q: Tensor, number: int, rho: float, tolerance: float
+        first: Tensor, second: Tensor, operator: str, *constants: Any
     ) -> tuple[Tensor, Tensor]:
-        return torch.ops.fastemd.emd(p, q, number, rho, tolerance)
+        return getattr(torch.ops.fastemd, operator)(first, second, *constants)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        p, q, ctx.number, ctx.rho, _ = inputs
-        ctx.space = space_of(ctx.number)  # lives until the last derivative
-        ctx.save_for_backward(p, q, output[1])
+        first, second, ctx.operator, *ctx.constants = inputs
+        ctx.space = space_of(ctx.constants[0])  # lives until the last derivative
+        ctx.save_for_backward(first, second, output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, to_value: Tensor | None, to_grad: Tensor | None) -> tuple[Any, ...]:
-        p, q, grad = ctx.saved_tensors
-        to_p = None if to_value is None else to_value.unsqueeze(-1) * grad
+        first, second, grad = ctx.saved_tensors
+        to_first = None if to_value is None else to_value.unsqueeze(-1) * grad
         if to_grad is not None:
-            product = _Product.apply(p, q, to_grad, ctx.number, ctx.rho)
-            to_p = product if to_p is None else to_p + product
-        to_q = -to_p if to_p is not None and ctx.needs_input_grad[1] else None
-        return to_p, to_q, None, None, None
+            product = _Product.apply(first, second, to_grad, ctx.operator, *ctx.constants)
+            to_first = product if to_first is None else to_first + product
+        to_second = None
+        if to_first is not None and ctx.needs_input_grad[1]:  # only `emd` of q
+            to_second = -to_first
+        return to_first, to_second, None, *[None] * len(ctx.constants)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, p: Tensor, q: Tensor, *constants: Any) -> tuple[Any, Any]:
-        return _Emd.apply(*_rows_first(info, in_dims, p, q), *constants), (0, 0)
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
+        return _Values.apply(*_rows_first(info, in_dims, inputs)), (0, 0)
 
 
 class _Product(torch.autograd.Function):
-    """Hessians times vectors `v`, differentiable in `v`."""
+    """Second derivatives times vectors `v`, differentiable in `v`."""
 
     @staticmethod
-    def forward(p: Tensor, q: Tensor, v: Tensor, number: int, rho: float) -> Tensor:
-        return torch.ops.fastemd.emd_hvp(p, q, v, number, rho)
+    def forward(first: Tensor, second: Tensor, v: Tensor, operator: str, *constants: Any) -> Tensor:
+        return getattr(torch.ops.fastemd, f"{operator}_hvp")(first, second, v, *constants)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        p, q, _, ctx.number, ctx.rho = inputs
-        ctx.space = space_of(ctx.number)
-        ctx.save_for_backward(p, q)
+        first, second, _, ctx.operator, *ctx.constants = inputs
+        ctx.space = space_of(ctx.constants[0])
+        ctx.save_for_backward(first, second)
 
     @staticmethod
     def backward(ctx: Any, to_product: Tensor) -> tuple[Any, ...]:
-        if any(ctx.needs_input_grad[:2]) and ctx.rho not in (1.0, 2.0):
-            validation.no_third_derivative(ctx.rho)
-        p, q = ctx.saved_tensors
-        to_v = _Product.apply(p, q, to_product, ctx.number, ctx.rho)
-        return None, None, to_v, None, None
+        rho = ctx.constants[1]
+        if any(ctx.needs_input_grad[:2]) and (ctx.operator != "emd" or rho not in (1.0, 2.0)):
+            validation.no_third_derivative(ctx.operator, rho)
+        to_v = _Product.apply(*ctx.saved_tensors, to_product, ctx.operator, *ctx.constants)
+        return None, None, to_v, None, *[None] * len(ctx.constants)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, p: Tensor, q: Tensor, v: Tensor, *constants: Any) -> Any:
-        return _Product.apply(*_rows_first(info, in_dims, p, q, v), *constants), 0
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
+        return _Product.apply(*_rows_first(info, in_dims, inputs)), 0
 
 
-def _rows_first(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+def _rows_first(info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
     """The axis that `vmap` took away, back in front of every tensor."""
-    return [
-        tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        for tensor, dim in zip(tensors, in_dims, strict=False)
-    ]
+    moved = []
+    for value, dim in zip(inputs, in_dims, strict=True):
+        if dim is not None:
+            value = value.movedim(dim, 0)
+        elif isinstance(value, Tensor):
+            value = value.expand(info.batch_size, *value.shape)
+        moved.append(value)
+    return moved

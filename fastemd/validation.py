@@ -69,8 +69,20 @@ def space_is_gone(number: int) -> NoReturn:
     )
 
 
-def no_third_derivative(rho: float) -> NoReturn:
-    raise NotImplementedError(f"EMD^{rho:g} has no third derivative here; rho = 2 has (it is 0)")
+def no_third_derivative(operator: str, rho: float) -> NoReturn:
+    raise NotImplementedError(
+        f"third derivatives of {operator} with rho={rho:g} are not available; "
+        "emd has them for rho=2, where they are 0"
+    )
+
+
+def bad_target(target: object) -> NoReturn:
+    if getattr(target, "requires_grad", False):
+        raise TypeError(
+            "target: it requires grad, but no gradient flows to a target; pass target.detach(), "
+            "or take fastemd.torch.emd"
+        )
+    raise TypeError(f"target: expected a torch.Tensor, got {_kind(target)}")
 
 
 def check_bins_axis(name: str, shape: tuple[int, ...], n_bins: int) -> None:

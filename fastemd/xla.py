@@ -19,7 +19,9 @@ Function = Callable[[list[Array], list[Array], str], None]
 
 KNOWN = {(0, 3)}  # versions of the interface for which the tests have passed
 EXECUTE, METADATA, INVALID_ARGUMENT = 3, 1, 3
-DTYPES: dict[int, np.dtype[Any]] = {11: np.dtype(np.float32), 12: np.dtype(np.float64)}
+DTYPES: dict[int, np.dtype[Any]] = {
+    number: np.dtype(name) for number, name in ((4, "int32"), (11, "float32"), (12, "float64"))
+}
 
 _pointer, _size, _int, _int64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int64
 

@@ -80,6 +80,25 @@ def test_arrays__references_answer_in_kind(library, rng):
 
 
 @each_library
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_arrays__losses_answer_in_kind(library, reduction, rng):
+    theirs = framework(library)
+    x, soft = rng.standard_normal((3, 7)), _pair(rng)[0]
+    weight, labels = rng.random(3), np.array([0, 6, 3])
+    options = {"cross_entropy": 0.5, "reduction": reduction}
+    for target in (soft, labels):
+        given = [theirs.of(array) for array in (x, target, weight)]
+        ref = fastemd.emd_loss(x, target, CHAIN, sample_weight=weight, **options)
+        comp = fastemd.emd_loss(*given[:2], CHAIN, sample_weight=given[2], **options)
+        diagonal = fastemd.emd_loss_hessian_diag(*given[:2], CHAIN, **options)
+        assert theirs.holds(*comp, diagonal)
+        for ours, wanted in zip(comp, ref, strict=True):
+            np.testing.assert_array_equal(np.asarray(ours), wanted)
+    with pytest.raises(TypeError, match=r"different libraries: .* sample_weight from numpy"):
+        fastemd.emd_loss(*given[:2], CHAIN, sample_weight=weight)
+
+
+@each_library
 def test_arrays__errors_name_the_row(library, rng):
     theirs = framework(library)
     p, q = _pair(rng)

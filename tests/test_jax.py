@@ -39,14 +39,18 @@ def _loss(x, y, rho=1.5):
     return adapter.emd(jax.nn.softmax(x), jax.nn.softmax(y), TREE, rho)
 
 
-def _dense(x, y, rho=1.5):
-    """The same in plain JAX."""
-    ancestors = np.zeros((TREE.n_nodes - 1, TREE.n_bins))
+def _ancestors():
+    matrix = np.zeros((TREE.n_nodes - 1, TREE.n_bins))
     for column, node in enumerate(TREE.bin_node.tolist()):
         while TREE.parent[node] >= 0:
-            ancestors[node, column] = 1.0
+            matrix[node, column] = 1.0
             node = TREE.parent[node]
-    flow = (jax.nn.softmax(x) - jax.nn.softmax(y)) @ ancestors.T
+    return matrix
+
+
+def _dense(x, y, rho=1.5):
+    """The same in plain JAX."""
+    flow = (jax.nn.softmax(x) - jax.nn.softmax(y)) @ _ancestors().T
     return (TREE.weight[:-1] * jnp.abs(flow) ** rho).sum(-1)
 
 
@@ -109,7 +113,7 @@ def test_emd__third_derivative(rng):
         return jax.grad(jax.grad(jax.grad(lambda t: loss(t * x, y, rho))))(1.0)
 
     assert_close(third(_loss, 2), third(_dense, 2), 1.0, 1e-11)
-    with pytest.raises(NotImplementedError, match=r"EMD\^1.5 has no third derivative"):
+    with pytest.raises(NotImplementedError, match=r"third derivatives of emd with rho=1.5"):
         third(_loss, 1.5)
 
 
@@ -190,3 +194,97 @@ for device in jax.devices():
 """
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
+
+
+# -- the loss --------------------------------------------------------------------------------------
+
+OPTIONS = [
+    {},
+    {"rho": 1.5, "cross_entropy": 0.5},
+    {"cross_entropy": 1.0, "ignore_index": 3},
+    {"normalize": "l1", "rho": 3.7},
+    {"normalize": None, "cross_entropy": 0.5},
+]
+each_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
+each_target = pytest.mark.parametrize("kind", ["labels", "histograms"])
+
+
+def _case(rng, kind, options):
+    x, y = _logits(rng)
+    if options.get("normalize", "softmax") != "softmax":
+        x = jax.nn.softmax(x) * (3 if options["normalize"] else 1)
+    if kind == "labels":
+        return x, jnp.array([0, 3, 4, 3])
+    if "ignore_index" in options:
+        pytest.skip("for labels")
+    return x, jax.nn.softmax(y)
+
+
+@each_option
+@each_target
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss__is_the_function_on_arrays(options, kind, reduction, weighted, way, rng):
+    x, target = _case(rng, kind, options)
+    weight = jnp.array(rng.random(4)) if weighted else None
+    options = {"reduction": reduction, "sample_weight": weight, **options}
+    value, grad = fastemd.emd_loss(x, target, TREE, **options)
+    assert_close(adapter.emd_loss(x, target, TREE, **options), value)
+    comp = jax.jit(jax.grad(lambda x: adapter.emd_loss(x, target, TREE, **options).sum()))(x)
+    assert_close(comp, grad)
+
+
+@each_target
+def test_loss__derivatives_under_transforms(kind, way, rng):
+    x, target = _case(rng, kind, {})
+
+    def loss(x, target):
+        return adapter.emd_loss(x, target, TREE, 1.5, cross_entropy=0.5)
+
+    def dense(x, target):
+        soft = jax.nn.one_hot(target, TREE.n_bins) if kind == "labels" else target
+        flow = (jax.nn.softmax(x) - soft) @ _ancestors().T
+        emd = (TREE.weight[:-1] * jnp.abs(flow) ** 1.5).sum(-1)
+        return (emd - 0.5 * (soft * jax.nn.log_softmax(x)).sum(-1)).mean()
+
+    for transform in (
+        lambda f: f,
+        lambda f: jax.jit(jax.grad(f)),
+        lambda f: jax.vmap(jax.grad(f)),
+        lambda f: lambda x, t: jax.vmap(jax.grad(f), in_axes=(0, None))(x, t[1]),
+        lambda f: jax.vmap(jax.hessian(f) if f is dense else jax.jacrev(jax.jacrev(f))),
+        lambda f: jax.grad(lambda x, t: jnp.square(jax.grad(f)(x, t)).sum()),
+    ):
+        assert_close(transform(loss)(x, target), transform(dense)(x, target), 1.0, 1e-10)
+
+
+def test_loss__no_gradient_to_the_target(rng):
+    x, target = _case(rng, "histograms", {})
+    grad = jax.grad(lambda t: adapter.emd_loss(x, t, TREE))(target)
+    np.testing.assert_array_equal(grad, 0.0)
+
+
+def test_loss__shapes_and_types(way, rng):
+    x, labels = _case(rng, "labels", {})
+    whole = adapter.emd_loss(x[:, None], labels, TREE, reduction="none")
+    assert whole.shape == (4, 4)
+    assert_close(jnp.diag(whole), adapter.emd_loss(x, labels, TREE, reduction="none"))
+    assert adapter.emd_loss(x.astype("bfloat16"), labels.astype("int8"), TREE).dtype == "float32"
+    assert adapter.emd_loss(x[:0], labels[:0], TREE) == 0.0
+
+
+def test_loss__bad_input(way, rng):
+    x, labels = _case(rng, "labels", {})
+    for bad, wrong, message in (
+        ({"space": 3}, TypeError, "space: expected"),
+        ({"rho": 0.5}, ValueError, "rho: expected"),
+        ({"normalize": "max"}, ValueError, "normalize: expected"),
+        ({"reduction": "min"}, ValueError, "reduction: expected"),
+        ({"cross_entropy": -1}, ValueError, "cross_entropy: expected"),
+        ({"x": x[:, 1:]}, ValueError, "x: the last axis must hold the 5 bins"),
+        ({"target": labels * 1.0}, ValueError, "target: the last axis must hold the 5 bins"),
+        ({"target": labels + 1}, Exception, "target: row 2 is class 5; there are 5"),
+        ({"x": x * jnp.nan}, Exception, "x: row 0"),
+    ):
+        with pytest.raises(wrong, match=message):
+            np.asarray(adapter.emd_loss(**{"x": x, "target": labels, "space": TREE} | bad))

@@ -9,9 +9,19 @@ from operations import assert_close
 from strategies import RHOS, chain_case, tree_case
 
 import fastemd
-from fastemd.losses import emd_loss_hvp
+from fastemd.losses import LossCall
 
 NORMALIZE = ["softmax", "l1", None]
+
+
+def emd_loss_hvp(
+    x, target, v, space, rho=2, *, normalize="softmax", cross_entropy=0.0,
+    sample_weight=None, ignore_index=None, reduction="mean",
+):  # fmt: skip
+    """The Hessian of the loss times v, as the frameworks use it."""
+    inputs = {"x": x, "target": target, "v": v, "weight": sample_weight}
+    call = LossCall(space, rho, normalize, cross_entropy, **inputs)
+    return call.values_and_derivatives("loss_product", ignore_index, reduction)[1]
 
 
 def _problem(rng, shape, normalize="softmax", labelled=True, dtype=np.float64):

@@ -1,7 +1,11 @@
 """fastemd.torch: derivatives, torch's transforms and compiler, types, errors."""
 
+import copy
 import gc
+import io
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -28,14 +32,18 @@ def _loss(x, y, rho=1.5):
     return adapter.emd(x.softmax(-1), y.softmax(-1), TREE, rho)
 
 
-def _dense(x, y, rho=1.5):
-    """The same in plain torch."""
-    ancestors = torch.zeros(TREE.n_nodes - 1, TREE.n_bins, dtype=x.dtype)
+def _ancestors(dtype):
+    matrix = torch.zeros(TREE.n_nodes - 1, TREE.n_bins, dtype=dtype)
     for column, node in enumerate(TREE.bin_node.tolist()):
         while TREE.parent[node] >= 0:
-            ancestors[node, column] = 1.0
+            matrix[node, column] = 1.0
             node = TREE.parent[node]
-    flow = (x.softmax(-1) - y.softmax(-1)) @ ancestors.T
+    return matrix
+
+
+def _dense(x, y, rho=1.5):
+    """The same in plain torch."""
+    flow = (x.softmax(-1) - y.softmax(-1)) @ _ancestors(x.dtype).T
     return (torch.tensor(TREE.weight[:-1]) * flow.abs() ** rho).sum(-1)
 
 
@@ -90,7 +98,7 @@ def test_emd__third_derivative(rng):
         return grad(grad(grad(lambda t: loss(t * x, y, rho))))(torch.tensor(1.0).double())
 
     assert_close(third(_loss, 2), third(_dense, 2), 1.0, 1e-11)
-    with pytest.raises(NotImplementedError, match=r"EMD\^1.5 has no third derivative"):
+    with pytest.raises(NotImplementedError, match=r"third derivatives of emd with rho=1.5"):
         third(_loss, 1.5)
 
 
@@ -207,10 +215,15 @@ def test_emd__bad_input(rng):
 
 
 def test_operators__pass_the_checks_of_torch(rng):
-    p, q = (tensor.detach().softmax(-1) for tensor in _logits(rng))
-    number = adapter.number_of(TREE)
-    torch.library.opcheck(torch.ops.fastemd.emd.default, (p, q, number, 2.0, True))
-    torch.library.opcheck(torch.ops.fastemd.emd_hvp.default, (p, q, p - q, number, 2.0))
+    x, y = (tensor.detach() for tensor in _logits(rng))
+    p, q, number = x.softmax(-1), y.softmax(-1), adapter.number_of(TREE)
+    operators, labels = torch.ops.fastemd, torch.tensor([0, 3, 4, 4])
+    torch.library.opcheck(operators.emd.default, (p, q, number, 2.0, 1e-8))
+    torch.library.opcheck(operators.emd_hvp.default, (p, q, x, number, 2.0, 1e-8))
+    for target in (labels, q):
+        constants = number, 2.0, 1e-8, "softmax", 0.5, None
+        torch.library.opcheck(operators.emd_loss.default, (x, target, *constants))
+        torch.library.opcheck(operators.emd_loss_hvp.default, (x, target, y, *constants))
 
 
 def test_spaces__live_as_long_as_needed(rng):
@@ -231,3 +244,218 @@ def test_spaces__live_as_long_as_needed(rng):
     gc.collect()
     with pytest.raises(ValueError, match="does not exist any more"):
         adapter.space_of(number)
+
+
+# -- the loss --------------------------------------------------------------------------------------
+
+LABELS = [0, 3, 4, 3]
+OPTIONS = [
+    {},
+    {"rho": 1.5, "cross_entropy": 0.5},
+    {"cross_entropy": 1.0, "ignore_index": 3},
+    {"normalize": "l1", "rho": 3.7},
+    {"normalize": None, "cross_entropy": 0.5},
+]
+each_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
+each_target = pytest.mark.parametrize("kind", ["labels", "histograms"])
+
+
+def _case(rng, kind, options, shape=(4,)):
+    x, y = (tensor.detach() for tensor in _logits(rng, shape))
+    if options.get("normalize", "softmax") != "softmax":
+        x = x.softmax(-1) * (3 if options["normalize"] else 1)
+    if kind == "labels":
+        return x, torch.tensor(LABELS).expand(shape).contiguous()
+    if "ignore_index" in options:
+        pytest.skip("for labels")
+    return x, y.softmax(-1)
+
+
+@each_option
+@each_target
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss__is_the_function_on_arrays(options, kind, reduction, weighted, rng):
+    x, target = _case(rng, kind, options)
+    weight = torch.from_numpy(rng.random(4)) if weighted else None
+    options = {"reduction": reduction, **options}
+    x.requires_grad_()
+    comp = adapter.EMDLoss(TREE, **options)(x, target, weight)
+    value, grad = fastemd.emd_loss(x.detach(), target, TREE, sample_weight=weight, **options)
+    assert_close(comp.detach(), value)
+    comp.sum().backward()
+    assert_close(x.grad, grad)
+
+
+@each_option
+@each_target
+def test_loss__derivatives(options, kind, rng):
+    x, target = _case(rng, kind, options)
+    loss = adapter.EMDLoss(TREE, **{"reduction": "none", **options})
+    weight = torch.from_numpy(rng.random(4)).requires_grad_()
+
+    def of_any(y):  # l1 and None take what is positive and, for None, of mass 1
+        return loss(x * torch.exp(y) if options.get("normalize") else y, target, weight)
+
+    if options.get("normalize", "") is None:
+        of_any = lambda y: loss(y.softmax(-1), target, weight)  # noqa: E731
+    at = (x if "normalize" not in options else 0.1 * x.log()).requires_grad_()
+    assert torch.autograd.gradcheck(of_any, at)
+    assert torch.autograd.gradgradcheck(of_any, at)
+
+
+@each_target
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.func.hessian, about torch
+def test_loss__under_transforms(kind, rng):
+    x, target = _case(rng, kind, {}, (3, 4))
+    loss = adapter.EMDLoss(TREE, 1.5, cross_entropy=0.5)
+    grad, vmap, jacrev = torch.func.grad, torch.func.vmap, torch.func.jacrev
+    for transform, inputs in (
+        (vmap(grad(loss)), (x, target)),
+        (vmap(grad(loss), in_dims=(0, None)), (x, target[0])),
+        (vmap(vmap(jacrev(jacrev(loss)))), (x, target)),
+    ):
+        comp = transform(*inputs)
+        labels = inputs[1].expand(target.shape)
+        rows = [
+            (torch.func.hessian if comp.ndim == 4 else grad)(
+                lambda z, t=t: _dense_loss(z, t, 1.5, 0.5)
+            )(z)
+            for z, t in (
+                zip(x.flatten(0, 1), labels.flatten(0, 1), strict=True)
+                if comp.ndim == 4
+                else zip(x, labels, strict=True)
+            )
+        ]
+        assert_close(comp.reshape(len(rows), *rows[0].shape), torch.stack(rows), 1.0, 1e-10)
+
+
+def _dense_loss(x, target, rho, cross_entropy):
+    if not target.is_floating_point():
+        target = torch.nn.functional.one_hot(target, TREE.n_bins).to(x.dtype)
+    flow = (x.softmax(-1) - target) @ _ancestors(x.dtype).T
+    emd = (torch.tensor(TREE.weight[:-1]) * flow.abs() ** rho).sum(-1)
+    return (emd - cross_entropy * (target * x.log_softmax(-1)).sum(-1)).mean()
+
+
+@each_backend
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_loss__compiles_as_one_graph(backend, rng):
+    torch._dynamo.reset()
+    x, target = _case(rng, "labels", {})
+    loss = adapter.EMDLoss(TREE, cross_entropy=1.0, ignore_index=0)
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    x.requires_grad_()
+    comp, ref = compiled(x, target), loss(x, target)
+    torch.testing.assert_close(comp, ref)
+    torch.testing.assert_close(torch.autograd.grad(comp, x), torch.autograd.grad(ref, x))
+
+
+@pytest.mark.parametrize("low", ["float16", "bfloat16"])
+def test_loss__low_precision_is_computed_in_float32(low, rng):
+    x, target = _case(rng, "histograms", {})
+    x, target = (tensor.to(getattr(torch, low)) for tensor in (x, target))
+    x.requires_grad_()
+    comp = adapter.EMDLoss(TREE)(x, target)
+    assert comp.dtype == torch.float32
+    comp.backward()
+    assert x.grad.dtype == x.dtype
+
+
+def test_loss__broadcasts_and_takes_every_shape(rng):
+    x, target = _case(rng, "labels", {}, (3, 4))
+    loss = adapter.EMDLoss(TREE, reduction="none")
+    ref = loss(x, target)
+    assert ref.shape == (3, 4)
+    torch.testing.assert_close(loss(x, target[0]), ref)
+    torch.testing.assert_close(loss(x[0, 0], target), loss(x[:1, :1].expand(3, 4, -1), target))
+    torch.testing.assert_close(loss(x[0, 0], target[0, 0]), ref[0, 0])
+    for reduction in ("mean", "sum"):
+        assert adapter.EMDLoss(TREE, reduction=reduction)(x[:0], target[:0]) == 0
+
+
+def test_loss__is_a_module(rng):
+    loss = adapter.EMDLoss(TREE, 1.5, cross_entropy=0.5, ignore_index=0)
+    x, target = _case(rng, "labels", {})
+    assert not loss.state_dict()
+    loss.load_state_dict(loss.state_dict())
+    assert repr(loss) == f"EMDLoss({TREE!r}, rho=1.5, cross_entropy=0.5, ignore_index=0)"
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), loss.double()):
+        torch.testing.assert_close(other(x, target), loss(x, target))
+    buffer = io.BytesIO()
+    torch.save(loss, buffer)
+    buffer.seek(0)
+    torch.testing.assert_close(torch.load(buffer, weights_only=False)(x, target), loss(x, target))
+
+
+def test_loss__bad_input(rng):
+    x, target = _case(rng, "labels", {})
+    for options, wrong, message in (
+        ({"space": 3}, TypeError, "space: expected"),
+        ({"rho": 0.5}, ValueError, "rho: expected"),
+        ({"normalize": "max"}, ValueError, "normalize: expected"),
+        ({"reduction": "min"}, ValueError, "reduction: expected"),
+        ({"cross_entropy": -1}, ValueError, "cross_entropy: expected"),
+    ):
+        with pytest.raises(wrong, match=message):
+            adapter.EMDLoss(**{"space": TREE} | options)
+    loss = adapter.EMDLoss(TREE)
+    soft = x.softmax(-1)
+    for inputs, wrong, message in (
+        ((x.numpy(), target), TypeError, "x: expected a torch.Tensor"),
+        ((x, target.tolist()), TypeError, "target: expected a torch.Tensor"),
+        ((x, soft.requires_grad_()), TypeError, "target: it requires grad"),
+        ((x[:, 1:], target), ValueError, "x: the last axis must hold the 5 bins"),
+        ((x, target + 1), ValueError, "target: row 2 is class 5; there are 5"),
+        ((x * torch.nan, target), ValueError, "x: row 0"),
+        ((x, 2 * soft.detach()), ValueError, "target: row 0"),
+    ):
+        with pytest.raises(wrong, match=message):
+            loss(*inputs)
+
+
+def test_loss__trains_a_net():
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 8)
+    target = (inputs @ torch.randn(8, TREE.n_bins)).argmax(-1)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Tanh(), torch.nn.Linear(64, 5))
+    with torch.no_grad():
+        net[2].bias += torch.tensor([3.0, -3, 0, 1, -1])  # a bad start
+    loss, optimizer = adapter.EMDLoss(TREE), torch.optim.SGD(net.parameters(), lr=0.3)
+    for _ in range(1000):
+        value = loss(net(inputs), target)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert value < 0.01
+    assert (net(inputs).argmax(-1) == target).float().mean() > 0.95
+
+
+WORKER = """
+import sys, torch, fastemd, fastemd.torch
+from torch.nn.parallel import DistributedDataParallel
+rank, file = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
+torch.manual_seed(0)
+x, target = torch.randn(8, 6), torch.arange(8) % 5
+layer = torch.nn.Linear(6, 5)
+whole = torch.nn.Linear(6, 5)
+whole.load_state_dict(layer.state_dict())
+loss = fastemd.torch.EMDLoss(fastemd.Chain(5), cross_entropy=1.0)
+loss(whole(x), target).backward()
+parallel = DistributedDataParallel(layer)
+loss(parallel(x[rank::2]), target[rank::2]).backward()
+torch.testing.assert_close(layer.weight.grad, whole.weight.grad)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_loss__in_two_processes_of_distributed_data_parallel(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", WORKER]
+    workers = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")], stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for worker in workers:
+        _, complaint = worker.communicate(timeout=300)
+        assert worker.returncode == 0, complaint.decode()[-2000:]
