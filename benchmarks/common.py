@@ -21,21 +21,6 @@ def logits(shape, dtype, seed=0):
     return x, rng.integers(0, shape[-1], shape[:-1])
 
 
-def cross_entropy_in_torch(x, target):
-    """Forward and backward, as the yardstick of a loss; None without torch."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    given, labels = torch.from_numpy(x).requires_grad_(), torch.from_numpy(target)
-
-    def run():
-        given.grad = None
-        torch.nn.functional.cross_entropy(given, labels).backward()
-
-    return run
-
-
 def random_tree(n_nodes, seed=0):
     """A random recursive tree: every node hangs below a random earlier one."""
     rng = np.random.default_rng(seed)

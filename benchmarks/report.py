@@ -20,7 +20,8 @@ import numba
 import numpy as np
 
 import fastemd
-from benchmarks.common import cross_entropy_in_torch, histograms, logits, random_tree, timed
+from benchmarks.common import histograms, logits, random_tree, timed
+from benchmarks.frameworks import cross_entropy, small_calls, training
 from fastemd import kernels
 from fastemd.rivals import IMPLEMENTATIONS, ready
 
@@ -208,13 +209,11 @@ def losses():
             for batch in (512, 8192):
                 x, target = logits((batch, space.n_bins), dtype)
                 loss, (_, soft) = fastemd.emd_loss, problem(space, batch, dtype)
-                runs = {"torch": cross_entropy_in_torch(x, target)}
+                runs = {"torch": cross_entropy(x, target)}
                 runs["labels"] = partial(loss, x, target, space, cross_entropy=1.0)
                 runs["histograms"] = partial(loss, x, soft, space, cross_entropy=1.0)
                 diagonal = partial(fastemd.emd_loss_hessian_diag, cross_entropy=1.0)
                 runs["diagonal"] = partial(diagonal, x, target, space)
-                if runs["torch"] is None:
-                    runs["torch"] = runs["labels"]  # not installed
                 times = timed(runs)
                 cells = ratios(times, "torch", "labels", "histograms", "diagonal")
                 row(name, dtype, batch, milliseconds(times["torch"]), *cells)
@@ -325,6 +324,31 @@ def seconds_of_process(code, cache):
     return time.perf_counter() - begin
 
 
+def calls():
+    """What a call costs in the frameworks."""
+    header("call", "us")
+    for name, (middle, spread) in timed(small_calls()).items():
+        row(name, f"{middle * 1e6:.1f} ± {spread * 1e6:.1f}")
+
+
+def train():
+    """Losses in torch, forward and backward, in units of its cross entropy."""
+    names = None
+    for name, space in spaces().items():
+        for batch in (512, 8192):
+            runs = training(space, batch, SINGLE)
+            if batch > 512:
+                del runs["dense EMD^2"]  # no news, and half a minute
+            times = timed(runs, 2.0)
+            if names is None:
+                names = list(runs)
+                header("space", "batch", *names)
+            cells = [
+                f"{times[n][0] / times['cross_entropy'][0]:.2f}" for n in names[1:] if n in runs
+            ]
+            row(name, batch, milliseconds(times["cross_entropy"]), *cells)
+
+
 TABLES = [
     against_subtraction,
     chains,
@@ -332,6 +356,8 @@ TABLES = [
     functions,
     hessians,
     losses,
+    calls,
+    train,
     one_pair,
     threads,
     peers,

@@ -1,0 +1,82 @@
+"""What the frameworks cost: per call, and in training, beside what people use there.
+
+Every function gives runs by name, to be timed in turns; raises NotImplementedError without the
+framework.
+"""
+
+import numpy as np
+
+from benchmarks.common import histograms, logits
+from fastemd.rivals import ancestor_matrix, installed
+
+
+def small_calls():
+    """Value and gradient of eight rows of ten bins, where the call is all there is to time."""
+    torch, jax = installed("torch"), installed("jax")
+    import fastemd.jax
+    import fastemd.torch
+
+    chain = fastemd.Chain(10)
+    p, q = (histograms((8, 10), np.float32, seed) for seed in (0, 1))
+    tensors = torch.from_numpy(p), torch.from_numpy(q)
+    arrays = jax.numpy.asarray(p), jax.numpy.asarray(q)
+    plain = jax.jit(lambda p, q: (p * q).sum(-1))
+    jitted = jax.jit(lambda p, q: fastemd.jax.emd(p, q, chain, 2))
+    slope = jax.jit(jax.grad(lambda p, q: fastemd.jax.emd(p, q, chain, 2).sum()))
+    leaf = tensors[0].clone().requires_grad_()
+
+    def backward():
+        leaf.grad = None
+        fastemd.torch.emd(leaf, tensors[1], chain, 2).sum().backward()
+
+    return {
+        "emd_grad, NumPy": lambda: fastemd.emd_grad(p, q, chain, 2),
+        "emd_grad, PyTorch": lambda: fastemd.emd_grad(*tensors, chain, 2),
+        "emd_grad, JAX": lambda: fastemd.emd_grad(*arrays, chain, 2),
+        "jax.dlpack.from_dlpack of a result": lambda: jax.dlpack.from_dlpack(np.empty_like(p)),
+        "fastemd.torch.emd": lambda: fastemd.torch.emd(*tensors, chain, 2),
+        "fastemd.torch.emd, forward and backward": backward,
+        "jit of (p * q).sum(-1)": lambda: plain(*arrays).block_until_ready(),
+        "jit of fastemd.jax.emd": lambda: jitted(*arrays).block_until_ready(),
+        "jit of its gradient": lambda: slope(*arrays).block_until_ready(),
+    }
+
+
+def backward_of(loss, x, labels):
+    """Forward and backward of a loss in torch, to the logits."""
+    torch = installed("torch")
+    x, labels = torch.from_numpy(x).requires_grad_(), torch.from_numpy(labels)
+
+    def run():
+        x.grad = None
+        loss(x, labels).backward()
+
+    return run
+
+
+def cross_entropy(x, labels):
+    """The yardstick of a loss."""
+    return backward_of(installed("torch").nn.functional.cross_entropy, x, labels)
+
+
+def training(space, batch, dtype):
+    """Losses in torch, forward and backward to the logits, with labels."""
+    torch = installed("torch")
+    from fastemd.torch import EMDLoss
+
+    problem = logits((batch, space.n_bins), dtype)
+    ancestors, weight = (torch.from_numpy(a.astype(dtype)) for a in ancestor_matrix(space))
+    descend = ancestors.T.contiguous()
+
+    def dense(x, target):
+        """The EMD^2 that one writes with a matrix of ancestors."""
+        p = x.softmax(-1)
+        flow = (p - torch.nn.functional.one_hot(target, p.shape[-1]).to(p.dtype)) @ descend
+        return (weight * flow.square()).sum(-1).mean()
+
+    return {
+        "cross_entropy": cross_entropy(*problem),
+        "EMDLoss": backward_of(EMDLoss(space), *problem),
+        "EMDLoss + CE": backward_of(EMDLoss(space, cross_entropy=1.0), *problem),
+        "dense EMD^2": backward_of(dense, *problem),
+    }
