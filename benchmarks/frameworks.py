@@ -24,6 +24,7 @@ def small_calls():
     jitted = jax.jit(lambda p, q: fastemd.jax.emd(p, q, chain, 2))
     slope = jax.jit(jax.grad(lambda p, q: fastemd.jax.emd(p, q, chain, 2).sum()))
     leaf = tensors[0].clone().requires_grad_()
+    result = fastemd.arrays.empty(p.shape, p.dtype, 64)
 
     def backward():
         leaf.grad = None
@@ -33,7 +34,7 @@ def small_calls():
         "emd_grad, NumPy": lambda: fastemd.emd_grad(p, q, chain, 2),
         "emd_grad, PyTorch": lambda: fastemd.emd_grad(*tensors, chain, 2),
         "emd_grad, JAX": lambda: fastemd.emd_grad(*arrays, chain, 2),
-        "jax.dlpack.from_dlpack of a result": lambda: jax.dlpack.from_dlpack(np.empty_like(p)),
+        "jax.dlpack.from_dlpack of a result": lambda: jax.dlpack.from_dlpack(result),
         "fastemd.torch.emd": lambda: fastemd.torch.emd(*tensors, chain, 2),
         "fastemd.torch.emd, forward and backward": backward,
         "jit of (p * q).sum(-1)": lambda: plain(*arrays).block_until_ready(),
