@@ -35,3 +35,14 @@ def framework(name):
         return Framework(jax.Array, lambda x: jax.numpy.array(x))
     strict = needed(name)
     return Framework(type(strict.zeros(1)), lambda x: strict.asarray(x))
+
+
+def growth(run, calls=100_000):
+    """By how many kB the process grows over so many calls."""
+    resource = needed("resource")
+    for _ in range(1000):
+        run()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(calls):
+        run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

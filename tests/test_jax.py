@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from frameworks import needed
+from frameworks import growth, needed
 from operations import assert_close
 
 import fastemd
@@ -177,6 +177,12 @@ def test_emd__from_several_threads(rng):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for comp in pool.map(lambda _: call(p), range(40)):
             np.testing.assert_array_equal(comp[1], ref[1])
+
+
+def test_emd__memory_does_not_grow(rng):
+    x, y = jax.nn.softmax(_logits(rng, (100,)))
+    call = jax.jit(jax.grad(lambda x: adapter.emd(x, y, TREE, 2).sum()))
+    assert growth(lambda: call(x).block_until_ready()) < 8_000
 
 
 def test_emd__on_several_devices():

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from frameworks import needed
+from frameworks import growth, needed
 from operations import assert_close
 
 import fastemd
@@ -429,6 +429,18 @@ def test_loss__trains_a_net():
         optimizer.step()
     assert value < 0.01
     assert (net(inputs).argmax(-1) == target).float().mean() > 0.95
+
+
+def test_loss__memory_does_not_grow(rng):
+    x, target = _case(rng, "labels", {}, (40, 4))
+    x.requires_grad_()
+    loss = adapter.EMDLoss(TREE)
+
+    def step():
+        x.grad = None
+        loss(x, target).backward()
+
+    assert growth(step, 30_000) < 8_000
 
 
 WORKER = """
