@@ -221,6 +221,25 @@ def check_weights(weights: Array, batch: tuple[int, ...]) -> None:
         )
 
 
+def check_boosted(labels: Array, scores: tuple[int, ...], n_bins: int) -> Array:
+    """Labels of a boosting library, which are floats, as integers."""
+    if len(scores) != 2 or scores[1] != n_bins:
+        raise ValueError(
+            f"the ground space has {n_bins} classes, the scores have shape {scores}: give the "
+            f"library num_class={n_bins}, and its classifier labels of all classes (of > 2)"
+        )
+    if labels.shape != scores[:1]:
+        raise ValueError(f"labels: expected one per row, shape {scores[:1]}, got {labels.shape}")
+    if labels.dtype.kind not in "iuf":
+        raise TypeError(f"labels: expected whole numbers, got {_kind(labels)}")
+    whole = (labels >= 0) & (labels < n_bins) & (labels % 1 == 0)
+    for row in np.flatnonzero(~whole)[:1]:
+        raise ValueError(
+            f"labels: row {row} is {labels[row]}, expected a whole number from 0 to {n_bins - 1}"
+        )
+    return labels.astype(np.int64)
+
+
 def blame_loss(
     x: Array,
     target: Array,

@@ -1,0 +1,220 @@
+"""EMD^rho as objective and metric of LightGBM and XGBoost; imports neither."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastemd import validation
+from fastemd.ground import GroundSpace
+from fastemd.losses import emd_loss, emd_loss_hessian_diag
+
+Array = NDArray[Any]
+LONGEST_STEP = 4.0  # of a logit, see `lightgbm_objective`
+
+
+class _Loss:
+    """A loss, and how it is asked for. The libraries copy and pickle it."""
+
+    def __init__(self, space: GroundSpace, rho: float, cross_entropy: float) -> None:
+        if not isinstance(space, GroundSpace):
+            validation.not_a_space(space)
+        self.space, self.rho = space, validation.check_rho(rho)
+        self.cross_entropy = validation.check_cross_entropy(cross_entropy)
+
+    def _arguments(self, first: Any, second: Any, sample_weight: Any) -> dict[str, Any]:
+        """The arguments of `emd_loss`, from (scores, data set) or (labels, scores[, weights])."""
+        if hasattr(second, "get_label"):
+            scores, labels, sample_weight = first, second.get_label(), second.get_weight()
+        else:
+            scores, labels = second, first
+        scores = np.asarray(scores)
+        labels = validation.check_boosted(np.asarray(labels), scores.shape, self.space.n_bins)
+        if sample_weight is not None and len(sample_weight) == 0:  # XGBoost's word for none
+            sample_weight = None
+        return {
+            "x": scores, "target": labels, "space": self.space, "rho": self.rho,
+            "cross_entropy": self.cross_entropy, "sample_weight": sample_weight,
+        }  # fmt: skip
+
+
+class Objective(_Loss):
+    """Called by both libraries, as (scores, data set) or (labels, scores[, weights])."""
+
+    def __call__(
+        self, first: Any, second: Any, sample_weight: ArrayLike | None = None
+    ) -> tuple[Array, Array]:
+        """Gradients and positive second derivatives of the weighted rows, (rows, classes) each."""
+        arguments = self._arguments(first, second, sample_weight)
+        grad = emd_loss(**arguments, reduction="none")[1]
+        curvature = np.abs(emd_loss_hessian_diag(**arguments, reduction="none"))
+        least = np.abs(grad) / LONGEST_STEP + np.finfo(np.float32).tiny
+        return grad, np.maximum(curvature, least, out=curvature)
+
+
+class LightGBMMetric(_Loss):
+    """Called by LightGBM, as (scores, data set) or (labels, scores[, weights])."""
+
+    def __call__(
+        self, first: Any, second: Any, weight: ArrayLike | None = None
+    ) -> tuple[str, float, bool]:
+        """Name, value, and that lower is better."""
+        return "emd", float(emd_loss(**self._arguments(first, second, weight))[0]), False
+
+
+class XGBoostMetric(_Loss):
+    """Called by XGBoost, as (scores, data set) or (labels, scores[, weights])."""
+
+    __name__ = "emd"  # by which XGBClassifier knows it
+
+    def __call__(
+        self, first: Any, second: Any, sample_weight: ArrayLike | None = None
+    ) -> tuple[str, float] | float:
+        """Name and value to `xgboost.train`, the value alone to its classifiers."""
+        value = float(emd_loss(**self._arguments(first, second, sample_weight))[0])
+        return (self.__name__, value) if hasattr(second, "get_label") else value
+
+
+def lightgbm_objective(space: GroundSpace, rho: float = 2, cross_entropy: float = 0.0) -> Objective:
+    """Objective for LightGBM over the classes of a chain or tree.
+
+    For ``params["objective"]`` of `lightgbm.train` (with ``num_class``) and for
+    ``LGBMClassifier(objective=...)``. Sample weights count. It can be pickled.
+
+    Parameters
+    ----------
+    space : Chain or Tree
+        The ground space. Class k of the labels, 0 to N - 1, is its bin k.
+    rho : float
+        The power of the flow, >= 1.
+    cross_entropy : float
+        Add so many times the cross entropy.
+
+    Returns
+    -------
+    Objective
+        A function of the scores (rows, N), labels and weights, in the order of either interface,
+        to gradients and second derivatives, (rows, N) of the type of the scores.
+
+    Raises
+    ------
+    ValueError
+        If `rho` or `cross_entropy` is out of range. When called: if there are not N scores per
+        row, a label is not one of the N classes, or a weight is negative.
+    TypeError
+        If an argument is of another kind.
+
+    Notes
+    -----
+    Gradients g are those of `fastemd.emd_loss`. The exact second derivatives h of
+    `fastemd.emd_loss_hessian_diag` may be 0 or negative, but trees divide by their sums. So they
+    get ``max(|h|, |g| / 4)``: no leaf can move a score by more than 4 times the learning rate.
+
+    Predictions are scores; their softmax are the probabilities. :doc:`/boosting` says more.
+
+    Examples
+    --------
+    >>> import fastemd, fastemd.boosting
+    >>> objective = fastemd.boosting.lightgbm_objective(fastemd.Chain(3))
+    >>> grad, hess = objective([2, 0], [[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    >>> grad.round(3)
+    array([[ 0.296,  0.074, -0.37 ],
+           [-0.089,  0.033,  0.056]])
+    >>> hess.round(3)
+    array([[0.222, 0.074, 0.093],
+           [0.121, 0.041, 0.076]])
+    """
+    return Objective(space, rho, cross_entropy)
+
+
+def xgboost_objective(space: GroundSpace, rho: float = 2, cross_entropy: float = 0.0) -> Objective:
+    """Objective for XGBoost over the classes of a chain or tree.
+
+    For ``obj`` of `xgboost.train` (with ``num_class`` in its parameters) and for
+    ``XGBClassifier(objective=...)``. In all else it is `lightgbm_objective`.
+
+    Parameters
+    ----------
+    space : Chain or Tree
+        The ground space. Class k of the labels, 0 to N - 1, is its bin k.
+    rho : float
+        The power of the flow, >= 1.
+    cross_entropy : float
+        Add so many times the cross entropy.
+
+    Returns
+    -------
+    Objective
+        See `lightgbm_objective`, also for the errors.
+
+    Examples
+    --------
+    >>> import fastemd, fastemd.boosting
+    >>> objective = fastemd.boosting.xgboost_objective(fastemd.Chain(3), cross_entropy=1)
+    >>> objective([2], [[0.0, 0.0, 0.0]])[0].round(3)
+    array([[ 0.63 ,  0.407, -1.037]])
+    """
+    return Objective(space, rho, cross_entropy)
+
+
+def lightgbm_metric(
+    space: GroundSpace, rho: float = 2, cross_entropy: float = 0.0
+) -> LightGBMMetric:
+    """Metric "emd" for LightGBM: the mean of `lightgbm_objective`'s loss; lower is better.
+
+    For ``feval`` of `lightgbm.train` and ``eval_metric`` of ``LGBMClassifier.fit``.
+
+    Parameters
+    ----------
+    space : Chain or Tree
+        The ground space.
+    rho : float
+        The power of the flow, >= 1.
+    cross_entropy : float
+        Add so many times the cross entropy.
+
+    Returns
+    -------
+    LightGBMMetric
+        A function of the scores, labels and weights to ("emd", value, False). The mean is
+        weighted, too.
+
+    Examples
+    --------
+    >>> import fastemd, fastemd.boosting
+    >>> metric = fastemd.boosting.lightgbm_metric(fastemd.Chain(3), rho=1)
+    >>> metric([2, 0], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    ('emd', 1.0, False)
+    """
+    return LightGBMMetric(space, rho, cross_entropy)
+
+
+def xgboost_metric(space: GroundSpace, rho: float = 2, cross_entropy: float = 0.0) -> XGBoostMetric:
+    """Metric "emd" for XGBoost: the mean of `xgboost_objective`'s loss; lower is better.
+
+    For ``custom_metric`` of `xgboost.train` and ``XGBClassifier(eval_metric=...)``, together with
+    `xgboost_objective`: only then does XGBoost hand over scores, not probabilities.
+
+    Parameters
+    ----------
+    space : Chain or Tree
+        The ground space.
+    rho : float
+        The power of the flow, >= 1.
+    cross_entropy : float
+        Add so many times the cross entropy.
+
+    Returns
+    -------
+    XGBoostMetric
+        A function of the scores, labels and weights to ("emd", value), or the value alone as
+        ``XGBClassifier`` wants it. The mean is weighted, too.
+
+    Examples
+    --------
+    >>> import fastemd, fastemd.boosting
+    >>> metric = fastemd.boosting.xgboost_metric(fastemd.Chain(3), rho=1)
+    >>> metric([2, 0], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    1.0
+    """
+    return XGBoostMetric(space, rho, cross_entropy)

@@ -1,0 +1,301 @@
+"""fastemd.boosting in four interfaces: LightGBM, XGBoost, and their scikit-learn classifiers."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import naive
+import numpy as np
+import pytest
+from frameworks import needed
+from operations import assert_close
+
+import fastemd
+from fastemd import boosting
+
+lightgbm = needed("lightgbm")
+xgboost = needed("xgboost")
+
+N = 5
+CHAIN = fastemd.Chain(N, [1, 2, 1, 0.5])
+LOSS = {"rho": 1.5, "cross_entropy": 0.3}
+LIGHTGBM = {"num_leaves": 8, "learning_rate": 0.2, "verbose": -1, "num_threads": 1}
+XGBOOST = {"max_depth": 3, "learning_rate": 0.2, "nthread": 1, "disable_default_eval_metric": True}
+
+
+class Half(NamedTuple):
+    """Ordered classes that depend on the features."""
+
+    x: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray | None
+
+
+def _halves(rng, weighted=False):
+    x = rng.standard_normal((400, 4))
+    hidden = x[:, 0] + x[:, 1] * x[:, 2] + 0.3 * rng.standard_normal(400)
+    y = np.searchsorted(np.quantile(hidden, np.arange(1, N) / N), hidden)
+    weight = rng.uniform(0.5, 2.0, 400).astype("f4") if weighted else None
+    halves = (slice(200), slice(200, 400))
+    return [Half(x[h], y[h], weight[h] if weighted else None) for h in halves]
+
+
+# -- the four interfaces: train on one half; the model, how well it did, its scores of the other ---
+
+
+def _lightgbm(halves, objective, metric, rounds, stopping):
+    log, (half, other) = {}, halves
+    train = lightgbm.Dataset(half.x, half.y, weight=half.weight)
+    valid = train.create_valid(other.x, other.y, weight=other.weight)
+    params = {**LIGHTGBM, "objective": objective, "num_class": N}
+    model = lightgbm.train(
+        params, train, rounds, valid_sets=[valid], feval=metric,
+        callbacks=_callbacks(log, stopping),
+    )  # fmt: skip
+    return model, log["valid_0"]["emd"], model.predict(other.x)
+
+
+def _lightgbm_classifier(halves, objective, metric, rounds, stopping):
+    log, (half, other) = {}, halves
+    model = lightgbm.LGBMClassifier(
+        **LIGHTGBM, n_estimators=rounds, objective=objective, metric="None"
+    )  # else it stops by the logloss of what are no probabilities
+    model.fit(
+        half.x, half.y, sample_weight=half.weight, eval_set=[other[:2]], eval_metric=metric,
+        eval_sample_weight=[other.weight], callbacks=_callbacks(log, stopping),
+    )  # fmt: skip
+    return model, log["valid_0"]["emd"], model.predict_proba(other.x, raw_score=True)
+
+
+def _callbacks(log, stopping):
+    stops = [lightgbm.early_stopping(stopping, verbose=False)] if stopping else []
+    return [*stops, lightgbm.record_evaluation(log)]
+
+
+def _xgboost(halves, objective, metric, rounds, stopping):
+    log = {}
+    train, valid = (xgboost.DMatrix(h.x, h.y, weight=h.weight) for h in halves)
+    model = xgboost.train(
+        {**XGBOOST, "num_class": N}, train, rounds, obj=objective, custom_metric=metric,
+        evals=[(valid, "valid")], early_stopping_rounds=stopping, evals_result=log,
+        verbose_eval=False,
+    )  # fmt: skip
+    best = (0, model.best_iteration + 1) if stopping else (0, 0)
+    scores = model.predict(valid, output_margin=True, iteration_range=best)
+    return model, log["valid"]["emd"], scores
+
+
+def _xgboost_classifier(halves, objective, metric, rounds, stopping):
+    half, other = halves
+    model = xgboost.XGBClassifier(
+        **XGBOOST, n_estimators=rounds, objective=objective, eval_metric=metric,
+        early_stopping_rounds=stopping,
+    )  # fmt: skip
+    model.fit(
+        half.x, half.y, sample_weight=half.weight, eval_set=[other[:2]], verbose=False,
+        sample_weight_eval_set=None if other.weight is None else [other.weight],
+    )  # fmt: skip
+    log = model.evals_result()["validation_0"]["emd"]
+    return model, log, model.predict(other.x, output_margin=True)
+
+
+class Interface(NamedTuple):
+    train: Callable
+    objective: Callable
+    metric: Callable
+
+    def run(self, halves, rounds=20, stopping=None, objective=None, space=CHAIN, **loss):
+        objective = objective or self.objective(space, **loss)
+        return self.train(halves, objective, self.metric(space, **loss), rounds, stopping)
+
+
+OF_LIGHTGBM = boosting.lightgbm_objective, boosting.lightgbm_metric
+OF_XGBOOST = boosting.xgboost_objective, boosting.xgboost_metric
+INTERFACES = {
+    "lightgbm": Interface(_lightgbm, *OF_LIGHTGBM),
+    "LGBMClassifier": Interface(_lightgbm_classifier, *OF_LIGHTGBM),
+    "xgboost": Interface(_xgboost, *OF_XGBOOST),
+    "XGBClassifier": Interface(_xgboost_classifier, *OF_XGBOOST),
+}
+each_weight = pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+pytestmark = pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
+
+
+@pytest.fixture(params=INTERFACES.values(), ids=INTERFACES)
+def interface(request):
+    return request.param
+
+
+class Recorder(boosting.Objective):
+    """What the library got, and what it was computed from."""
+
+    calls: ClassVar[list] = []  # the library trains with a copy
+
+    def __call__(self, first, second, sample_weight=None):
+        result = super().__call__(first, second, sample_weight)
+        scores = first if hasattr(second, "get_label") else second
+        self.calls.append((np.array(scores), *result))
+        return result
+
+
+@each_weight
+def test_objective__is_the_loss(interface, weighted, rng, monkeypatch):
+    """What every library gets in every round, for the rows in their order, with their weights."""
+    monkeypatch.setattr(Recorder, "calls", [])
+    halves = _halves(rng, weighted)
+    interface.run(halves, rounds=3, objective=Recorder(CHAIN, **LOSS))
+    _, labels, weight = halves[0]
+    weight = np.ones((200, 1)) if weight is None else weight[:, None].astype("f8")
+    assert len(Recorder.calls) == 3
+    for scores, grad, hess in Recorder.calls:
+        wanted = naive.emd_loss_rows(scores.astype("f8"), labels, naive.ground(CHAIN), **LOSS)[1]
+        rtol = 1e-6 if scores.dtype == "f4" else 1e-12
+        assert_close(grad, weight * wanted, rtol=rtol)
+        exact = fastemd.emd_loss_hessian_diag(scores, labels, CHAIN, reduction="none", **LOSS)
+        floored = np.maximum(np.abs(exact), np.abs(wanted) / 4)
+        assert_close(hess, weight * floored, rtol=rtol)
+    first, *_, last = (scores for scores, *_ in Recorder.calls)
+    assert np.ptp(first, axis=1).max() == 0  # all classes start alike
+    assert np.ptp(last, axis=1).min() > 0
+
+
+@each_weight
+def test_metric__is_the_mean_loss(interface, weighted, rng):
+    halves = _halves(rng, weighted)
+    _, log, scores = interface.run(halves, **LOSS)
+    _, labels, weight = halves[1]
+    ref = fastemd.emd_loss(scores, labels, CHAIN, sample_weight=weight, **LOSS)[0]
+    np.testing.assert_allclose(log[-1], ref, rtol=1e-6)
+
+
+def test_training__lowers_the_loss_of_other_rows(interface, rng):
+    """To less than 0.6 of the untrained; 0.48 is what comes out."""
+    halves = _halves(rng)
+    untrained = fastemd.emd_loss(np.zeros((200, N)), halves[1].y, CHAIN)[0]
+    _, log, scores = interface.run(halves, rounds=40)
+    assert log[-1] < 0.6 * untrained
+    assert log[-1] < 0.9 * log[4]
+    assert np.abs(scores.argmax(1) - halves[1].y).mean() < 0.8  # 1.2 for the middle class
+
+
+def test_training__of_a_tree(interface, rng):
+    tree = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2, 2])
+    halves = _halves(rng)
+    _, log, _ = interface.run(halves, rounds=20, space=tree)
+    assert log[-1] < 0.75 * fastemd.emd_loss(np.zeros((200, N)), halves[1].y, tree)[0]
+
+
+def test_training__stops_early(interface, rng):
+    halves = _halves(rng)
+    _, log, scores = interface.run(halves, rounds=500, stopping=5)
+    assert len(log) < 300
+    best = int(np.argmin(log))
+    assert len(log) == best + 1 + 5
+    ref = fastemd.emd_loss(scores, halves[1].y, CHAIN)[0]
+    np.testing.assert_allclose(min(log), ref, rtol=1e-6)
+
+
+@each_weight
+@pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
+def test_classifier__is_the_native_interface(library, weighted, rng):
+    halves = _halves(rng, weighted)
+    classifier = {"lightgbm": "LGBMClassifier", "xgboost": "XGBClassifier"}[library]
+    (_, log, scores), (_, same, others) = (
+        INTERFACES[name].run(halves, **LOSS) for name in (library, classifier)
+    )
+    np.testing.assert_allclose(log, same, rtol=1e-6)
+    np.testing.assert_allclose(scores - scores[:, :1], others - others[:, :1], atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Cannot compute class probabilities")  # of LGBMClassifier
+def test_pickle__objective_metric_and_model(interface, rng):
+    halves = _halves(rng)
+    scores = rng.standard_normal((200, N))
+    for function in (interface.objective(CHAIN, **LOSS), interface.metric(CHAIN, **LOSS)):
+        for twin in (pickle.loads(pickle.dumps(function)), copy.deepcopy(function)):
+            for ours, its in zip(
+                np.atleast_1d(function(halves[0].y, scores)),
+                np.atleast_1d(twin(halves[0].y, scores)),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(ours, its)
+    model, _, _ = interface.run(halves)
+    twin = pickle.loads(pickle.dumps(model))
+    x = xgboost.DMatrix(halves[1].x) if isinstance(model, xgboost.Booster) else halves[1].x
+    np.testing.assert_array_equal(model.predict(x), twin.predict(x))
+
+
+def test_classifiers__go_through_scikit_learn(rng):
+    """Cloned, and validated on folds."""
+    selection = needed("sklearn.model_selection")
+    half, _ = _halves(rng)
+    objective = boosting.xgboost_objective(CHAIN)
+    model = xgboost.XGBClassifier(n_estimators=5, n_jobs=1, objective=objective)
+    assert (selection.cross_val_score(model, half.x, half.y, cv=3) > 0.25).all()
+    np.testing.assert_allclose(model.fit(half.x, half.y).predict_proba(half.x).sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
+def test_objective__of_any_scores(interface, rho, rng):
+    """Positive second derivatives, no step longer than 4."""
+    objective = interface.objective(CHAIN, rho, cross_entropy=0.0)
+    for dtype in ("f4", "f8"):
+        scores = rng.choice([-1e4, -3, 0, 1, 30], (300, N)).astype(dtype)
+        grad, hess = objective(rng.integers(0, N, 300), scores)
+        assert np.isfinite(grad).all()
+        assert np.isfinite(hess).all()
+        assert (hess.astype("f4") > 0).all()
+        assert (np.abs(grad) <= 4 * hess * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "wrong", "message"),
+    [
+        ([0, 1, 5], ValueError, r"labels: row 2 is 5\.?0?, expected a whole number from 0 to 4"),
+        ([0, -1, 1], ValueError, "labels: row 1 is -1"),
+        ([0.5, 1, 1], ValueError, "labels: row 0 is 0.5"),
+        ([0, 1, np.nan], ValueError, "labels: row 2 is nan"),
+        ([0, 1], ValueError, r"labels: expected one per row, shape \(3,\), got \(2,\)"),
+        (["a", "b", "c"], TypeError, "labels: expected whole numbers, got an array of dtype"),
+    ],
+)
+def test_objective__refuses_labels(labels, wrong, message, interface):
+    for function in (interface.objective(CHAIN), interface.metric(CHAIN)):
+        with pytest.raises(wrong, match=message):
+            function(labels, np.zeros((3, N)))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, N + 1), (3, N - 1)])
+def test_objective__refuses_another_number_of_classes(shape, interface):
+    with pytest.raises(ValueError, match=r"the ground space has 5 classes.*num_class=5"):
+        interface.objective(CHAIN)([0, 1, 2], np.zeros(shape))
+
+
+def test_objective__refuses_weights_and_scores(interface):
+    objective = interface.objective(CHAIN)
+    with pytest.raises(ValueError, match="sample_weight: row 1 is -1"):
+        objective([0, 1], np.zeros((2, N)), [1.0, -1.0])
+    with pytest.raises(ValueError, match="x: row 0 has a logit nan"):
+        objective([0, 1], np.full((2, N), np.nan))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong", "message"),
+    [
+        ((3,), TypeError, "space: expected a fastemd.Chain"),
+        ((CHAIN, 0.5), ValueError, "rho: expected a finite number >= 1"),
+        ((CHAIN, 2, -1.0), ValueError, "cross_entropy: expected a finite number >= 0"),
+    ],
+)
+def test_arguments__are_checked_at_once(arguments, wrong, message, interface):
+    for function in (interface.objective, interface.metric):
+        with pytest.raises(wrong, match=message):
+            function(*arguments)
+
+
+def test_training__says_what_is_wrong(interface, rng):
+    """Through the libraries, too."""
+    halves = _halves(rng)
+    with pytest.raises(ValueError, match="the ground space has 7 classes"):
+        interface.run(halves, space=fastemd.Chain(7))
