@@ -50,6 +50,7 @@ _FLAT = [
     "performance",
     "sinkhorn",
     "frameworks",
+    "boosting",
     "frameworks",
     "development",
     "changelog",
