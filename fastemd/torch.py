@@ -1,7 +1,9 @@
 """EMD^rho as a function and a loss of PyTorch: differentiable, and under torch's transforms."""
 
+import functools
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -248,7 +250,28 @@ def _(first: Tensor, *rest: Any) -> Tensor:
     return first.new_empty(first.shape)
 
 
-@torch.library.impl("fastemd::emd", "cpu")
+def _implements(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """For the CPU; and as often as Numba starts its threads torch keeps the number of its own.
+
+    If both use the same OpenMP library, that changes it once per process.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def run(*args: Any) -> Any:
+            threads = torch.get_num_threads()
+            try:
+                return function(*args)
+            finally:
+                if torch.get_num_threads() != threads:
+                    torch.set_num_threads(threads)
+
+        return torch.library.impl(name, "cpu")(run)
+
+    return register
+
+
+@_implements("fastemd::emd")
 def _(p: Tensor, q: Tensor, space: int, rho: float, tolerance: float) -> tuple[Tensor, Tensor]:
     p, q = p.detach(), q.detach()
     result: tuple[Tensor, Tensor]
@@ -257,19 +280,19 @@ def _(p: Tensor, q: Tensor, space: int, rho: float, tolerance: float) -> tuple[T
     return result
 
 
-@torch.library.impl("fastemd::emd_hvp", "cpu")
+@_implements("fastemd::emd_hvp")
 def _(p: Tensor, q: Tensor, v: Tensor, space: int, rho: float, tolerance: float) -> Tensor:
     p, q, v = p.detach(), q.detach(), v.detach()
     product: Tensor = emd_hvp(p, q, v, space_of(space), rho, validate=False)
     return product
 
 
-@torch.library.impl("fastemd::emd_loss", "cpu")
+@_implements("fastemd::emd_loss")
 def _(x: Tensor, target: Tensor, *constants: Any) -> tuple[Tensor, Tensor]:
     return _loss("loss", constants, x=x.detach(), target=target)
 
 
-@torch.library.impl("fastemd::emd_loss_hvp", "cpu")
+@_implements("fastemd::emd_loss_hvp")
 def _(x: Tensor, target: Tensor, v: Tensor, *constants: Any) -> Tensor:
     return _loss("loss_product", constants, x=x.detach(), target=target, v=v.detach())[1]
 

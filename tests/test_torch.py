@@ -431,6 +431,18 @@ def test_loss__trains_a_net():
     assert (net(inputs).argmax(-1) == target).float().mean() > 0.95
 
 
+def test_operators__leave_torch_its_number_of_threads():
+    """Numba sets it once, when it starts its own threads of an OpenMP library that both use."""
+    code = """
+import torch, fastemd, fastemd.torch
+torch.set_num_threads(1)
+x, target = torch.zeros(512, 1000), torch.zeros(512, dtype=torch.int64)
+fastemd.torch.EMDLoss(fastemd.Chain(1000))(x, target)
+assert torch.get_num_threads() == 1
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
 def test_loss__memory_does_not_grow(rng):
     x, target = _case(rng, "labels", {}, (40, 4))
     x.requires_grad_()
