@@ -133,6 +133,7 @@ class LossCall:
         self.weight = {} if weight is None else {"sample_weight": weight}
         self.library = arrays.library_of({**inputs, **self.weight})
         self.target = arrays.real("target", inputs.pop("target"))
+        validation.check_target(self.target.dtype)
         self.labelled = self.target.dtype.kind in "iu"
         self.inputs = {name: arrays.unwrap(name, a, space.n_bins) for name, a in inputs.items()}
         if self.labelled:
@@ -197,7 +198,7 @@ class LossCall:
         if bad < n_rows:
             validation.blame_loss(
                 self.inputs["x"], self.target, self.inputs.get("v"), self.batch, bad,
-                self.normalize, self.cross_entropy, self.tolerance,
+                self.labelled, self.normalize, self.cross_entropy, self.tolerance,
             )  # fmt: skip
         return values
 

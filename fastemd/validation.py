@@ -205,11 +205,19 @@ def check_ignore_index(value: object, labelled: bool) -> None:
         raise ValueError("ignore_index: needs integer targets, got histograms")
 
 
+def check_target(dtype: np.dtype[Any]) -> None:
+    if dtype.kind == "b":
+        raise TypeError(
+            "target: expected classes of an integer type or floating point histograms, got an "
+            f"array of dtype {dtype}"
+        )
+
+
 def check_labels_shape(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
     if len(shape) >= len(x_shape) and shape[-1:] == x_shape[-1:]:
         raise ValueError(
-            f"target: integers are class indices, one per row of x, of shape {x_shape[:-1]}, got "
-            f"{shape}; histograms must be floating point"
+            f"target: integers are class indices, one per row of x, of shape {x_shape[:-1]}, but "
+            f"got them of x's whole shape {shape}; histograms must be floating point"
         )
 
 
@@ -246,6 +254,7 @@ def blame_loss(
     v: Array | None,
     batch: tuple[int, ...],
     row: int,
+    labelled: bool,
     normalize: str | None,
     cross_entropy: float,
     tolerance: float,
@@ -266,17 +275,17 @@ def blame_loss(
             raise ValueError(f"x{row_name} sums to {mass} and cannot be divided by its sum")
         if normalize is None and not abs(mass - 1.0) <= tolerance:
             _not_one("x", row_name, mass, tolerance)
-    if target.shape[-1:] == (n_bins,) and target.dtype.kind == "f":
-        q = np.broadcast_to(target, (*batch, n_bins))[index].astype(np.float64)
-        mass = _blame_masses("target", row_name, q)
-        if not abs(mass - 1.0) <= tolerance:
-            _not_one("target", row_name, mass, tolerance)
-    else:
+    if labelled:
         label = int(np.broadcast_to(target, batch)[index])
         if not 0 <= label < n_bins:
             raise ValueError(f"target{row_name} is class {label}; there are {n_bins}")
         q = np.zeros(n_bins)
         q[label] = 1.0
+    else:
+        q = np.broadcast_to(target, (*batch, n_bins))[index].astype(np.float64)
+        mass = _blame_masses("target", row_name, q)
+        if not abs(mass - 1.0) <= tolerance:
+            _not_one("target", row_name, mass, tolerance)
     for bad in np.flatnonzero((q > 0.0) & (x == (-np.inf if normalize == "softmax" else 0.0))):
         if cross_entropy:
             raise ValueError(

@@ -383,11 +383,13 @@ def test_losses__say_what_is_wrong(x, target, keywords, message):
         ({"reduction": None}, "reduction: expected one of"),
         ({"sample_weight": "heavy"}, "sample_weight: expected an array"),
         ({"space": "chain"}, "space: expected"),
+        ({"target": [True] * 4}, "target: expected .*, got an array of dtype bool"),
+        ({"target": np.eye(3, dtype=bool)[[0, 1, 2, 0]]}, "target: expected"),
     ],
 )
 def test_losses__of_other_kinds(keywords, message):
     with pytest.raises(TypeError, match=message):
-        fastemd.emd_loss(GOOD, [0] * 4, **{"space": CHAIN, **keywords})
+        fastemd.emd_loss(GOOD, **{"target": [0] * 4, "space": CHAIN, **keywords})
 
 
 def test_hvp__names_a_bad_v():
