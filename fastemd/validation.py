@@ -214,7 +214,7 @@ def check_target(dtype: np.dtype[Any]) -> None:
 
 
 def check_labels_shape(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
-    if len(shape) >= len(x_shape) and shape[-1:] == x_shape[-1:]:
+    if shape == x_shape:
         raise ValueError(
             f"target: integers are class indices, one per row of x, of shape {x_shape[:-1]}, but "
             f"got them of x's whole shape {shape}; histograms must be floating point"

@@ -357,6 +357,7 @@ THIRDS = np.full((4, 3), 1 / 3)
         (_with((3, 0), 0.5, THIRDS), [0] * 4, {"normalize": None}, "x: row 3 sums to 1.1"),
         (GOOD, [0] * 3, {}, "do not broadcast"),
         (GOOD, np.eye(3, dtype=int)[[0, 1, 2, 0]], {}, "target: integers are class indices"),
+        (GOOD[0], np.eye(3, dtype=int)[0], {}, r"target: .* of x's whole shape \(3,\)"),
         (GOOD, THIRDS[:, :2], {}, "target: the last axis must hold the 3 bins"),
         (GOOD[:, :2], [0] * 4, {}, "x: the last axis must hold the 3 bins"),
         (GOOD, [0] * 4, {"sample_weight": [1, 1, -1, 1]}, "sample_weight: row 2 is -1.0"),
@@ -366,6 +367,7 @@ THIRDS = np.full((4, 3), 1 / 3)
         (GOOD, [0] * 4, {"cross_entropy": -1.0}, "cross_entropy: expected"),
         (GOOD, [0] * 4, {"reduction": "max"}, "reduction: expected one of"),
         (GOOD, [0] * 4, {"normalize": "l2"}, "normalize: expected"),
+        (GOOD, [0] * 4, {"normalize": np.zeros(2)}, "normalize: expected .*array"),
         (GOOD, [0] * 4, {"rho": 0.5}, "rho: expected"),
     ],
 )
@@ -395,3 +397,17 @@ def test_losses__of_other_kinds(keywords, message):
 def test_hvp__names_a_bad_v():
     with pytest.raises(ValueError, match="v: row 1 is not finite, inf at bin 2"):
         emd_loss_hvp(GOOD, [0] * 4, _with((1, 2), np.inf), CHAIN)
+
+
+@pytest.mark.parametrize(
+    ("x", "labels"),
+    [
+        (np.zeros((3, 1, 4)), np.zeros((3, 4), int)),
+        (np.zeros((1, 4)), np.zeros((2, 4), int)),
+        (np.zeros((4, 4)), np.zeros(4, int)),
+        (np.zeros(4), np.zeros((2, 4), int)),
+    ],
+)
+def test_labels__broadcast_as_often_as_there_are_bins(x, labels):
+    loss, _ = fastemd.emd_loss(x, labels, fastemd.Chain(4), reduction="none")
+    assert loss.shape == np.broadcast_shapes(x.shape[:-1], labels.shape)
