@@ -194,7 +194,7 @@ def check_cross_entropy(value: object) -> float:
 
 
 def check_normalize(value: object) -> None:
-    if value is not None and value not in ("softmax", "l1"):
+    if value is not None and not (isinstance(value, str) and value in ("softmax", "l1")):
         raise ValueError(f"normalize: expected 'softmax', 'l1' or None, got {value!r:.60}")
 
 
