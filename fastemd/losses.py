@@ -151,15 +151,24 @@ class LossCall:
         self, operation: str, ignore_index: int | None, reduction: str, out: Array | None = None
     ) -> tuple[Any, Any]:
         """The loss, one per row without reduction, and its derivatives (..., N)."""
-        factors, weights = self.factors(ignore_index, reduction)
+        target, ignored = self._without(ignore_index)
+        factors, weights = self.factors(ignored, reduction)
         if out is None:
             shape = *self.batch, self.space.n_bins
             out = arrays.empty(shape, self.dtype, self.library.alignment)
-        values = self.run(operation, factors, out)
+        values = self.run(operation, target, factors, out)
         values = (values * weights).reshape(self.batch) if reduction == "none" else values @ factors
         return self.library.take(np.asarray(values, self.dtype)), self.library.take(out)
 
-    def factors(self, ignore_index: int | None, reduction: str) -> tuple[Array, Array]:
+    def _without(self, ignore_index: int | None) -> tuple[Array, Array | None]:
+        """The target with a class that exists where it is to be ignored, and where that is."""
+        if ignore_index is None:
+            return self.target, None
+        validation.check_ignore_index(ignore_index, self.labelled)
+        ignored = self.target == ignore_index
+        return np.where(ignored, 0, self.target), ignored
+
+    def factors(self, ignored: Array | None, reduction: str) -> tuple[Array, Array]:
         """What every row counts in the result, and before the reduction; (rows,) of float64."""
         validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
         n_rows = math.prod(self.batch)
@@ -172,45 +181,40 @@ class LossCall:
                 validation.do_not_broadcast({name: given.shape, "x": self.batch})
             weights = given.astype(np.float64).reshape(n_rows)
             validation.check_weights(weights, self.batch)
-        if ignore_index is not None:
-            validation.check_ignore_index(ignore_index, self.labelled)
-            ignored = self.target == ignore_index
+        if ignored is not None:
             weights[np.broadcast_to(ignored, self.batch).reshape(n_rows)] = 0.0
-            self.target = np.where(ignored, 0, self.target)
         if reduction != "mean":
             return weights, weights
         total = weights.sum()
         return (weights / total if total > 0.0 else weights), weights
 
-    def run(self, operation: str, factors: Array, out: Array) -> Array:
+    def run(self, operation: str, target: Array, factors: Array, out: Array) -> Array:
         """Put the derivatives times `factors` into `out`, return the losses of all rows."""
         values = factors.copy()
         n_rows = values.size
         if n_rows == 0:
             return values
         x, *others = arrays.as_rows(list(self.inputs.values()), self.batch, self.dtype)
-        target, v = self._rows(x, others)
         bad = kernels.run_loss(
-            operation, self.space.plan, (x, target, v), self.rho, values,
+            operation, self.space.plan, (x, *self._rows(x, target, others)), self.rho, values,
             out.reshape(*x.shape[:2], self.space.n_bins), self.tolerance,
             self.labelled, self.normalize, self.cross_entropy,
         )  # fmt: skip
         if bad < n_rows:
             validation.blame_loss(
-                self.inputs["x"], self.target, self.inputs.get("v"), self.batch, bad,
+                self.inputs["x"], target, self.inputs.get("v"), self.batch, bad,
                 self.labelled, self.normalize, self.cross_entropy, self.tolerance,
             )  # fmt: skip
         return values
 
-    def _rows(self, x: Array, others: list[Array]) -> tuple[Array, Array]:
+    def _rows(self, x: Array, target: Array, others: list[Array]) -> tuple[Array, Array]:
         """The target and v as the kernel reads them: labels as numbers of the type of x."""
         if not self.labelled:
             *vs, target = others
         else:
             vs = others
-            labels = self.target
-            if labels.shape != self.batch:
-                labels = np.broadcast_to(labels, self.batch)
-            labels = np.ascontiguousarray(labels, np.int64)
-            target = labels.reshape(-1).view(self.dtype).reshape(*x.shape[:2], -1)
+            if target.shape != self.batch:
+                target = np.broadcast_to(target, self.batch)
+            target = np.ascontiguousarray(target, np.int64)
+            target = target.reshape(-1).view(self.dtype).reshape(*x.shape[:2], -1)
         return target, vs[0] if vs else arrays.nothing(self.dtype.char)

@@ -411,3 +411,14 @@ def test_hvp__names_a_bad_v():
 def test_labels__broadcast_as_often_as_there_are_bins(x, labels):
     loss, _ = fastemd.emd_loss(x, labels, fastemd.Chain(4), reduction="none")
     assert loss.shape == np.broadcast_shapes(x.shape[:-1], labels.shape)
+
+
+def test_losses__keep_the_arguments(rng):
+    """A call can be made again, with other ignored rows."""
+    x, target = _problem(rng, (6, 4))
+    call = LossCall(fastemd.Chain(4), 2, "softmax", 1.0, x=x, target=target)
+    ref = call.values_and_derivatives("loss", None, "sum")
+    call.values_and_derivatives("loss", int(target[0]), "sum")
+    comp = call.values_and_derivatives("loss", None, "sum")
+    assert comp[0] == ref[0]
+    np.testing.assert_array_equal(comp[1], ref[1])
