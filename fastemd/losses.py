@@ -181,6 +181,8 @@ class LossCall:
                 validation.do_not_broadcast({name: given.shape, "x": self.batch})
             weights = given.astype(np.float64).reshape(n_rows)
             validation.check_weights(weights, self.batch)
+            if reduction == "mean":  # their sum might overflow
+                weights /= weights.max(initial=0.0) or 1.0
         if ignored is not None:
             weights[np.broadcast_to(ignored, self.batch).reshape(n_rows)] = 0.0
         if reduction != "mean":

@@ -413,6 +413,21 @@ def test_labels__broadcast_as_often_as_there_are_bins(x, labels):
     assert loss.shape == np.broadcast_shapes(x.shape[:-1], labels.shape)
 
 
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
+@pytest.mark.parametrize("size", [1.7e308, 1e-320])
+def test_mean__of_any_weights(labelled, size, rng):
+    x, target = _problem(rng, (20, 7), labelled=labelled)
+    keywords = {"cross_entropy": 3.0}
+    ref = fastemd.emd_loss(x, target, fastemd.Chain(7), **keywords)
+    comp = fastemd.emd_loss(x, target, fastemd.Chain(7), sample_weight=[size], **keywords)
+    for ours, theirs in zip(comp, ref, strict=True):
+        assert_close(ours, theirs)
+    _, grad = fastemd.emd_loss(
+        x, target, fastemd.Chain(7), sample_weight=size, reduction="sum", **keywords
+    )
+    assert not np.isnan(grad).any()
+
+
 def test_losses__keep_the_arguments(rng):
     """A call can be made again, with other ignored rows."""
     x, target = _problem(rng, (6, 4))
