@@ -157,8 +157,13 @@ class LossCall:
             shape = *self.batch, self.space.n_bins
             out = arrays.empty(shape, self.dtype, self.library.alignment)
         values = self.run(operation, target, factors, out)
-        values = (values * weights).reshape(self.batch) if reduction == "none" else values @ factors
-        return self.library.take(np.asarray(values, self.dtype)), self.library.take(out)
+        with np.errstate(over="ignore"):  # what is beyond the type is infinite
+            if reduction == "none":
+                values = (values * weights).reshape(self.batch)
+            else:
+                values = values @ factors
+            values = np.asarray(values, self.dtype)
+        return self.library.take(values), self.library.take(out)
 
     def _without(self, ignore_index: int | None) -> tuple[Array, Array | None]:
         """The target with a class that exists where it is to be ignored, and where that is."""

@@ -413,6 +413,15 @@ def test_labels__broadcast_as_often_as_there_are_bins(x, labels):
     assert loss.shape == np.broadcast_shapes(x.shape[:-1], labels.shape)
 
 
+def test_emd_loss__beyond_float32_is_infinite():
+    x = np.array([[3e38, -3e38]], np.float32)
+    for reduction in ("none", "mean"):
+        keywords = {"cross_entropy": 1.0, "reduction": reduction}
+        loss, grad = fastemd.emd_loss(x, [1], fastemd.Chain(2), **keywords)
+        assert loss == np.inf
+        np.testing.assert_array_equal(grad, [[1.0, -1.0]])
+
+
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 @pytest.mark.parametrize("size", [1.7e308, 1e-320])
 def test_mean__of_any_weights(labelled, size, rng):
