@@ -37,7 +37,9 @@ def emd_loss(
     loss : number or array, (...)
         One number, or one per row if `reduction` is "none".
     grad_x : array, (..., N)
-        Its gradient with respect to `x`; without reduction, that of every row's own loss.
+        Its gradient with respect to `x`; without reduction, that of every row's own loss. If `x`
+        is broadcast to the rows of the target, it has a part for each of them: the gradient is
+        their sum.
 
     {loss_raises}
 
@@ -85,7 +87,7 @@ def emd_loss_hessian_diag(
     -------
     array, (..., N)
         The second derivatives of the loss in every entry of `x`; without reduction, of every
-        row's own loss.
+        row's own loss. If `x` is broadcast, as for `emd_loss`.
 
     {loss_raises}
 
