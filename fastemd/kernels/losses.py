@@ -181,8 +181,6 @@ def loss_tile(tile, join, above, slope_of_edge):
     result = value * (1.0 / tile.rho)
     if tile.cross_entropy > 0.0:
         result = result + cross_entropies(tile, total)
-    if tile.n_out == 0:
-        return result
     a_y, a_1 = form.a_y * form.factor, form.a_1 * form.factor
     quick = tile.labelled and tile.normalize != NONE and tile.n_edges > tile.n_bins
     quick = quick and (tile.normalize == SOFTMAX or tile.cross_entropy == 0.0)
