@@ -399,6 +399,9 @@ def test_hvp__names_a_bad_v():
         emd_loss_hvp(GOOD, [0] * 4, _with((1, 2), np.inf), CHAIN)
 
 
+FLAT = fastemd.Chain(2, gaps=[0])  # only the cross entropy is left
+
+
 @pytest.mark.parametrize(
     ("x", "labels"),
     [
@@ -411,6 +414,59 @@ def test_hvp__names_a_bad_v():
 def test_labels__broadcast_as_often_as_there_are_bins(x, labels):
     loss, _ = fastemd.emd_loss(x, labels, fastemd.Chain(4), reduction="none")
     assert loss.shape == np.broadcast_shapes(x.shape[:-1], labels.shape)
+
+
+@pytest.mark.parametrize("least", [1e-100, 1e-160, 1e-300, 5e-324])
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
+def test_cross_entropy__of_tiny_shares(least, labelled):
+    """As far as float64 goes, and without NaN."""
+    x = np.array([least, 1.0, 1.0])
+    v, n = np.array([1.0, 2.0, -4.0]), 3
+    space, target = fastemd.Chain(n, [0, 0]), 0 if labelled else np.array([0.5, 0.5, 0.0])
+    q = naive.one_hot(target, n)
+    keywords = {"normalize": "l1", "cross_entropy": 1.0}
+    total, where = x.sum(), q > 0
+    loss, grad = fastemd.emd_loss(x, target, space, **keywords)
+    assert_close(loss, (q[where] * (np.log(total) - np.log(x[where]))).sum())
+    with np.errstate(over="ignore"):
+        first, second = q / x, q / x / x
+    np.testing.assert_allclose(grad[1:], (1 / total - first)[1:])
+    diagonal = fastemd.emd_loss_hessian_diag(x, target, space, **keywords)
+    np.testing.assert_allclose(diagonal[1:], (second - 1 / total**2)[1:])
+    product = emd_loss_hvp(x, target, v, space, **keywords)
+    np.testing.assert_allclose(product[1:], (second * v - v.sum() / total**2)[1:])
+    if least > 1e-290:
+        np.testing.assert_allclose(grad[0], -first[0])
+    if least > 1e-145:
+        np.testing.assert_allclose([diagonal[0], product[0]], second[0])
+    p = np.array([least, 0.5, 0.5])
+    keywords["normalize"] = None
+    loss, grad = fastemd.emd_loss(p, target, space, **keywords)
+    assert_close(loss, -(q[where] * np.log(p[where])).sum())
+    second = fastemd.emd_loss_hessian_diag(p, target, space, **keywords)
+    for result in (grad, second, emd_loss_hvp(p, target, v, space, **keywords)):
+        assert (np.abs(result) > min(0.1 / least, 1e280)).all()
+    second = fastemd.emd_loss_hessian_diag([least, 1.0], 0, FLAT, **keywords)
+    assert (second > min(0.1 / least, 1e280)).all()
+
+
+@pytest.mark.parametrize("total", [1e-160, 1e-300, 1e300])
+def test_l1__of_any_total(total):
+    x, ones = np.array([[total, 0.0], [total / 2, total / 2]]), np.ones((2, 2))
+    keywords = {"normalize": "l1", "reduction": "sum"}
+    flat, soft = FLAT, np.full((2, 2), 0.5)
+    for c in (0.0, 1.0):
+        loss, grad = fastemd.emd_loss(x, [0, 0], flat, cross_entropy=c, **keywords)
+        assert_close(loss, c * np.log(2))
+        assert_close(grad * total, c * np.array([[0.0, 1.0], [-1.0, 1.0]]))
+        for results in (
+            fastemd.emd_loss_hessian_diag(x, [0, 0], flat, cross_entropy=c, **keywords),
+            emd_loss_hvp(x, [0, 0], ones, flat, cross_entropy=c, **keywords),
+            fastemd.emd_loss_hessian_diag(x[1:], soft[1:], flat, cross_entropy=c, **keywords),
+        ):
+            assert not np.isnan(results).any()
+    x[1] = total, max(total * 1e-157, 5e-324)
+    assert not np.isnan(emd_loss_hvp(x, [0, 1], ones, flat, cross_entropy=1.0, **keywords)).any()
 
 
 def test_emd_loss__beyond_float32_is_infinite():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from numba.extending import register_jitable
 
 from fastemd.kernels.blocks import read_column
@@ -16,10 +17,13 @@ from fastemd.kernels.lanes import (
     splat,
 )
 from fastemd.kernels.lines import number
-from fastemd.kernels.normalize import SOFTMAX, label
+from fastemd.kernels.normalize import L1, SOFTMAX, label
 from fastemd.kernels.rows import mean_of_row
 
 LOWEST_LOGIT = -1.7e308  # for a masked class, whose target is 0: 0 times it is 0
+
+# A smaller p counts as this in the derivatives -q / p and q / p^2, which would overflow.
+LEAST, LEAST_SQUARED = 2.0**-480, 2.0**-960
 
 
 @register_jitable
@@ -30,27 +34,33 @@ def target_of(tile, r, k):
 
 
 @register_jitable
-def cross_entropies(tile, total):
+def cross_entropies(tile, total, form):
     """Of every row, times c."""
-    lanes, known = n_lanes(tile.y), splat(tile.y, 0.0)
+    lanes, known, c = n_lanes(tile.y), splat(tile.y, 0.0), tile.cross_entropy
     soft = tile.normalize == SOFTMAX and not tile.labelled
     if soft:
         known = sum_of_logits(tile)
     for r in range(lanes):
-        mass, entropy, row_total = 0.0, 0.0, lane(total, r)
+        row_total, entropy = lane(total, r), 0.0
         if soft:
             mass = mean_of_row(integer_at(tile.q_rows, r), tile.n_bins, tile.like) * tile.n_bins
-            entropy = mass * math.log(row_total) - lane(known, r)
+            entropy = c * (mass * math.log(row_total) - lane(known, r))
         elif tile.normalize == SOFTMAX:
             logit = number(integer_at(tile.p_rows, r), label(tile, r), tile.like)
-            entropy = math.log(row_total) + (number_at(tile.highest, r) - logit)
+            entropy = c * (math.log(row_total) + (number_at(tile.highest, r) - logit))
         else:
             for k in range(tile.n_bins):
                 q = target_of(tile, r, k)
                 if q > 0.0:
-                    entropy += q * math.log(row_total / number_at(tile.y, k * lanes + r))
-        put_number(tile.spare, r, tile.cross_entropy * entropy)
+                    entropy += c * q * log_ratio(row_total, number_at(tile.y, k * lanes + r))
+        put_number(tile.spare, r, entropy)
     return load(tile.spare, 0)
+
+
+@register_jitable
+def log_ratio(a, b):
+    ratio = a / b
+    return math.log(ratio) if ratio < np.inf else math.log(a) - math.log(b)
 
 
 @register_jitable
@@ -64,26 +74,47 @@ def sum_of_logits(tile):
     return total
 
 
-@register_jitable
-def add_entropy(tile, total, form, second, change):
-    """Without softmax: add what c times the cross entropy has to the kept derivatives in p.
+# ------------------------------------------- without softmax: -q / p and q / p^2, times c, in bin k
 
-    Returns what it adds to `grand`.
-    """
+
+@register_jitable
+def add_entropy(tile, form, add):
+    """Let `add` work on all bins of the targets; return the sums of what it gives."""
     lanes = n_lanes(tile.y)
     for r in range(lanes):
-        grand = 0.0
-        for k in range(tile.n_bins):
-            i = k * lanes + r
-            p, q = number_at(tile.y, i) / lane(total, r), target_of(tile, r, k)
-            ratio = q / p if q > 0.0 else 0.0
-            h = tile.cross_entropy * ratio / p if q > 0.0 else 0.0
-            put_number(tile.x, i, number_at(tile.x, i) + tile.cross_entropy * (1.0 - ratio))
-            if second:
-                share = lane(form.r_y, r) * number_at(tile.y, i) + lane(form.r_1, r)
-                put_number(tile.z, i, number_at(tile.z, i) + h * (1.0 - 2.0 * share))
-                grand += h * share * share
-            if change:
-                put_number(tile.z, i, number_at(tile.z, i) + h * number_at(tile.u, i))
-        put_number(tile.spare, r, grand)
+        total, first, end = 0.0, 0, tile.n_bins
+        if tile.labelled:
+            first, end = label(tile, r), label(tile, r) + 1
+        for k in range(first, end):
+            q = target_of(tile, r, k)
+            if q > 0.0:
+                p = number_at(tile.y, k * lanes + r) * lane(form.scale, r)
+                total += add(tile, form, r, k, p, tile.cross_entropy * q)
+        put_number(tile.spare, r, total)
     return load(tile.spare, 0)
+
+
+@register_jitable
+def add_slope(tile, form, r, k, p, q):
+    i, slope = k * n_lanes(tile.x) + r, -q / max(p, LEAST_SQUARED)
+    put_number(tile.x, i, number_at(tile.x, i) + slope)
+    return slope
+
+
+@register_jitable
+def add_bend(tile, form, r, k, p, q):
+    i, bend = k * n_lanes(tile.z) + r, q / max(p, LEAST) / max(p, LEAST)
+    put_number(tile.z, i, number_at(tile.z, i) + bend * (1.0 - 2.0 * lane(form.r_1, r)))
+    return bend
+
+
+@register_jitable
+def add_product(tile, form, r, k, p, q):
+    """The change of p along v is u; for l1 what v alone makes of it, a v, as the rest is known."""
+    i, bend = k * n_lanes(tile.z) + r, q / max(p, LEAST) / max(p, LEAST)
+    if tile.normalize == L1:
+        change = bend * number(integer_at(tile.v_rows, r), k, tile.like)
+    else:
+        change = bend * number_at(tile.u, i)
+    put_number(tile.z, i, number_at(tile.z, i) + change * lane(form.a_1, r))
+    return change

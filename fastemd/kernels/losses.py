@@ -3,10 +3,11 @@
 With D what the sweep down gives (the derivative in p) and c the weight of the cross entropy, the
 derivative in x is, with a and r from `fastemd.kernels.normalize.Form`::
 
-    a (D - <r, D>) + c (p - q)      softmax: a = r = p;  l1: a = 1 / total, r = p;  none: r = 1 / N
+    a (D - <r, D> + c (1 - q / p))       softmax: a = r = p;  l1: a = 1 / total, r = p
 
-where for l1 and none, instead of the last term, the derivative of the cross entropy is in D. The
-formulas for the second derivatives are in `second_column` and `product_column`.
+and without normalisation a (D - <r, D>), where a = 1, r = 1 / N and the derivative of the cross
+entropy, -c q / p, is in D. The formulas for the second
+derivatives are in `second_column` and `product_column`.
 """
 
 from numba.extending import register_jitable
@@ -14,7 +15,13 @@ from numba.extending import register_jitable
 from fastemd.kernels.blocks import read_block, read_column, write_block, write_column
 from fastemd.kernels.cpu import down, down_bins, down_to_bins, flow_edge, up, write
 from fastemd.kernels.edges import BEND, SLOPE
-from fastemd.kernels.entropy import add_entropy, cross_entropies
+from fastemd.kernels.entropy import (
+    add_bend,
+    add_entropy,
+    add_product,
+    add_slope,
+    cross_entropies,
+)
 from fastemd.kernels.lanes import (
     integer_at,
     lane,
@@ -156,9 +163,10 @@ def slope(tile, k, total, given):
 
 @register_jitable
 def slope_column(tile, k, given):
-    a_y, a_1, shift, entropy = given
+    form, shift = given
     q = read_column(tile.q_rows, splat(tile.y, 0.0), k, tile.like)
-    return slope(tile, k, load(tile.x, k), (a_y, a_1, shift)) - entropy * q
+    change = slope(tile, k, load(tile.x, k), (form.a_y, form.a_1, shift))
+    return form.factor * (change - tile.cross_entropy * q)
 
 
 # ----------------------------------------------------------------------- one tile of each operation
@@ -180,7 +188,7 @@ def loss_tile(tile, join, above, slope_of_edge):
     value, _ = deviation_up(tile, total, form.scale, join, loss_edge, slope_of_edge)
     result = value * (1.0 / tile.rho)
     if tile.cross_entropy > 0.0:
-        result = result + cross_entropies(tile, total)
+        result = result + cross_entropies(tile, total, form)
     a_y, a_1 = form.a_y * form.factor, form.a_1 * form.factor
     quick = tile.labelled and tile.normalize != NONE and tile.n_edges > tile.n_bins
     quick = quick and (tile.normalize == SOFTMAX or tile.cross_entropy == 0.0)
@@ -191,21 +199,21 @@ def loss_tile(tile, join, above, slope_of_edge):
         down_bins(tile, tile.x, zero, above, slope_block, slope_last, given)
     else:
         down(tile, tile.x, zero, above, keep_block, keep_column, 0)
-        if tile.cross_entropy > 0.0 and tile.normalize != SOFTMAX:
-            add_entropy(tile, total, form, False, False)
         centre = centre_of(tile, form, tile.x)
-        given = a_y, a_1, form.entropy - centre
-        if tile.labelled:
-            write(tile, labelled_column, given)
+        if tile.cross_entropy > 0.0 and tile.normalize != SOFTMAX:
+            centre = centre + form.r_1 * add_entropy(tile, form, add_slope)
+        shift = form.entropy - centre
+        if tile.labelled or tile.normalize != SOFTMAX:
+            write(tile, kept_column, (a_y, a_1, shift))
         else:
-            write(tile, slope_column, (*given, form.entropy * form.factor))
+            write(tile, slope_column, (form, shift))
     if tile.labelled and tile.cross_entropy > 0.0 and tile.normalize == SOFTMAX:
         write_labelled(tile, form, labelled_sums(tile, quick) - centre)
     return result
 
 
 @register_jitable
-def labelled_column(tile, k, given):
+def kept_column(tile, k, given):
     return slope(tile, k, load(tile.x, k), given)
 
 
@@ -243,8 +251,7 @@ def second_tile(tile, join, above, bend):
     down(tile, tile.z, zero, above, keep_block, keep_column, 0)
     down(tile, tile.x, zero, above, keep_block, keep_column, 0)
     if tile.cross_entropy > 0.0 and tile.normalize != SOFTMAX:
-        grand = grand + add_entropy(tile, total, form, True, False)
-        centre = centre_of(tile, form, tile.x)
+        grand = grand + form.r_1 * form.r_1 * add_entropy(tile, form, add_bend)
     write(tile, second_column, (form, centre, grand))
     return zero
 
@@ -256,7 +263,7 @@ def second_column(tile, k, given):
     y = load(tile.y, k)
     a, slope = multiply_add(y, form.a_y, form.a_1), load(tile.x, k) - centre
     bent = load(tile.z, k) + grand - 2.0 * form.bent * slope - form.entropy
-    return form.factor * (a * a * bent + y * form.a_y * (slope + form.entropy))
+    return form.factor * (a * (a * bent) + y * form.a_y * (slope + form.entropy))
 
 
 @register_jitable
@@ -269,12 +276,13 @@ def product_tile(tile, join, above, bend):
     deviation_up(tile, total, form.scale, join, change_edge, bend)
     down(tile, tile.z, zero, above, keep_block, keep_column, 0)
     down(tile, tile.x, zero, above, keep_block, keep_column, 0)
-    if tile.cross_entropy > 0.0 and tile.normalize != SOFTMAX:
-        add_entropy(tile, total, form, False, True)
     centre, mean, turn = centre_of(tile, form, tile.x), centre_of(tile, form, tile.z), zero
     for k in range(tile.n_bins):
         turn = multiply_add(load(tile.u, k), load(tile.x, k), turn)
-    write(tile, product_column, (form, centre, mean + form.bent * turn, along))
+    mean = mean + form.bent * turn
+    if tile.cross_entropy > 0.0 and tile.normalize != SOFTMAX:
+        mean = mean + form.r_1 * add_entropy(tile, form, add_product)
+    write(tile, product_column, (form, centre, mean, along))
     return zero
 
 
@@ -303,10 +311,10 @@ def fill_change(tile, form):
 def product_column(tile, k, given):
     """``a (H u - <r, H u> - <u, D>) + (a' u - a^2 sum(v)) (D - <r, D>)``, a' as above."""
     form, centre, mean, along = given
-    u, slope = load(tile.u, k), load(tile.x, k) - centre
+    u, slope = load(tile.u, k), load(tile.x, k) - centre + form.entropy
     a, soft = multiply_add(load(tile.y, k), form.a_y, form.a_1), form.a_y * (1.0 / form.scale)
-    bent = soft * u - form.a_1 * form.a_1 * along
-    return form.factor * (a * (load(tile.z, k) - mean) + bent * slope + form.entropy * u)
+    change = load(tile.z, k) - mean - form.a_1 * along * slope
+    return form.factor * (a * change + soft * u * slope)
 
 
 # A tile, the functions on its edges, and how many of the scratches x, y, z, u it needs.

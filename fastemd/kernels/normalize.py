@@ -40,7 +40,7 @@ class Form(NamedTuple):
     r_y: float
     r_1: float
     bent: float
-    entropy: float  # c where the cross entropy is not in D, else 0
+    entropy: float  # c, but 0 where the cross entropy is all in D
     factor: float  # what the row counts
 
 
@@ -144,12 +144,11 @@ def as_they_are(tile, x):
 @register_jitable
 def form_of(tile, total):
     scale, none, one = 1.0 / total, splat(tile.y, 0.0), splat(tile.y, 1.0)
-    factor = load(tile.factors, 0)
+    factor, entropy = load(tile.factors, 0), splat(tile.y, tile.cross_entropy)
     if tile.normalize == SOFTMAX:
-        entropy = splat(tile.y, tile.cross_entropy)
         return Form(scale, scale, none, scale, none, one, entropy, factor)
     if tile.normalize == L1:
-        return Form(scale, none, scale, scale, none, one, none, factor)
+        return Form(scale, none, scale, scale, none, one, entropy, factor)
     return Form(one, none, one, none, splat(tile.y, 1.0 / tile.n_bins), none, none, factor)
 
 
