@@ -469,6 +469,31 @@ def test_l1__of_any_total(total):
     assert not np.isnan(emd_loss_hvp(x, [0, 1], ones, flat, cross_entropy=1.0, **keywords)).any()
 
 
+@pytest.mark.parametrize("normalize", NORMALIZE)
+def test_derivatives__of_a_target_whose_mass_is_almost_1(normalize, rng):
+    torch = pytest.importorskip("torch")
+    case = chain_case(5)
+    x, target = _problem(rng, (6, 5), normalize, labelled=False)
+    target *= 1 + 1e-8 * rng.standard_normal((6, 1)).clip(-1, 1)
+    given, keywords = torch.tensor(x), {"normalize": normalize, "cross_entropy": 1.0}
+
+    def loss(x):
+        return naive.torch_loss(x, torch.tensor(target), case.ground, **keywords).sum()
+
+    keywords["reduction"] = "sum"
+    comp, grad = fastemd.emd_loss(x, target, case.space, **keywords)
+    diagonal = fastemd.emd_loss_hessian_diag(x, target, case.space, **keywords)
+    del keywords["reduction"]
+    assert_close(comp, loss(given).item())
+    ref = torch.func.jacrev(loss)(given).numpy()
+    hessian = np.einsum("bkbl->bkl", torch.func.jacrev(torch.func.jacrev(loss))(given).numpy())
+    if normalize is None:
+        centre = np.eye(5) - 1 / 5
+        ref, hessian = ref @ centre, centre @ hessian @ centre
+    assert_close(grad, ref)
+    assert_close(diagonal, np.einsum("bkk->bk", hessian))
+
+
 def test_emd_loss__beyond_float32_is_infinite():
     x = np.array([[3e38, -3e38]], np.float32)
     for reduction in ("none", "mean"):

@@ -18,7 +18,6 @@ from fastemd.kernels.lanes import (
 )
 from fastemd.kernels.lines import number
 from fastemd.kernels.normalize import L1, SOFTMAX, label
-from fastemd.kernels.rows import mean_of_row
 
 LOWEST_LOGIT = -1.7e308  # for a masked class, whose target is 0: 0 times it is 0
 
@@ -43,8 +42,7 @@ def cross_entropies(tile, total, form):
     for r in range(lanes):
         row_total, entropy = lane(total, r), 0.0
         if soft:
-            mass = mean_of_row(integer_at(tile.q_rows, r), tile.n_bins, tile.like) * tile.n_bins
-            entropy = c * (mass * math.log(row_total) - lane(known, r))
+            entropy = lane(form.entropy, r) * math.log(row_total) - c * lane(known, r)
         elif tile.normalize == SOFTMAX:
             logit = number(integer_at(tile.p_rows, r), label(tile, r), tile.like)
             entropy = c * (math.log(row_total) + (number_at(tile.highest, r) - logit))

@@ -6,7 +6,7 @@ derivative in x is, with a and r from `fastemd.kernels.normalize.Form`::
     a (D - <r, D> + c (1 - q / p))       softmax: a = r = p;  l1: a = 1 / total, r = p
 
 and without normalisation a (D - <r, D>), where a = 1, r = 1 / N and the derivative of the cross
-entropy, -c q / p, is in D. The formulas for the second
+entropy, -c q / p, is in D. For 1 stands the mass of the target. The formulas for the second
 derivatives are in `second_column` and `product_column`.
 """
 

@@ -40,7 +40,7 @@ class Form(NamedTuple):
     r_y: float
     r_1: float
     bent: float
-    entropy: float  # c, but 0 where the cross entropy is all in D
+    entropy: float  # c times the mass of the target, 0 where the cross entropy is all in D
     factor: float  # what the row counts
 
 
@@ -144,12 +144,23 @@ def as_they_are(tile, x):
 @register_jitable
 def form_of(tile, total):
     scale, none, one = 1.0 / total, splat(tile.y, 0.0), splat(tile.y, 1.0)
-    factor, entropy = load(tile.factors, 0), splat(tile.y, tile.cross_entropy)
+    factor, entropy = load(tile.factors, 0), entropy_of(tile)
     if tile.normalize == SOFTMAX:
         return Form(scale, scale, none, scale, none, one, entropy, factor)
     if tile.normalize == L1:
         return Form(scale, none, scale, scale, none, one, entropy, factor)
     return Form(one, none, one, none, splat(tile.y, 1.0 / tile.n_bins), none, none, factor)
+
+
+@register_jitable
+def entropy_of(tile):
+    """The masses of the targets, which are not quite 1, times c."""
+    if tile.labelled or tile.cross_entropy == 0.0:
+        return splat(tile.y, tile.cross_entropy)
+    for r in range(n_lanes(tile.y)):
+        mean = mean_of_row(integer_at(tile.q_rows, r), tile.n_bins, tile.like)
+        put_number(tile.spare, r, tile.cross_entropy * mean * tile.n_bins)
+    return load(tile.spare, 0)
 
 
 @register_jitable
