@@ -19,7 +19,8 @@ from fastemd.kernels.lanes import (
 from fastemd.kernels.lines import number
 from fastemd.kernels.normalize import L1, SOFTMAX, label
 
-LOWEST_LOGIT = -1.7e308  # for a masked class, whose target is 0: 0 times it is 0
+# For a masked class, whose target is 0: 0 times it is 0.
+LOWEST_LOGIT = -np.finfo(np.float64).max
 
 # A smaller p counts as this in the derivatives -q / p and q / p^2, which would overflow.
 LEAST, LEAST_SQUARED = 2.0**-480, 2.0**-960
@@ -38,20 +39,21 @@ def cross_entropies(tile, total, form):
     lanes, known, c = n_lanes(tile.y), splat(tile.y, 0.0), tile.cross_entropy
     soft = tile.normalize == SOFTMAX and not tile.labelled
     if soft:
-        known = sum_of_logits(tile)
+        known = half_sum_of_logits(tile)
     for r in range(lanes):
-        row_total, entropy = lane(total, r), 0.0
+        row_total, half = lane(total, r), 0.0  # half, as the difference of two logits may overflow
         if soft:
-            entropy = lane(form.entropy, r) * math.log(row_total) - c * lane(known, r)
+            half = 0.5 * lane(form.entropy, r) * math.log(row_total) - c * lane(known, r)
         elif tile.normalize == SOFTMAX:
             logit = number(integer_at(tile.p_rows, r), label(tile, r), tile.like)
-            entropy = c * (math.log(row_total) + (number_at(tile.highest, r) - logit))
+            below = 0.5 * number_at(tile.highest, r) - 0.5 * logit
+            half = c * (0.5 * math.log(row_total) + below)
         else:
             for k in range(tile.n_bins):
                 q = target_of(tile, r, k)
                 if q > 0.0:
-                    entropy += c * q * log_ratio(row_total, number_at(tile.y, k * lanes + r))
-        put_number(tile.spare, r, entropy)
+                    half += 0.5 * c * q * log_ratio(row_total, number_at(tile.y, k * lanes + r))
+        put_number(tile.spare, r, 2.0 * half)
     return load(tile.spare, 0)
 
 
@@ -62,12 +64,12 @@ def log_ratio(a, b):
 
 
 @register_jitable
-def sum_of_logits(tile):
-    """The logits less the largest, weighted by the target."""
-    zero, highest = splat(tile.y, 0.0), load(tile.highest, 0)
+def half_sum_of_logits(tile):
+    """Half the logits less the largest, weighted by the target."""
+    zero, highest = splat(tile.y, 0.0), load(tile.highest, 0) * 0.5
     total = zero
     for k in range(tile.n_bins):
-        logit = max(read_column(tile.p_rows, highest, k, tile.like), LOWEST_LOGIT)
+        logit = max(read_column(tile.p_rows, zero, k, tile.like) * 0.5 - highest, LOWEST_LOGIT)
         total = multiply_add(read_column(tile.q_rows, zero, k, tile.like), logit, total)
     return total
 
