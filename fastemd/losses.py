@@ -212,7 +212,8 @@ class LossCall:
         if bad < n_rows:
             validation.blame_loss(
                 self.inputs["x"], target, self.inputs.get("v"), self.batch, bad,
-                self.labelled, self.normalize, self.cross_entropy, self.tolerance,
+                self.labelled, self.normalize, self.cross_entropy if factors[bad] else 0.0,
+                self.tolerance,
             )  # fmt: skip
         return values
 

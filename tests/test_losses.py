@@ -402,6 +402,62 @@ def test_hvp__names_a_bad_v():
 FLAT = fastemd.Chain(2, gaps=[0])  # only the cross entropy is left
 
 
+@pytest.mark.parametrize("normalize", NORMALIZE)
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_rows_that_count_nothing__may_exclude_their_target(normalize, labelled, reduction, rng):
+    """As if they were not there, whatever would be infinite in them."""
+    x, target = _problem(rng, (20, 7), normalize, labelled)
+    idle = rng.random(20) < 0.5
+    none = -np.inf if normalize == "softmax" else 0.0
+    x[idle] = none
+    x[idle, 3] = 1.0 if normalize is None else 1e-200
+    target = target if labelled else np.where(idle[:, None], np.eye(7)[0], target)
+    keywords = {"normalize": normalize, "cross_entropy": 1.0, "reduction": reduction}
+    counts = {"sample_weight": 1.0 - idle}
+    if labelled and reduction == "mean":
+        counts, target = {"ignore_index": -100}, np.where(idle, -100, target)
+    space = fastemd.Chain(7)
+    loss, grad = fastemd.emd_loss(x, target, space, **keywords, **counts)
+    ref = fastemd.emd_loss(x[~idle], target[~idle], space, **keywords)
+    assert_close(loss if reduction != "none" else loss[~idle], ref[0])
+    assert_close(grad[~idle], ref[1])
+    assert (grad[idle] == 0.0).all()
+    assert reduction != "none" or (loss[idle] == 0.0).all()
+    v = rng.standard_normal(x.shape)
+    second = fastemd.emd_loss_hessian_diag(x, target, space, **keywords, **counts)
+    product = emd_loss_hvp(x, target, v, space, **keywords, **counts)
+    assert (second[idle] == 0.0).all()
+    assert (product[idle] == 0.0).all()
+    ref = fastemd.emd_loss_hessian_diag(x[~idle], target[~idle], space, **keywords)
+    np.testing.assert_allclose(second[~idle], ref)
+
+
+def test_ignored_rows__are_those_of_torch_with_masked_classes():
+    torch = pytest.importorskip("torch")
+    x, target = np.array([[-np.inf, 0.0, 1.0], [0.0, 1.0, 2.0]]), [-100, 1]
+    given = torch.tensor(x, requires_grad=True)
+    ref = torch.nn.functional.cross_entropy(given, torch.tensor(target))
+    ref.backward()
+    loss, grad = fastemd.emd_loss(
+        x, target, fastemd.Chain(3, [0, 0]), cross_entropy=1.0, ignore_index=-100
+    )
+    assert_close(loss, ref.item())
+    assert_close(grad, given.grad.numpy())
+
+
+def test_losses__blame_the_row_that_counts():
+    x = _with((slice(1, 4), 0), -np.inf)
+    keywords = {"cross_entropy": 1.0, "sample_weight": [1, 0, 1, 1]}
+    for target in ([0] * 4, THIRDS):
+        with pytest.raises(ValueError, match="target: row 2 has mass at bin 0"):
+            fastemd.emd_loss(x, target, CHAIN, **keywords)
+    with pytest.raises(ValueError, match="x: row 1 has a logit nan"):
+        fastemd.emd_loss(_with((1, 2), np.nan, x), [0] * 4, CHAIN, **keywords)
+    with pytest.raises(ValueError, match="v: row 1 is not finite"):
+        emd_loss_hvp(x, [0, 0, 1, 1], _with((1, 2), np.inf), CHAIN, **keywords)
+
+
 @pytest.mark.parametrize(
     ("x", "labels"),
     [
@@ -492,6 +548,26 @@ def test_derivatives__of_a_target_whose_mass_is_almost_1(normalize, rng):
         ref, hessian = ref @ centre, centre @ hessian @ centre
     assert_close(grad, ref)
     assert_close(diagonal, np.einsum("bkk->bk", hessian))
+
+
+def test_emd_loss__of_logits_at_the_ends_of_float64():
+    """The cross entropy is infinite where float64 has no number for it; the rest is as it is."""
+    x = 1.7e308 * np.array([[1.0, -1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
+    space, keywords = fastemd.Chain(2), {"cross_entropy": 1.0, "reduction": "none"}
+    loss, grad = fastemd.emd_loss(x, [1, 1, 1, 0], space, **keywords)
+    np.testing.assert_allclose(loss, [np.inf, np.log(2) + 0.25, np.log(2) + 0.25, 0.0])
+    np.testing.assert_allclose(grad, [[1, -1], [0.75, -0.75], [0.75, -0.75], [0, 0]])
+    loss, grad = fastemd.emd_loss(x[0], 1, space, cross_entropy=0.5)
+    np.testing.assert_allclose(loss, 1.7e308)
+    soft, masked = [[0.5, 0.5]] * 4, [[0.0, 1.7e308, -np.inf], [-1.7e308, 1.7e308, -np.inf]]
+    loss, _ = fastemd.emd_loss(x, soft, space, **keywords)
+    np.testing.assert_allclose(loss, [1.7e308, np.log(2), np.log(2), 1.7e308])
+    loss, _ = fastemd.emd_loss(masked, [0.5, 0.5, 0.0], CHAIN, **keywords)
+    np.testing.assert_allclose(loss, [0.85e308, 1.7e308])
+    loss, _ = fastemd.emd_loss(x, [1, 1, 1, 0], space, cross_entropy=1.0)
+    assert loss == np.inf
+    loss, _ = fastemd.emd_loss(x, [1, 1, 1, 0], space, sample_weight=[0, 1, 1, 1], **keywords)
+    assert loss[0] == 0.0
 
 
 def test_emd_loss__beyond_float32_is_infinite():

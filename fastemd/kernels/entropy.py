@@ -1,4 +1,7 @@
-"""The cross entropy of a tile, and its derivatives where they are added to those of EMD^rho."""
+"""The cross entropy of a tile, and its derivatives where they are added to those of EMD^rho.
+
+Of a row that counts nothing it is 0, since a target that x excludes makes it infinite.
+"""
 
 import math
 
@@ -42,7 +45,9 @@ def cross_entropies(tile, total, form):
         known = half_sum_of_logits(tile)
     for r in range(lanes):
         row_total, half = lane(total, r), 0.0  # half, as the difference of two logits may overflow
-        if soft:
+        if number_at(tile.factors, r) == 0.0:
+            half = 0.0
+        elif soft:
             half = 0.5 * lane(form.entropy, r) * math.log(row_total) - c * lane(known, r)
         elif tile.normalize == SOFTMAX:
             logit = number(integer_at(tile.p_rows, r), label(tile, r), tile.like)
@@ -85,6 +90,8 @@ def add_entropy(tile, form, add):
         total, first, end = 0.0, 0, tile.n_bins
         if tile.labelled:
             first, end = label(tile, r), label(tile, r) + 1
+        if number_at(tile.factors, r) == 0.0:
+            end = first
         for k in range(first, end):
             q = target_of(tile, r, k)
             if q > 0.0:

@@ -75,16 +75,17 @@ def is_normalisable(tile, r, tolerance):
 @register_jitable
 def is_target(tile, r, tolerance):
     row, none = integer_at(tile.p_rows, r), -np.inf if tile.normalize == SOFTMAX else 0.0
+    excludes = tile.cross_entropy > 0.0 and number_at(tile.factors, r) != 0.0
     if tile.labelled:
         k = label(tile, r)
         if not 0 <= k < tile.n_bins:
             return False
-        return tile.cross_entropy == 0.0 or number(row, k, tile.like) > none
+        return not excludes or number(row, k, tile.like) > none
     target = integer_at(tile.q_rows, r)
     mass = mean_of_row(target, tile.n_bins, tile.like) * tile.n_bins
     if not is_histogram_pair(target, target, tile.n_bins, tolerance, tile.like):
         return False
-    if tile.cross_entropy > 0.0:
+    if excludes:
         for k in range(tile.n_bins):
             if number(target, k, tile.like) > 0.0 and number(row, k, tile.like) <= none:
                 return False
@@ -109,7 +110,9 @@ def weigh(tile):
         total = fill(tile, as_they_are, total, total)
     if integer_at(tile.pending, 0) != 0:
         settle(tile, tile.n_bins // WIDTH, tile.staged_bytes)
-    return splat(y, 1.0) if tile.normalize == NONE else total
+    if tile.normalize == NONE:
+        return splat(y, 1.0)
+    return max(total, splat(y, 0.0) >= load(tile.factors, 0))  # of no account: 1 / total is finite
 
 
 @register_jitable
