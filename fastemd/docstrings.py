@@ -23,8 +23,8 @@ _SHARED = {
             gives float32 results (with float64 sums inside), if a floating point target is
             float32, too; every other real type gives float64.
         target : array_like of int, (...), or of float, (..., N)
-            The class of every row, never expanded to one-hot, or histograms of mass 1. Leading
-            axes broadcast with those of `x`.
+            The class of every row, never expanded to one-hot, or histograms of mass 1, up to the
+            root of their type's precision. Leading axes broadcast with those of `x`.
         space : Chain or Tree
             The ground space.
         rho : float
@@ -37,8 +37,8 @@ _SHARED = {
         sample_weight : array_like, (...), optional
             What every row counts, >= 0; broadcasts to the rows.
         ignore_index : int, optional
-            Rows with this class count nothing: their loss and gradient are 0. Their `x` is
-            checked as all others.
+            Rows with this class count nothing, as those of weight 0: their loss and gradient are
+            0. Their `x` is checked as all others, but may exclude the target.
         reduction : {"mean", "sum", "none"}
             The mean is the weighted sum divided by the sum of the weights of the rows that are
             not ignored, and 0 if that is 0.
@@ -49,8 +49,8 @@ _SHARED = {
         ValueError
             If shapes do not fit; a logit is NaN or inf, or all of a row are -inf; masses are
             negative, or not of sum 1 where they should be; a class does not exist; a weight is
-            negative; the cross entropy is infinite, since `x` excludes the target. The message
-            names the row.
+            negative; the cross entropy is infinite, since `x` excludes the target, in a row that
+            counts. The message names the row.
         TypeError
             If an argument is of another kind.
     """,
