@@ -1,0 +1,170 @@
+"""Bad arguments of any function: of another kind, library, shape or range."""
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def check_rho(rho: object) -> float:
+    """The power as a float, or an error."""
+    if type(rho) in (int, float) and 1.0 <= rho < 1e300:  # type: ignore[operator]  # the usual case
+        return float(rho)  # type: ignore[arg-type]
+    if isinstance(rho, bool) or not isinstance(rho, numbers.Real):
+        raise TypeError(f"rho: expected a number >= 1, got {_kind(rho)}")
+    try:
+        power = float(rho)
+    except OverflowError:
+        power = np.inf
+    if not 1.0 <= power < np.inf:
+        raise ValueError(f"rho: expected a finite number >= 1, got {power}")
+    return power
+
+
+def not_an_array(name: str, value: object, why: str = "") -> NoReturn:
+    wanted = "a fastemd.Chain, a fastemd.Tree or a matrix" if name == "cost" else "an array"
+    raise TypeError(f"{name}: expected {wanted} of real numbers, got {_kind(value)}{why}")
+
+
+def mixed_libraries(names: Mapping[str, str]) -> NoReturn:
+    listed = ", ".join(f"{name} from {library}" for name, library in names.items())
+    raise TypeError(f"{' and '.join(names)}: arrays of different libraries: {listed}")
+
+
+def not_readable(name: str, value: Any, why: str) -> NoReturn:
+    """An array of another library that NumPy cannot see."""
+    kinds = [base.__name__ for base in type(value).__mro__]
+    dtype = str(getattr(value, "dtype", ""))
+    if getattr(value, "requires_grad", False):
+        why = f"it requires grad; pass {name}.detach(), or take fastemd.torch to differentiate"
+    elif "Tracer" in kinds:
+        why = "it is being traced; take fastemd.jax, which works under jit, grad and vmap"
+    elif "bfloat16" in dtype or "float8" in dtype:
+        why = f"of dtype {dtype}; convert it to float32 first"
+    raise TypeError(f"{name}: cannot read this {type(value).__module__}.{kinds[0]}: {why}")
+
+
+def not_a_tensor(name: str, value: object) -> NoReturn:
+    raise TypeError(f"{name}: expected a torch.Tensor, got {_kind(value)}")
+
+
+def no_third_derivative(operator: str, rho: float) -> NoReturn:
+    raise NotImplementedError(
+        f"third derivatives of {operator} with rho={rho:g} are not available; "
+        "emd has them for rho=2, where they are 0"
+    )
+
+
+def check_bins_axis(name: str, shape: tuple[int, ...], n_bins: int) -> None:
+    if not shape or shape[-1] != n_bins:
+        raise ValueError(
+            f"{name}: the last axis must hold the {n_bins} bins of the ground space, "
+            f"got an array of shape {shape}"
+        )
+
+
+def do_not_broadcast(shapes: Mapping[str, tuple[int, ...]]) -> NoReturn:
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise ValueError(f"{' and '.join(shapes)}: the batch shapes do not broadcast: {listed}")
+
+
+def check_out(name: str, out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name}: expected a numpy array, got {_kind(out)}")
+    if out.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError(f"{name}: the array is read-only")
+
+
+def outs_overlap() -> NoReturn:
+    raise ValueError("out: the arrays for value and grad share memory")
+
+
+def check_out_pair(out: object) -> tuple[Any, Any]:
+    if out is None:
+        return None, None
+    if not isinstance(out, tuple | list) or len(out) != 2:
+        raise TypeError(f"out: expected a pair (value, grad) of arrays, got {_kind(out)}")
+    return out[0], out[1]
+
+
+def check_cost(matrix: Array) -> None:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+        raise ValueError(f"cost: expected a square matrix (N, N), got shape {matrix.shape}")
+    if matrix.min() >= 0 and matrix.max() < np.inf:
+        return
+    for bad in np.argwhere(~np.isfinite(matrix))[:1]:
+        raise ValueError(f"cost: not finite, {matrix[tuple(bad)]} from bin {bad[0]} to {bad[1]}")
+    for bad in np.argwhere(matrix < 0)[:1]:
+        raise ValueError(
+            f"cost: a negative cost, {matrix[tuple(bad)]} from bin {bad[0]} to {bad[1]}; "
+            "costs must be >= 0"
+        )
+
+
+def check_dtype(dtype: object) -> np.dtype[Any]:
+    try:
+        wanted = np.dtype(dtype)  # type: ignore[call-overload]
+    except TypeError:
+        wanted = None
+    if wanted not in (np.float32, np.float64):
+        raise TypeError(f"dtype: expected float32 or float64, got {_kind(dtype)}")
+    return wanted.newbyteorder("=")  # type: ignore[no-any-return]
+
+
+def check_amount(name: str, value: object, *, zero: bool) -> float:
+    """A finite number > 0 or, with `zero`, >= 0, as a float."""
+    wanted = "number >= 0" if zero else "number > 0"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a {wanted}, got {_kind(value)}")
+    try:
+        amount = float(value)
+    except OverflowError:
+        amount = np.inf
+    if not 0.0 <= amount < np.inf or (amount == 0.0 and not zero):
+        raise ValueError(f"{name}: expected a finite {wanted}, got {amount}")
+    return amount
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    listed = ", ".join(map(repr, choices))
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {listed}, got {_kind(value)}")
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
+
+
+def not_solved(row: int, why: str) -> NoReturn:
+    raise RuntimeError(f"row {row}: the linear programme was not solved: {why}")
+
+
+def check_columns(columns: Array, n_bins: int) -> None:
+    good = columns.dtype.kind in "iu" and columns.size and 0 <= columns[0] <= columns[-1] < n_bins
+    if not good:
+        raise ValueError(f"columns: expected integers between 0 and {n_bins - 1}")
+
+
+def check_one_histogram(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 1:
+        raise ValueError(f"{name}: expected one histogram, got shape {shape}")
+
+
+def check_count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected an integer, got {_kind(value)}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return int(value)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of dtype {value.dtype}"
+    return f"{value!r:.60} ({type(value).__name__})"

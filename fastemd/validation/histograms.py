@@ -1,0 +1,102 @@
+"""Bad rows of a batch of histograms."""
+
+import functools
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@functools.cache
+def mass_tolerance(*chars: str) -> float:
+    """How far two masses may differ, relative: the root of the coarser type's precision.
+
+    The types are known by their characters.
+    """
+    if len(chars) == 1:  # nothing to compare
+        return sys.float_info.max
+    dtypes = [np.dtype(char) for char in (*chars, "d")]
+    return math.sqrt(max(np.finfo(dtype).eps for dtype in dtypes if dtype.kind == "f"))
+
+
+def check_validate(validate: bool | float, *chars: str) -> float:
+    """The tolerance between two masses of types known by their characters; < 0: no checks."""
+    if not isinstance(validate, float):
+        return mass_tolerance(*chars) if validate else -1.0
+    if not 0.0 <= validate < np.inf:
+        raise ValueError(f"validate: expected a bool or a tolerance >= 0, got {validate}")
+    return validate
+
+
+def blame(
+    inputs: Mapping[str, Array], batch: tuple[int, ...], row: int, tolerance: float
+) -> NoReturn:
+    """Say what is wrong with a row of the batch that a kernel refused.
+
+    Parameters
+    ----------
+    inputs : mapping of str to ndarray (..., N)
+        The arguments by name; all but ``v`` are histograms.
+    batch : tuple of int
+        The shape to which their leading axes broadcast.
+    row : int
+        The flat index of the row in that shape.
+    tolerance : float
+        Relative tolerance between the masses.
+
+    Raises
+    ------
+    ValueError
+        Names the argument, the row, what was found and what was expected.
+    """
+    index = np.unravel_index(row, batch)
+    row_name = _row_name(batch, row)
+    masses = {}
+    for name, array in inputs.items():
+        values = np.broadcast_to(array, (*batch, array.shape[-1]))[index].astype(np.float64)
+        if name == "v":
+            _blame_vector(name, row_name, values)
+        else:
+            masses[name] = _blame_masses(name, row_name, values)
+    if sum(masses.values()) == np.inf:
+        names = " and ".join(masses)
+        raise ValueError(f"{names}{row_name}: the mass is beyond the range of float64")
+    sums = " and ".join(f"{name} sums to {mass}" for name, mass in masses.items())
+    raise ValueError(
+        f"p and q{row_name} {'has' if index else 'have'} unequal masses, {sums}; normalise both, "
+        f"for example by p / p.sum(-1, keepdims=True) (relative tolerance {tolerance:.1e})"
+    )
+
+
+def _blame_vector(name: str, row_name: str, values: Array) -> None:
+    for bad in np.flatnonzero(~np.isfinite(values)):
+        raise ValueError(f"{name}{row_name} is not finite, {values[bad]} at bin {bad}")
+
+
+def _blame_masses(name: str, row_name: str, values: Array) -> float:
+    """The sum of a histogram, if it is one."""
+    _blame_vector(name, row_name, values)
+    for bad in np.flatnonzero(values < 0.0):
+        raise ValueError(
+            f"{name}{row_name} has a negative mass, {values[bad]} at bin {bad}; "
+            "histograms must be >= 0"
+        )
+    with np.errstate(over="ignore"):
+        return float(values.sum())
+
+
+def _not_one(name: str, row_name: str, mass: float, tolerance: float) -> NoReturn:
+    raise ValueError(
+        f"{name}{row_name} sums to {mass}, not to 1; normalise it, for example by "
+        f"p / p.sum(-1, keepdims=True) (tolerance {tolerance:.1e})"
+    )
+
+
+def _row_name(batch: tuple[int, ...], row: int) -> str:
+    index = tuple(int(i) for i in np.unravel_index(row, batch))
+    return f": row {index[0] if len(index) == 1 else index}" if index else ""

@@ -1,0 +1,133 @@
+"""Bad arguments of the training losses, and bad rows of logits and targets."""
+
+import numbers
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastemd.validation.arguments import _kind
+from fastemd.validation.histograms import _blame_masses, _blame_vector, _not_one, _row_name
+
+Array = NDArray[Any]
+
+
+def bad_target(target: object) -> NoReturn:
+    if getattr(target, "requires_grad", False):
+        raise TypeError(
+            "target: it requires grad, but no gradient flows to a target; pass target.detach(), "
+            "or take fastemd.torch.emd"
+        )
+    raise TypeError(f"target: expected a torch.Tensor, got {_kind(target)}")
+
+
+def check_cross_entropy(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"cross_entropy: expected a number >= 0, got {_kind(value)}")
+    if not 0.0 <= float(value) < np.inf:
+        raise ValueError(f"cross_entropy: expected a finite number >= 0, got {value}")
+    return float(value)
+
+
+def check_normalize(value: object) -> None:
+    if value is not None and not (isinstance(value, str) and value in ("softmax", "l1")):
+        raise ValueError(f"normalize: expected 'softmax', 'l1' or None, got {value!r:.60}")
+
+
+def check_ignore_index(value: object, labelled: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"ignore_index: expected an integer, got {_kind(value)}")
+    if not labelled:
+        raise ValueError("ignore_index: needs integer targets, got histograms")
+
+
+def check_target(dtype: np.dtype[Any]) -> None:
+    if dtype.kind == "b":
+        raise TypeError(
+            "target: expected classes of an integer type or floating point histograms, got an "
+            f"array of dtype {dtype}"
+        )
+
+
+def check_labels_shape(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
+    if shape == x_shape:
+        raise ValueError(
+            f"target: integers are class indices, one per row of x, of shape {x_shape[:-1]}, but "
+            f"got them of x's whole shape {shape}; histograms must be floating point"
+        )
+
+
+def check_weights(weights: Array, batch: tuple[int, ...]) -> None:
+    for row in np.flatnonzero(~((weights >= 0.0) & (weights < np.inf)))[:1]:
+        raise ValueError(
+            f"sample_weight{_row_name(batch, int(row))} is {weights.flat[row]}; weights must be "
+            "finite and >= 0"
+        )
+
+
+def check_boosted(labels: Array, scores: tuple[int, ...], n_bins: int) -> Array:
+    """Labels of a boosting library, which are floats, as integers."""
+    if len(scores) != 2 or scores[1] != n_bins:
+        raise ValueError(
+            f"the ground space has {n_bins} classes, the scores have shape {scores}: give the "
+            f"library num_class={n_bins}, and its classifier labels of all classes (of > 2)"
+        )
+    if labels.shape != scores[:1]:
+        raise ValueError(f"labels: expected one per row, shape {scores[:1]}, got {labels.shape}")
+    if labels.dtype.kind not in "iuf":
+        raise TypeError(f"labels: expected whole numbers, got {_kind(labels)}")
+    whole = (labels >= 0) & (labels < n_bins) & (labels % 1 == 0)
+    for row in np.flatnonzero(~whole)[:1]:
+        raise ValueError(
+            f"labels: row {row} is {labels[row]}, expected a whole number from 0 to {n_bins - 1}"
+        )
+    return labels.astype(np.int64)
+
+
+def blame_loss(
+    x: Array,
+    target: Array,
+    v: Array | None,
+    batch: tuple[int, ...],
+    row: int,
+    labelled: bool,
+    normalize: str | None,
+    cross_entropy: float,
+    tolerance: float,
+) -> NoReturn:
+    """Say what is wrong with a row that the kernel of a loss refused; as `blame`."""
+    row_name = _row_name(batch, row)
+    index = np.unravel_index(row, batch)
+    n_bins = x.shape[-1]
+    x = np.broadcast_to(x, (*batch, n_bins))[index].astype(np.float64)
+    if normalize == "softmax":
+        for bad in np.flatnonzero(np.isnan(x) | (x == np.inf)):
+            raise ValueError(f"x{row_name} has a logit {x[bad]} at bin {bad}")
+        if (x == -np.inf).all():
+            raise ValueError(f"x{row_name} has no class left, all logits are -inf")
+    else:
+        mass = _blame_masses("x", row_name, x)
+        if normalize == "l1" and mass < np.finfo(np.float64).tiny:
+            raise ValueError(f"x{row_name} sums to {mass} and cannot be divided by its sum")
+        if normalize is None and not abs(mass - 1.0) <= tolerance:
+            _not_one("x", row_name, mass, tolerance)
+    if labelled:
+        label = int(np.broadcast_to(target, batch)[index])
+        if not 0 <= label < n_bins:
+            raise ValueError(f"target{row_name} is class {label}; there are {n_bins}")
+        q = np.zeros(n_bins)
+        q[label] = 1.0
+    else:
+        q = np.broadcast_to(target, (*batch, n_bins))[index].astype(np.float64)
+        mass = _blame_masses("target", row_name, q)
+        if not abs(mass - 1.0) <= tolerance:
+            _not_one("target", row_name, mass, tolerance)
+    for bad in np.flatnonzero((q > 0.0) & (x == (-np.inf if normalize == "softmax" else 0.0))):
+        if cross_entropy:
+            raise ValueError(
+                f"target{row_name} has mass at bin {bad}, which x excludes by {x[bad]}: the cross "
+                "entropy is infinite"
+            )
+    if v is not None:
+        _blame_vector("v", row_name, np.broadcast_to(v, (*batch, n_bins))[index])
+    raise ValueError(f"x and target{row_name}: beyond the range of float64")
