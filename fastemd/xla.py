@@ -96,7 +96,7 @@ def handler(function: Function) -> Any:
             text = call.attributes.texts[0].contents
             constants = ctypes.string_at(text.start, text.length).decode()
             function(_arrays(call.arguments), _arrays(call.results), constants)
-        except Exception as error:  # it must not pass through XLA
+        except BaseException as error:  # ctypes would drop it, and XLA go on with what it finds
             message = str(error).encode() or type(error).__name__.encode()
             told = _Error(ctypes.sizeof(_Error), None, message, INVALID_ARGUMENT)
             created: int = call.api.contents.create_error(told)
