@@ -22,6 +22,7 @@ class Library(NamedTuple):
     view: Callable[[Any], Array]  # one of its arrays as NumPy's, of the same memory
     take: Callable[[Array], Any]  # the way back
     alignment: int = 1  # of memory that it takes without a copy, in bytes
+    written: Callable[[Any], object] = lambda array: None  # tell it that one of its arrays changed
 
 
 NUMPY = Library("numpy", np.asarray, lambda result: result[()])  # a scalar if it has no axes
@@ -58,7 +59,12 @@ def _known_library(cls: type) -> Library | None:
         torch = sys.modules["torch"]
         # 0.7 us where np.from_dlpack takes 2.4, and refuses what has the lazy minus of
         # `Tensor.is_neg`, which DLPack does not carry.
-        return Library("torch", torch.Tensor.numpy, torch.from_numpy)
+        return Library(
+            "torch",
+            torch.Tensor.numpy,
+            torch.from_numpy,
+            written=torch.autograd.graph.increment_version,
+        )
     if not roots.isdisjoint({"jax", "jaxlib"}):
         from jax.dlpack import from_dlpack  # is there, the array brought it
 

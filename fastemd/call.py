@@ -42,7 +42,8 @@ class Call:
         else:
             self.batch, self.dtype = self.inputs["p"].shape[:-1], self.inputs["p"].dtype
         others = (inputs["q"].dtype.char,) if "q" in inputs else ()
-        self.tolerance = validation.check_validate(validate, inputs["p"].dtype.char, *others)
+        usual = validation.mass_tolerance(inputs["p"].dtype.char, *others)
+        self.tolerance = validation.check_validate(validate, usual)
         self.outs: dict[int, Array] = {}  # the memory of what the user gave, by its id
 
     def target(self, name: str, out: Any, *columns: int) -> Array:
@@ -64,6 +65,7 @@ class Call:
             return self.library.take(result)
         if self.outs[id(out)] is not result:
             self.outs[id(out)][...] = result
+        self.library.written(out)
         return out
 
     def run(

@@ -290,6 +290,18 @@ def test_torch__takes_results_without_a_copy_and_may_write_to_them(rng):
     assert grad.is_contiguous()
 
 
+def test_torch__knows_that_out_was_written(rng):
+    """So that autograd refuses what it computed with the numbers before."""
+    torch = needed("torch")
+    pair = list(map(torch.from_numpy, _pair(rng)))
+    out = torch.ones(pair[0].shape, dtype=pair[0].dtype)
+    factor = torch.ones_like(out, requires_grad=True)
+    product = factor * out
+    fastemd.emd_grad(*pair, CHAIN, 2, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
 class _OnlyDLPack:
     """Neither a NumPy array nor of a library with a namespace."""
 

@@ -24,13 +24,13 @@ def mass_tolerance(*chars: str) -> float:
     return math.sqrt(max(np.finfo(dtype).eps for dtype in dtypes if dtype.kind == "f"))
 
 
-def check_validate(validate: bool | float, *chars: str) -> float:
-    """The tolerance between two masses of types known by their characters; < 0: no checks."""
-    if not isinstance(validate, float):
-        return mass_tolerance(*chars) if validate else -1.0
+def check_validate(validate: bool | float, default: float) -> float:
+    """The tolerance between two masses; < 0: no checks."""
+    if not isinstance(validate, float | np.floating):
+        return default if validate else -1.0
     if not 0.0 <= validate < np.inf:
         raise ValueError(f"validate: expected a bool or a tolerance >= 0, got {validate}")
-    return validate
+    return float(validate)
 
 
 def blame(
