@@ -50,10 +50,12 @@ def emd(
     Raises
     ------
     ValueError
-        If shapes do not fit or `rho` is < 1; or, when the result is waited for, if a histogram is
-        bad: the message names the row.
+        If shapes do not fit or `rho` is < 1.
     TypeError
         If an argument is of another kind.
+    jax.errors.JaxRuntimeError
+        When the result is waited for, if a histogram is bad; the message names the row. (Where the
+        version of JAX is not known here, another error with this message.)
 
     Notes
     -----
@@ -73,10 +75,9 @@ def emd(
     """
     p, q = _arrays(space, p=p, q=q)
     dtype = _computing_type(p, q)
-    if validate is True:
-        validate = _mass_tolerance(p, q)
+    tolerance = validation.check_validate(validate, _mass_tolerance(p, q))
     p, q = jnp.broadcast_arrays(p.astype(dtype), q.astype(dtype))
-    constants = validation.check_rho(rho), validation.check_validate(validate)
+    constants = validation.check_rho(rho), tolerance
     return _values(p, q, "emd", _number_of(space), *constants)
 
 
@@ -125,10 +126,11 @@ def emd_loss(
     Raises
     ------
     ValueError
-        If shapes or options do not fit; or, when the result is waited for, if the numbers are bad:
-        the message names the row.
+        If shapes or options do not fit.
     TypeError
         If an argument is of another kind.
+    jax.errors.JaxRuntimeError
+        When the result is waited for, if the numbers are bad; as for `emd`.
 
     See Also
     --------
@@ -150,12 +152,18 @@ def emd_loss(
     validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
     cross_entropy = validation.check_cross_entropy(cross_entropy)
     (x,), target = _arrays(space, x=x), jnp.asarray(target)
+    validation.check_target(target.dtype)
     labelled = jnp.issubdtype(target.dtype, jnp.integer)
+    if ignore_index is not None:
+        validation.check_ignore_index(ignore_index, labelled)
+    if labelled:
+        validation.check_labels_shape(target.shape, x.shape)
     dtype, tolerance = _computing_type(x, target), _mass_tolerance(x, target)
     rows = jnp.broadcast_shapes(target.shape if labelled else target.shape[:-1], x.shape[:-1])
     x = jnp.broadcast_to(x.astype(dtype), (*rows, space.n_bins))
     if labelled:
-        target = jnp.broadcast_to(target.astype("int32"), rows)
+        far = jnp.iinfo("int32").max  # from here on no class exists
+        target = jnp.broadcast_to(jnp.clip(target, max=far).astype("int32"), rows)
     else:
         validation.check_bins_axis("target", target.shape, space.n_bins)
         target = jnp.broadcast_to(target.astype(dtype), x.shape)
@@ -164,7 +172,11 @@ def emd_loss(
     losses = _values(x, target, "loss", _number_of(space), *constants)
     weight = jnp.ones(rows, dtype)
     if sample_weight is not None:
-        weight = jnp.broadcast_to(jnp.asarray(sample_weight, dtype), rows)
+        weight = jnp.asarray(sample_weight, dtype)
+        try:
+            weight = jnp.broadcast_to(weight, rows)
+        except ValueError:
+            validation.do_not_broadcast({"sample_weight": weight.shape, "x": rows})
     losses = losses * weight
     if reduction == "none":
         return losses
@@ -186,12 +198,15 @@ def _arrays(space: GroundSpace, **given: ArrayLike) -> list[jax.Array]:
 
 
 def _number_of(space: GroundSpace) -> int:
-    _kept.add(space)
-    return number_of(space)
+    number = number_of(space)
+    _kept.add(space_of(number))
+    return number
 
 
 def _computing_type(a: jax.Array, b: jax.Array) -> Any:
     common = jnp.promote_types(a.dtype, b.dtype)
+    if jnp.issubdtype(common, jnp.complexfloating):
+        validation.complex_numbers(common)
     if not jnp.issubdtype(common, jnp.floating):
         return jnp.asarray(0.0).dtype
     return jnp.float32 if common.itemsize < 4 else common

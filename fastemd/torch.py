@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,12 +70,11 @@ def emd(
     """
     _check_tensors(space, p=p, q=q)
     dtype = _computing_type(p.dtype, q.dtype)
-    if validate is True:
-        validate = _mass_tolerance(p.dtype, q.dtype)
+    tolerance = validation.check_validate(validate, _mass_tolerance(p.dtype, q.dtype))
     p, q = p.to(dtype), q.to(dtype)
     if p.shape != q.shape:
         p, q = torch.broadcast_tensors(p, q)
-    constants = validation.check_rho(rho), validation.check_validate(validate)
+    constants = validation.check_rho(rho), tolerance
     return _values(p, q, "emd", _number_of(space), *constants)
 
 
@@ -110,10 +110,11 @@ class EMDLoss(torch.nn.Module):
 
     Notes
     -----
-    Call it with ``x`` (..., N), ``target`` and, if wanted, ``sample_weight`` (...). The target
-    is either classes (...) of an integer type or histograms (..., N); no gradient flows to it. The
-    classes are the last axis, also where `torch.nn.CrossEntropyLoss` wants them second. float16
-    and bfloat16 are computed in float32, and the loss is of that type.
+    Call it with ``x`` (..., N), ``target`` and, if wanted, ``sample_weight``, what every row counts
+    (>= 0, which is not checked); it broadcasts to the rows. The target is either classes (...) of
+    an integer type or histograms (..., N); no gradient flows to it. The classes are the last axis,
+    also where `torch.nn.CrossEntropyLoss` wants them second. float16 and bfloat16 are computed in
+    float32, and the loss is of that type.
 
     Loss and gradient take one pass, without a tensor of the size of ``x`` but the gradient.
     Differentiable twice; transforms and `torch.compile` as for `emd`.
@@ -161,9 +162,16 @@ class EMDLoss(torch.nn.Module):
         _check_tensors(self.space, x=x)
         if not isinstance(target, Tensor) or target.requires_grad:
             validation.bad_target(target)
+        labelled = not target.is_floating_point()
+        if target.dtype == torch.bool:
+            validation.check_target(np.dtype(bool))
+        if self.ignore_index is not None:
+            validation.check_ignore_index(self.ignore_index, labelled)
+        if labelled:
+            validation.check_labels_shape(tuple(target.shape), tuple(x.shape))
         tolerance = _mass_tolerance(x.dtype, target.dtype)
         dtype = _computing_type(x.dtype, target.dtype)
-        x, labelled = x.to(dtype), not target.is_floating_point()
+        x = x.to(dtype)
         rows = target.shape if labelled else target.shape[:-1]
         if rows != x.shape[:-1]:
             rows = torch.broadcast_shapes(rows, x.shape[:-1])
@@ -184,20 +192,33 @@ class EMDLoss(torch.nn.Module):
 
     def _reduced(self, losses: Tensor, target: Tensor, sample_weight: Tensor | None) -> Tensor:
         """The losses of the rows as `reduction` says; those to ignore are 0 already."""
-        weight = sample_weight
+        weight = None
+        if sample_weight is not None:
+            weight = _weights(sample_weight, losses)
         if self.ignore_index is not None and self.reduction == "mean":
             counted = (target != self.ignore_index).to(losses.dtype)
             weight = counted if weight is None else counted * weight
         if weight is not None:
-            losses = losses * weight.to(losses.dtype)
+            losses = losses * weight
         if self.reduction == "none":
             return losses
         if self.reduction == "sum":
             return losses.sum()
         if weight is None:
             return losses.mean() if losses.numel() else losses.sum()
-        total = weight.expand(losses.shape).sum(dtype=losses.dtype)
+        total = weight.sum()
         return losses.sum() / total.where(total > 0.0, 1.0)
+
+
+def _weights(sample_weight: Any, losses: Tensor) -> Tensor:
+    """What every row counts, in the shape and the type of their losses."""
+    if not isinstance(sample_weight, Tensor):
+        validation.not_a_tensor("sample_weight", sample_weight)
+    try:
+        return sample_weight.to(losses.dtype).expand(losses.shape)
+    except RuntimeError:
+        shapes = {"sample_weight": tuple(sample_weight.shape), "x": tuple(losses.shape)}
+        validation.do_not_broadcast(shapes)
 
 
 def _check_tensors(space: GroundSpace, **tensors: Any) -> None:
@@ -211,6 +232,8 @@ def _check_tensors(space: GroundSpace, **tensors: Any) -> None:
 
 def _computing_type(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     common = torch.promote_types(a, b)
+    if common.is_complex:
+        validation.complex_numbers(common)
     if not common.is_floating_point:
         return torch.float64
     return torch.float32 if common.itemsize < 4 else common

@@ -148,9 +148,11 @@ def test_emd__bad_input(way):
         ({"space": 3}, TypeError, "space: expected a fastemd.Chain"),
         ({"rho": 0.5}, ValueError, "rho: expected a finite number >= 1"),
         ({"p": jnp.tile(p, (2, 1))}, ValueError, "broadcast"),
+        ({"p": p * 1j}, TypeError, "expected real numbers, got a dtype of complex"),
+        ({"q": 1.01 * p, "validate": 1}, Exception, "unequal masses"),
     ):
         with pytest.raises(wrong, match=message):
-            adapter.emd(**{"p": p, "q": p, "space": TREE, "rho": 2} | bad)
+            np.asarray(adapter.emd(**{"p": p, "q": p, "space": TREE, "rho": 2} | bad))
     assert np.isnan(adapter.emd(p * np.nan, p, TREE, 2, validate=False)).all()
 
 
@@ -160,6 +162,24 @@ def test_emd__names_the_bad_row_under_jit(way):
     with pytest.raises(Exception, match="q: row 1 has a negative mass"):  # the type is JAX's
         call(p, p.at[1].multiply(-1)).block_until_ready()
     np.testing.assert_array_equal(call(p, p), 0.0)  # and goes on
+
+
+def test_emd__interrupted_has_no_result(way, monkeypatch):
+    def interrupted(*args, **keywords):
+        raise KeyboardInterrupt
+
+    p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
+    monkeypatch.setattr(adapter, "Call", interrupted)
+    with pytest.raises((Exception, KeyboardInterrupt), match=r"KeyboardInterrupt|^$"):
+        adapter.emd(p, p, TREE, 2).block_until_ready()
+
+
+def test_emd__keeps_one_of_equal_spaces(rng):
+    p = jnp.full(TREE.n_bins, 1 / TREE.n_bins)
+    adapter.emd(p, p, fastemd.Chain(5), 2)
+    kept = len(adapter._kept)
+    adapter.emd(p, p, fastemd.Chain(5), 2)
+    assert len(adapter._kept) == kept
 
 
 def test_emd__space_lives_with_the_program(rng):
@@ -291,6 +311,11 @@ def test_loss__bad_input(way, rng):
         ({"target": labels * 1.0}, ValueError, "target: the last axis must hold the 5 bins"),
         ({"target": labels + 1}, Exception, "target: row 2 is class 5; there are 5"),
         ({"x": x * jnp.nan}, Exception, "x: row 0"),
+        ({"target": jnp.eye(5, dtype=int)[labels]}, ValueError, "integers are class indices"),
+        ({"target": jnp.eye(5, dtype=bool)[labels]}, TypeError, "classes of an integer type"),
+        ({"target": labels + 2**32}, Exception, "target: row 0 is class"),
+        ({"sample_weight": jnp.ones((2, 4))}, ValueError, "do not broadcast: sample_weight"),
+        ({"ignore_index": 0.5}, TypeError, "ignore_index"),
     ):
         with pytest.raises(wrong, match=message):
             np.asarray(adapter.emd_loss(**{"x": x, "target": labels, "space": TREE} | bad))

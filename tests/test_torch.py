@@ -208,10 +208,14 @@ def test_emd__bad_input(rng):
         ({"space": 3}, TypeError, "space: expected a fastemd.Chain"),
         ({"rho": 0.5}, ValueError, "rho: expected a finite number >= 1"),
         ({"p": p.repeat(2, 1)}, RuntimeError, "must match"),
+        ({"p": p * 1j}, TypeError, "expected real numbers, got a dtype of torch.complex64"),
+        ({"q": 1.01 * p, "validate": 1}, ValueError, "unequal masses"),
+        ({"q": 1.01 * p, "validate": np.float32(1e-3)}, ValueError, "unequal masses"),
     ):
         with pytest.raises(wrong, match=message):
             adapter.emd(**{"p": p, "q": p, "space": TREE, "rho": 2} | bad)
     assert torch.isnan(adapter.emd(p * torch.nan, p, TREE, 2, validate=False)).all()
+    adapter.emd(p, 1.01 * p, TREE, 2, validate=np.float32(0.1))
 
 
 def test_operators__pass_the_checks_of_torch(rng):
@@ -401,6 +405,7 @@ def test_loss__bad_input(rng):
             adapter.EMDLoss(**{"space": TREE} | options)
     loss = adapter.EMDLoss(TREE)
     soft = x.softmax(-1)
+    one_hot = torch.nn.functional.one_hot(target, TREE.n_bins)
     for inputs, wrong, message in (
         ((x.numpy(), target), TypeError, "x: expected a torch.Tensor"),
         ((x, target.tolist()), TypeError, "target: expected a torch.Tensor"),
@@ -409,9 +414,21 @@ def test_loss__bad_input(rng):
         ((x, target + 1), ValueError, "target: row 2 is class 5; there are 5"),
         ((x * torch.nan, target), ValueError, "x: row 0"),
         ((x, 2 * soft.detach()), ValueError, "target: row 0"),
+        ((x, one_hot), ValueError, "target: integers are class indices"),
+        ((x, one_hot.bool()), TypeError, "target: expected classes of an integer type"),
+        ((x, target, [1.0] * 4), TypeError, "sample_weight: expected a torch.Tensor"),
+        ((x, target, torch.ones(3)), ValueError, "do not broadcast: sample_weight"),
+        ((x, target, torch.ones(2, 4)), ValueError, "do not broadcast: sample_weight"),
     ):
         with pytest.raises(wrong, match=message):
             loss(*inputs)
+
+
+def test_loss__ignores_only_classes(rng):
+    x, target = _case(rng, "labels", {})
+    for ignored, given in ((0.5, target), (0, x.softmax(-1).detach())):
+        with pytest.raises((TypeError, ValueError), match="ignore_index"):
+            adapter.EMDLoss(TREE, ignore_index=ignored)(x, given)
 
 
 def test_loss__trains_a_net():

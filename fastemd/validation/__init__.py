@@ -12,6 +12,7 @@ from fastemd.validation.arguments import (
     check_out,
     check_out_pair,
     check_rho,
+    complex_numbers,
     do_not_broadcast,
     mixed_libraries,
     no_third_derivative,

@@ -48,6 +48,10 @@ def not_readable(name: str, value: Any, why: str) -> NoReturn:
     raise TypeError(f"{name}: cannot read this {type(value).__module__}.{kinds[0]}: {why}")
 
 
+def complex_numbers(dtype: object) -> NoReturn:
+    raise TypeError(f"expected real numbers, got a dtype of {dtype}")
+
+
 def not_a_tensor(name: str, value: object) -> NoReturn:
     raise TypeError(f"{name}: expected a torch.Tensor, got {_kind(value)}")
 
