@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from fastemd.eager import eager
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SHARED = {
@@ -90,7 +92,7 @@ _SHARED = {
 
 
 def documented(function: Function) -> Function:
-    """Put what the functions share into the docstring."""
+    """Put what the functions share into the docstring; and keep torch's compiler out of them."""
     shared = {name: inspect.cleandoc(text) for name, text in _SHARED.items()}
     function.__doc__ = inspect.cleandoc(function.__doc__ or "").format(**shared)
-    return function
+    return eager(function)

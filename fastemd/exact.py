@@ -7,12 +7,14 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from fastemd import pairs, validation
+from fastemd.eager import eager
 from fastemd.ground import GroundSpace
 
 Array = NDArray[Any]
 OPTIONS = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 
 
+@eager
 def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tuple[Any, Any]:
     """Earth Mover's Distance and an optimal transport plan, by linear programming.
 

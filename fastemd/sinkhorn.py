@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastemd import pairs, validation
+from fastemd.eager import eager
 from fastemd.ground import GroundSpace
 from fastemd.kernels.sinkhorn import FLUSH, divide, finish, log_divide, log_finish
 from fastemd.pairs import Pairs
@@ -41,6 +42,7 @@ class SinkhornResult(NamedTuple):
     error: Any
 
 
+@eager
 def sinkhorn(
     p: ArrayLike,
     q: ArrayLike,

@@ -165,6 +165,22 @@ def test_arrays__out_of_torch(operation, rng):
             assert all((x[..., 1::2] == 7).all() for x in buffers)
 
 
+@each_operation
+def test_arrays__out_of_torch_counts_as_written(operation, rng):
+    """So that autograd refuses to go back to what was in there."""
+    torch = needed("torch")
+    given = operation.draw(rng, (5,), 7)
+    outs = [torch.ones(x.shape, dtype=torch.float64) for x in operation(given, CHAIN, 1.5)]
+    versions = [out._version for out in outs]
+    operation([torch.from_numpy(x) for x in given], CHAIN, 1.5, out=operation.out(outs))
+    assert all(out._version > old for out, old in zip(outs, versions, strict=True))
+    factor = torch.ones(5, requires_grad=True)
+    product = factor * outs[0].reshape(5, -1)[:, 0]
+    operation([torch.from_numpy(x) for x in given], CHAIN, 1.5, out=operation.out(outs))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
 def test_arrays__out_that_cannot_be_written(rng):
     torch, jax = needed("torch"), framework("jax")
     p, q = _pair(rng)
@@ -243,6 +259,42 @@ def test_numpy__strides_byte_order_and_read_only(rng):
     frozen.flags.writeable = False
     for given in (q[::-1, ::-1].copy()[::-1, ::-1], q.astype(q.dtype.newbyteorder()), frozen):
         np.testing.assert_array_equal(fastemd.emd_grad(p, given, CHAIN, 2), ref)
+
+
+@each_operation
+@pytest.mark.parametrize("inside", [True, False])
+def test_torch__compiler_calls_the_functions_as_they_are(operation, inside, rng):
+    torch = needed("torch")
+    torch._dynamo.reset()
+    space = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2], [0, 1, 2, 0.5, 1, 3, 1])
+    given = [torch.from_numpy(x) for x in operation.draw(rng, (3,), space.n_bins)]
+    function = getattr(fastemd, operation.name)
+
+    def call(*given):
+        result = function(*given, space, *((1.5,) if operation.takes_rho else ()))
+        return result if isinstance(result, tuple) else (result,)
+
+    if inside:
+        compiled = torch.compile(call, backend="eager")
+    else:
+        function = torch.compile(function, backend="eager")
+        compiled = call
+    for _ in range(3):
+        comp = compiled(*given)
+    for ours, wanted in zip(comp, operation(given, space, 1.5), strict=True):
+        np.testing.assert_array_equal(ours, wanted)
+    assert not any(x.flags.writeable for plan in (space.plan, space.full_plan) for x in plan)
+
+
+def test_torch__compiler_calls_the_references_as_they_are(rng):
+    torch = needed("torch")
+    p, q = (torch.from_numpy(x) for x in _pair(rng))
+    for function in (fastemd.exact_emd, lambda *args: fastemd.sinkhorn(*args, lam=5.0)):
+        torch._dynamo.reset()
+        compiled = torch.compile(
+            lambda p, q, f=function: f(2.0 * p / 2.0, q, CHAIN)[0], backend="eager"
+        )
+        np.testing.assert_array_equal(compiled(p, q), function(p, q, CHAIN)[0])
 
 
 def test_torch__tensors_without_memory(rng):
