@@ -21,9 +21,11 @@ def predictions(rows: int, n_bins: int, seed: int) -> Array:
     return softmax(3.0 * np.random.default_rng(seed).standard_normal((rows, n_bins)))
 
 
-def options(command: str, description: str | None, arguments: Sequence[str]) -> argparse.Namespace:
-    """The folder to save to, and whether some seconds must do."""
-    parser = argparse.ArgumentParser(prog=f"python -m fastemd {command}", description=description)
+def options(
+    command: str, description: str | None, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The folder to save to, and whether some seconds must do; by default from `sys.argv`."""
+    parser = argparse.ArgumentParser(prog=f"python {command}", description=description)
     parser.add_argument(
         "--folder", type=Path, default=Path(), help="where to save the numbers and the picture (.)"
     )
@@ -40,8 +42,14 @@ class Progress:
     """A bar with the time left, on a terminal."""
 
     def __init__(self, total: float) -> None:
-        self.total, self.done, self.start = total, 0.0, time.perf_counter()
+        self.total, self.done, self.skipped = total, 0.0, 0.0
+        self.start = time.perf_counter()
         self.shown = sys.stderr.isatty()
+
+    def skip(self, work: float) -> None:
+        """So much of the total was done before, in no time."""
+        self.skipped += work
+        self.done += work
 
     def add(self, work: float) -> None:
         """So much of the total has been done."""
@@ -49,7 +57,8 @@ class Progress:
         if not self.shown:
             return
         part = min(self.done / self.total, 1.0)
-        left = (time.perf_counter() - self.start) * (1.0 / part - 1.0)
+        spent = time.perf_counter() - self.start
+        left = spent * max(self.total - self.done, 0.0) / (self.done - self.skipped)
         bar = "#" * round(30 * part)
         print(
             f"\r\033[K[{bar:30}] {part:4.0%}, {left:.0f} s left",

@@ -116,7 +116,7 @@ def picture(measured: Sequence[Point], limits: Sequence[int], path: Path) -> Non
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return the process's exit code."""
-    chosen = options("figure3", __doc__, arguments)
+    chosen = options("-m fastemd figure3", __doc__, arguments)
     limits, rows = [10, 100, 1000, 10000], 4
     lams = [float(10.0**x) for x in np.arange(-1.0, 3.0, 0.5)]
     if chosen.quick:

@@ -152,7 +152,7 @@ def picture(measured: Sequence[Cell], batch: int, path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return the process's exit code."""
-    chosen = options("table1", __doc__, arguments)
+    chosen = options("-m fastemd table1", __doc__, arguments)
     if chosen.quick:
         batch, iterations, part, repeats = 8, [2, 5], 8, 1
     else:

@@ -1,0 +1,39 @@
+"""What the experiments on real data share, in examples/experiments.py."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+import experiments  # noqa: E402
+
+
+def _never():
+    raise AssertionError("computed again")
+
+
+def test_runs__go_on_where_they_were_interrupted(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    runs = experiments.Runs(path, {"epochs": 2}, 3)
+    assert runs.get("a", 1, lambda: [1.5, np.nan]).tolist()[0] == 1.5
+    runs.get("b", 1, lambda x: np.full((2, 2), x), 3.0)
+    path.write_text(path.read_text() + '["c", [0.')  # killed while it wrote
+    again = experiments.Runs(path, {"epochs": 2}, 3)
+    np.testing.assert_array_equal(again.get("a", 1, _never), [1.5, np.nan])
+    np.testing.assert_array_equal(again.get("b", 1, _never), np.full((2, 2), 3.0))
+    assert again.get("c", 1, lambda: [0.5]).tolist() == [0.5]
+    assert experiments.Runs(path, {"epochs": 2}, 3).get("c", 1, _never).tolist() == [0.5]
+
+
+def test_runs__of_other_settings_are_refused(tmp_path):
+    experiments.Runs(tmp_path / "runs.jsonl", {"epochs": 2}, 3)
+    with pytest.raises(SystemExit, match="other settings"):
+        experiments.Runs(tmp_path / "runs.jsonl", {"epochs": 3}, 3)
+
+
+def test_mean_and_spread():
+    mean, spread = experiments.mean_and_spread([[1.0, 2.0], [3.0, 2.0]])
+    np.testing.assert_allclose(mean, [2.0, 2.0])
+    np.testing.assert_allclose(spread, [2.0**0.5, 0.0])
