@@ -162,7 +162,8 @@ def emd_loss(
     rows = jnp.broadcast_shapes(target.shape if labelled else target.shape[:-1], x.shape[:-1])
     x = jnp.broadcast_to(x.astype(dtype), (*rows, space.n_bins))
     if labelled:
-        far = jnp.iinfo("int32").max  # from here on no class exists
+        # From here on no class exists; a small type cannot hold that number.
+        far = min(jnp.iinfo("int32").max, jnp.iinfo(target.dtype).max)
         target = jnp.broadcast_to(jnp.clip(target, max=far).astype("int32"), rows)
     else:
         validation.check_bins_axis("target", target.shape, space.n_bins)
