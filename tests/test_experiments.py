@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import experiments  # noqa: E402
+import experiments
 
 
 def _never():
