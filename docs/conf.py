@@ -32,6 +32,7 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"/(?!plot_)[^/]*$",  # what has a page of its own
     "download_all_examples": False,
     "show_signature": False,
+    "write_computation_times": False,
 }
 
 html_theme = "pydata_sphinx_theme"
