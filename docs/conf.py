@@ -29,10 +29,9 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"plot_",
-    "ignore_pattern": r"/(?!plot_)[^/]*$",  # what has a page of its own
+    "ignore_pattern": r"^(?!.*plot_)",  # what has a page of its own
     "download_all_examples": False,
     "show_signature": False,
-    "write_computation_times": False,
 }
 
 html_theme = "pydata_sphinx_theme"
