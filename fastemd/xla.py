@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +19,9 @@ Array = NDArray[Any]
 Function = Callable[[list[Array], list[Array], str], None]
 
 KNOWN = {(0, 3)}  # versions of the interface for which the tests have passed
-EXECUTE, METADATA, INVALID_ARGUMENT = 3, 1, 3
+METADATA = 1
+CANCELLED, INVALID_ARGUMENT = 1, 3
+DONE = 1  # instead of the address of an error
 DTYPES: dict[int, np.dtype[Any]] = {
     number: np.dtype(name) for number, name in ((4, "int32"), (11, "float32"), (12, "float64"))
 }
@@ -64,7 +67,32 @@ _Frame = _struct(
     ("results", _Buffers),
     ("attributes", _Attributes),
 )
+_Callback = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Frame), ctypes.POINTER(_size))
 _Handler = ctypes.CFUNCTYPE(_pointer, ctypes.POINTER(_Frame))
+
+# What is raised outside the callback's `try`, as by Ctrl-C, ctypes drops, and returns NULL, which
+# is success to XLA. So machine code stands between: if the callback told nothing, that is an error.
+_SHIM = """
+define ptr @handle(ptr %frame) {{
+  %told = alloca i64
+  store i64 0, ptr %told
+  call void inttoptr (i64 {callback} to ptr)(ptr %frame, ptr %told)
+  %result = load i64, ptr %told
+  switch i64 %result, label %failed [i64 0, label %lost  i64 {done}, label %done]
+done:
+  ret ptr null
+failed:
+  %error = inttoptr i64 %result to ptr
+  ret ptr %error
+lost:
+  %api.place = getelementptr i8, ptr %frame, i64 {api}
+  %api = load ptr, ptr %api.place
+  %create.place = getelementptr i8, ptr %api, i64 {create_error}
+  %create = load ptr, ptr %create.place
+  %created = call ptr %create(ptr inttoptr (i64 {interrupted} to ptr))
+  ret ptr %created
+}}
+"""
 
 
 def version(headers: str) -> tuple[int, int] | None:
@@ -84,26 +112,50 @@ def handler(function: Function) -> Any:
     Keep a reference to the handler as long as it may be called.
     """
 
-    def handle(frame: Any) -> int | None:
+    def handle(frame: Any, told: Any) -> None:
         call = frame.contents
         if call.extension:  # XLA asks what it has before it
             extension = _Extension.from_address(call.extension)
             if extension.type == METADATA:
-                told = _Metadata.from_address(extension.metadata).version
-                told.major, told.minor = max(KNOWN)
-                return None
+                version = _Metadata.from_address(extension.metadata).version
+                version.major, version.minor = max(KNOWN)
+                told[0] = DONE
+                return
         try:
             text = call.attributes.texts[0].contents
             constants = ctypes.string_at(text.start, text.length).decode()
             function(_arrays(call.arguments), _arrays(call.results), constants)
-        except BaseException as error:  # ctypes would drop it, and XLA go on with what it finds
-            message = str(error).encode() or type(error).__name__.encode()
-            told = _Error(ctypes.sizeof(_Error), None, message, INVALID_ARGUMENT)
-            created: int = call.api.contents.create_error(told)
-            return created
-        return None
+        except BaseException as error:
+            message = str(error) or type(error).__name__
+            told[0] = call.api.contents.create_error(_error(message, INVALID_ARGUMENT))
+        else:
+            told[0] = DONE
 
-    return _Handler(handle)
+    return _shim(_Callback(handle))
+
+
+def _error(message: str, code: int) -> Any:
+    return _Error(ctypes.sizeof(_Error), None, message.encode(), code)
+
+
+def _shim(callback: Any) -> Any:
+    """`_SHIM` around a callback, as a function of machine code."""
+    interrupted = _error("interrupted, there is no result", CANCELLED)
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    source = _SHIM.format(
+        callback=ctypes.cast(callback, _pointer).value,
+        done=DONE,
+        api=_Frame.api.offset,
+        create_error=_Api.create_error.offset,
+        interrupted=ctypes.addressof(interrupted),
+    )
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(source), machine)
+    engine.finalize_object()
+    shim = _Handler(engine.get_function_address("handle"))
+    shim.keeps = callback, interrupted, engine  # type: ignore[attr-defined]
+    return shim
 
 
 def _arrays(buffers: Any) -> list[Array]:

@@ -1,6 +1,7 @@
 """fastemd.jax: derivatives, JAX's transforms, both ways into its programs, errors."""
 
 import concurrent.futures
+import ctypes
 import os
 import subprocess
 import sys
@@ -172,6 +173,55 @@ def test_emd__interrupted_has_no_result(way, monkeypatch):
     monkeypatch.setattr(adapter, "Call", interrupted)
     with pytest.raises((Exception, KeyboardInterrupt), match=r"KeyboardInterrupt|^$"):
         adapter.emd(p, p, TREE, 2).block_until_ready()
+
+
+def _interrupt(*args):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def dropped(monkeypatch):
+    """The names of what Python could not raise."""
+    names = []
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda unraisable: names.append(unraisable.exc_type.__name__)
+    )
+    return names
+
+
+def test_handler__interrupted_before_it_begins_gives_an_error(dropped):
+    """Not success, which is what XLA reads in the NULL of a callback that was interrupted."""
+    codes, calls = [], []
+
+    def create_error(error):
+        codes.append(error.contents.code)
+        return 4711
+
+    api = xla._Api(create_error=dict(xla._Api._fields_)["create_error"](create_error))
+    text = ctypes.create_string_buffer(b"text")
+    texts = ctypes.pointer(xla._Text(ctypes.addressof(text), 4))
+    frame = xla._Frame(api=ctypes.pointer(api))
+    frame.attributes.texts = ctypes.pointer(texts)
+    handler = xla.handler(lambda *given: calls.append(given))
+    assert handler(frame) is None
+    tracer = sys.gettrace()
+    sys.settrace(_interrupt)  # as Ctrl-C would, where the callback begins
+    try:
+        result = handler(frame)
+    finally:
+        sys.settrace(tracer)
+    assert result == 4711
+    assert codes == [xla.CANCELLED]
+    assert calls == [([], [], "text")]
+    assert dropped == ["KeyboardInterrupt"]
+
+
+def test_emd__interrupted_while_it_tells_of_an_error_has_no_result(dropped, monkeypatch):
+    p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
+    monkeypatch.setattr(xla, "_error", _interrupt)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="interrupted, there is no result"):
+        adapter.emd(p, 2 * p, TREE, 2).block_until_ready()
+    assert dropped == ["KeyboardInterrupt"]
 
 
 def test_emd__keeps_one_of_equal_spaces(rng):
