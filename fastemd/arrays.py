@@ -31,22 +31,31 @@ NUMPY = Library("numpy", np.asarray, lambda result: result[()])  # a scalar if i
 def library_of(values: Mapping[str, object]) -> Library:
     """The library that all arguments come from; what is no array yet counts as NumPy's."""
     first: Library | None = None
-    for value in values.values():
-        library = _library(value)
+    for argument, value in values.items():
+        library = _library(argument, value)
         if first is not None and library.name != first.name:
-            validation.mixed_libraries({name: _library(x).name for name, x in values.items()})
+            validation.mixed_libraries({n: _library(n, x).name for n, x in values.items()})
         first = library
     return first or NUMPY
 
 
-def _library(value: Any) -> Library:
+def _library(argument: str, value: Any) -> Library:
     known = _known_library(type(value))  # type: ignore[arg-type]  # classes are hashable
     if known is not None:
         return known
     if not hasattr(value, "__array_namespace__"):
         return Library("numpy", np.from_dlpack, NUMPY.take)
-    namespace = value.__array_namespace__()
-    return Library(namespace.__name__.partition(".")[0], np.from_dlpack, namespace.from_dlpack)
+    try:
+        namespace = value.__array_namespace__()
+    except Exception as error:
+        why = f"its __array_namespace__() raised {type(error).__name__}: {error}"
+        validation.not_readable(argument, value, why)
+    if not hasattr(namespace, "from_dlpack"):
+        validation.not_readable(
+            argument, value, "its library has no from_dlpack to take the results"
+        )
+    name = getattr(namespace, "__name__", type(value).__module__)
+    return Library(name.partition(".")[0], np.from_dlpack, namespace.from_dlpack)
 
 
 @functools.lru_cache
@@ -76,7 +85,7 @@ def _view(name: str, value: Any, library: Library) -> Array:
     try:
         return library.view(value)
     except Exception as error:  # each library has its own
-        validation.not_readable(name, value, str(error))
+        validation.not_readable(name, value, str(error) or type(error).__name__)
 
 
 @functools.cache
@@ -87,7 +96,7 @@ def nothing(char: str) -> Array:
 
 def real(name: str, value: object) -> Array:
     """The argument `name` as an array of real numbers, no copy if it is one."""
-    library = _library(value)
+    library = _library(name, value)
     if library is NUMPY:
         if isinstance(value, np.ma.MaskedArray):
             validation.not_an_array(name, value, "; fill the masked entries first")
@@ -180,7 +189,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any], alignment: int) -> Array
 
 def writable(name: str, out: Any, library: Library) -> Any:
     """The user's `out` as a NumPy array of the same memory; it must be one of `library`'s."""
-    own = _library(out)
+    own = _library(name, out)
     if own.name != library.name:
         validation.mixed_libraries({"p": library.name, name: own.name})
     return out if own is NUMPY else _view(name, out, own)

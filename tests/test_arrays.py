@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+import types
 import weakref
 
 import numpy as np
@@ -380,6 +381,59 @@ def test_dlpack__objects_on_another_device(rng):
     p, q = _pair(rng)
     with pytest.raises(TypeError, match=r"q: cannot read this test_arrays._OnlyDLPack: .*\(2, 0\)"):
         fastemd.emd(p, _OnlyDLPack(q, (2, 0)), CHAIN, 2)
+
+
+class _OfLibrary(_OnlyDLPack):
+    """Of a library whose namespace is what `namespace` returns."""
+
+    def __init__(self, array, namespace):
+        super().__init__(array)
+        self.namespace = namespace
+
+    def __array_namespace__(self):
+        return self.namespace()
+
+
+def _failing():
+    raise RuntimeError("no namespace today")
+
+
+def test_arrays__namespace_that_takes_no_results(rng):
+    p, q = _pair(rng)
+    for namespace, message in (
+        (_failing, r"its __array_namespace__\(\) raised RuntimeError: no namespace today"),
+        (lambda: types.SimpleNamespace(), r"its library has no from_dlpack to take the results"),
+        (lambda: None, r"its library has no from_dlpack to take the results"),
+    ):
+        bad = _OfLibrary(q, namespace)
+        kind = r" cannot read this test_arrays._OfLibrary: "
+        with pytest.raises(TypeError, match="q:" + kind + message):
+            fastemd.emd(p, bad, CHAIN, 2)
+        with pytest.raises(TypeError, match="q:" + kind + message):
+            fastemd.sinkhorn(p, bad, CHAIN, lam=1.0)
+        with pytest.raises(TypeError, match="sample_weight:" + kind + message):
+            fastemd.emd_loss(p, q, CHAIN, sample_weight=bad)
+        with pytest.raises(TypeError, match="out:" + kind + message):
+            fastemd.emd(p, q, CHAIN, 2, out=bad)
+
+
+def test_arrays__namespace_without_a_name(rng):
+    p, q = _pair(rng)
+    nameless = types.SimpleNamespace(from_dlpack=np.from_dlpack)
+    pair = [_OfLibrary(x, lambda: nameless) for x in (p, q)]
+    np.testing.assert_array_equal(fastemd.emd(*pair, CHAIN, 2), fastemd.emd(p, q, CHAIN, 2))
+    with pytest.raises(TypeError, match=r"p from numpy, q from test_arrays"):
+        fastemd.emd(p, pair[1], CHAIN, 2)
+
+
+def test_dlpack__errors_that_say_nothing_are_named(rng):
+    class Silent(_OnlyDLPack):
+        def __dlpack__(self, **keywords):
+            raise BufferError
+
+    p, q = _pair(rng)
+    with pytest.raises(TypeError, match=r"q: cannot read this .*Silent: BufferError$"):
+        fastemd.emd(p, Silent(q), CHAIN, 2)
 
 
 def test_import__brings_no_framework():
