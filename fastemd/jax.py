@@ -223,6 +223,7 @@ def _mass_tolerance(*arrays: jax.Array) -> float:
 
 
 def _values(first: Any, second: Any, operation: str, *constants: Any) -> jax.Array:
+    first, second = _spread_as(second, first), _spread_as(first, second)
     value: jax.Array = _values_and_grads(first, second, operation, constants)[0]
     return value
 
@@ -346,5 +347,23 @@ def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
     kinds, text = results(jax.ShapeDtypeStruct, arguments[0]), json.dumps(constants)
     if _KNOWN:
         launch = jax.ffi.ffi_call(f"fastemd_{operation}", kinds, vmap_method="broadcast_all")
-        return launch(*arguments, constants=text)
-    return jax.pure_callback(call_back, kinds, *arguments, vmap_method="broadcast_all")
+        out = launch(*arguments, constants=text)
+    else:
+        out = jax.pure_callback(call_back, kinds, *arguments, vmap_method="broadcast_all")
+    return [_spread_as(arguments[0], array) for array in out]
+
+
+def _spread_as(other: Any, array: Any) -> Any:
+    """Rows or a number per row, over all axes of a mesh over which the rows `other` are spread.
+
+    JAX sees to that in operations of its own, such as the addition of zeros, which costs nothing
+    in a compiled program.
+    """
+    if not isinstance(other, jax.core.Tracer) and other.is_fully_replicated:
+        return array
+    zeros = jnp.zeros_like(other, array.dtype)
+    if array.ndim < other.ndim:
+        zeros = zeros.max(-1)
+    elif array.ndim > other.ndim:
+        zeros = zeros[..., None]
+    return array + zeros

@@ -255,9 +255,16 @@ def test_emd__memory_does_not_grow(rng):
     assert growth(lambda: call(x).block_until_ready()) < 8_000
 
 
+def _run_on_devices(count, code):
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
+
+
 def test_emd__on_several_devices():
     """XLA runs a program for each of them, at once, in threads of its own."""
-    code = """
+    _run_on_devices(
+        4,
+        """
 import jax, numpy as np, fastemd, fastemd.jax
 chain = fastemd.Chain(100)
 p, q = np.random.default_rng(0).dirichlet(np.ones(100), (2, 4, 3000))
@@ -267,9 +274,73 @@ np.testing.assert_array_equal(comp, ref)
 for device in jax.devices():
     a, b = (jax.device_put(x, device) for x in (p, q))
     np.testing.assert_array_equal(fastemd.emd(a, b, chain, 2), fastemd.emd(a, b, chain, 2))
+""",
+    )
+
+
+SPREAD = """
+import jax, numpy as np, fastemd, fastemd.jax
+from jax.sharding import PartitionSpec as P
+
+chain = fastemd.Chain(6)
+x, y = np.random.default_rng(0).standard_normal((2, 4, 6)).astype("f")
+labels = np.array([0, 1, 2, 3])
+
+def emd(x, y):
+    return fastemd.jax.emd(jax.nn.softmax(x), jax.nn.softmax(y), chain, 1.5)
+
+def loss(x, target):
+    return fastemd.jax.emd_loss(x, target, chain, 1.5, cross_entropy=0.5, reduction="none")
+
+def grad(function, argnums=0):
+    return jax.grad(lambda *args: (function(*args) ** 2).sum(), argnums)
+
+def agree(comp, ref):
+    np.testing.assert_allclose(comp, ref, rtol=1e-5, atol=1e-6)
 """
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_emd__under_shard_map(known):
+    """Derivatives inside and outside, also where only one argument has a part on each device."""
+    _run_on_devices(
+        2,
+        f"""{SPREAD}
+fastemd.jax._KNOWN = {known}
+mesh = jax.sharding.Mesh(np.array(jax.devices()), "b")
+whole, parts = P(), P("b")
+for function, second, spec in (
+    (emd, y, parts), (emd, y[0], whole), (loss, labels, parts), (loss, labels[0], whole)
+):
+    def spread(function):
+        return jax.jit(
+            jax.shard_map(function, mesh=mesh, in_specs=(parts, spec), out_specs=parts)
+        )
+    agree(spread(function)(x, second), function(x, second))
+    for derivative in (grad, lambda function: grad(grad(function))):
+        ref = derivative(function)(x, second)
+        agree(spread(derivative(function))(x, second), ref)
+        agree(derivative(spread(function))(x, second), ref)
+    if function is emd:
+        agree(grad(spread(emd), 1)(x, second), grad(emd, 1)(x, second))
+""",
+    )
+
+
+def test_emd__on_arrays_of_explicit_sharding():
+    _run_on_devices(
+        2,
+        f"""{SPREAD}
+jax.set_mesh(jax.make_mesh((2,), ("b",)))
+for function, second in ((emd, y), (loss, labels)):
+    for derivative in (grad, lambda function: grad(grad(function))):
+        ref = derivative(function)(x, second)
+        for a, b in ((P("b"), P("b")), (P("b"), P()), (P(), P("b")), (P(None, "b"), P())):
+            args = jax.device_put(x, a), jax.device_put(second, b)
+            agree(derivative(function)(*args), ref)
+            agree(jax.jit(derivative(function))(*args), ref)
+""",
+    )
 
 
 # -- the loss --------------------------------------------------------------------------------------
