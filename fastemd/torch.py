@@ -49,7 +49,7 @@ def emd(
     ValueError
         If shapes do not fit, `rho` is < 1 or a histogram is bad; the message names the row.
     TypeError
-        If an argument is of another kind.
+        If an argument is of another kind or not on the CPU.
 
     Notes
     -----
@@ -69,6 +69,7 @@ def emd(
     tensor([[-0.2288, -0.1765,  0.4053]])
     """
     _check_tensors(space, p=p, q=q)
+    _check_devices(p=p, q=q)
     dtype = _computing_type(p.dtype, q.dtype)
     tolerance = validation.check_validate(validate, _mass_tolerance(p.dtype, q.dtype))
     p, q = p.to(dtype), q.to(dtype)
@@ -102,7 +103,7 @@ class EMDLoss(torch.nn.Module):
     ValueError
         If an option is not one of those; when called as `fastemd.emd_loss`.
     TypeError
-        If an argument is of another kind, or the target requires grad.
+        If an argument is of another kind or not on the CPU, or the target requires grad.
 
     See Also
     --------
@@ -162,6 +163,9 @@ class EMDLoss(torch.nn.Module):
         _check_tensors(self.space, x=x)
         if not isinstance(target, Tensor) or target.requires_grad:
             validation.bad_target(target)
+        if sample_weight is not None and not isinstance(sample_weight, Tensor):
+            validation.not_a_tensor("sample_weight", sample_weight)
+        _check_devices(x=x, target=target, sample_weight=sample_weight)
         labelled = not target.is_floating_point()
         if target.dtype == torch.bool:
             validation.check_target(np.dtype(bool))
@@ -210,10 +214,8 @@ class EMDLoss(torch.nn.Module):
         return losses.sum() / total.where(total > 0.0, 1.0)
 
 
-def _weights(sample_weight: Any, losses: Tensor) -> Tensor:
+def _weights(sample_weight: Tensor, losses: Tensor) -> Tensor:
     """What every row counts, in the shape and the type of their losses."""
-    if not isinstance(sample_weight, Tensor):
-        validation.not_a_tensor("sample_weight", sample_weight)
     try:
         return sample_weight.to(losses.dtype).expand(losses.shape)
     except RuntimeError:
@@ -228,6 +230,16 @@ def _check_tensors(space: GroundSpace, **tensors: Any) -> None:
         if not isinstance(tensor, Tensor):
             validation.not_a_tensor(name, tensor)
         validation.check_bins_axis(name, tuple(tensor.shape), space.n_bins)
+
+
+def _check_devices(**tensors: Tensor | None) -> None:
+    """All on one, the CPU, or on `meta`: there torch has shapes without numbers."""
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    name, first = next(iter(devices.items()))
+    if any(device != first for device in devices.values()):
+        validation.mixed_devices({name: str(device) for name, device in devices.items()})
+    if first.type not in ("cpu", "meta"):
+        validation.not_on_the_cpu(name, str(first))
 
 
 def _computing_type(a: torch.dtype, b: torch.dtype) -> torch.dtype:

@@ -218,6 +218,37 @@ def test_emd__bad_input(rng):
     adapter.emd(p, 1.01 * p, TREE, 2, validate=np.float32(0.1))
 
 
+def test_emd__on_two_devices():
+    p = torch.full((2, TREE.n_bins), 1 / TREE.n_bins)
+    for bad, message in (
+        ({"q": p.to("meta")}, "p and q: on different devices: p on cpu, q on meta"),
+        ({"p": p.double().to("meta")}, "p and q: on different devices: p on meta, q on cpu"),
+    ):
+        for call in (adapter.emd, torch.compile(adapter.emd, backend="eager")):
+            with pytest.raises(TypeError, match=message):
+                call(**{"p": p, "q": p, "space": TREE, "rho": 2} | bad)
+
+
+def _as_if_on_a_gpu(*shape):
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return torch.empty(shape, device="cuda:0")
+
+
+def test_emd__on_another_device():
+    p = _as_if_on_a_gpu(2, TREE.n_bins)
+    with pytest.raises(TypeError, match=r"p: on cuda:0, .* on the CPU only, .* p.cpu\(\)"):
+        adapter.emd(p, p, TREE, 2)
+
+
+def test_emd__of_shapes_only():
+    """The device `meta` has no numbers, and none are computed there."""
+    p = torch.empty(2, TREE.n_bins, device="meta", dtype=torch.float16)
+    value = adapter.emd(p, p[0], TREE, 2)
+    assert (value.device.type, value.shape, value.dtype) == ("meta", (2,), torch.float32)
+
+
 def test_operators__pass_the_checks_of_torch(rng):
     x, y = (tensor.detach() for tensor in _logits(rng))
     p, q, number = x.softmax(-1), y.softmax(-1), adapter.number_of(TREE)
@@ -422,6 +453,21 @@ def test_loss__bad_input(rng):
     ):
         with pytest.raises(wrong, match=message):
             loss(*inputs)
+
+
+def test_loss__on_two_devices(rng):
+    x, target = _case(rng, "labels", {})
+    weight = torch.ones(4)
+    for inputs, message in (
+        ((x, target.to("meta")), "x and target: on different devices: x on cpu, target on meta"),
+        ((x, x.softmax(-1).to("meta")), "x and target: on different devices: .* target on meta"),
+        ((x.to("meta"), target), "x and target: on different devices: x on meta, target on cpu"),
+        ((x, target, weight.to("meta")), ".* target on cpu, sample_weight on meta"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            adapter.EMDLoss(TREE)(*inputs)
+    with pytest.raises(TypeError, match="x: on cuda:0, "):
+        adapter.EMDLoss(TREE)(_as_if_on_a_gpu(4, 5), _as_if_on_a_gpu(4, 5))
 
 
 def test_loss__ignores_only_classes(rng):

@@ -56,6 +56,18 @@ def not_a_tensor(name: str, value: object) -> NoReturn:
     raise TypeError(f"{name}: expected a torch.Tensor, got {_kind(value)}")
 
 
+def mixed_devices(devices: Mapping[str, str]) -> NoReturn:
+    listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+    raise TypeError(f"{' and '.join(devices)}: on different devices: {listed}")
+
+
+def not_on_the_cpu(name: str, device: str) -> NoReturn:
+    raise TypeError(
+        f"{name}: on {device}, but fastemd.torch computes on the CPU only, so far; "
+        f"pass {name}.cpu()"
+    )
+
+
 def no_third_derivative(operator: str, rho: float) -> NoReturn:
     raise NotImplementedError(
         f"third derivatives of {operator} with rho={rho:g} are not available; "
