@@ -357,9 +357,9 @@ def _spread_as(other: Any, array: Any) -> Any:
     """Rows or a number per row, over all axes of a mesh over which the rows `other` are spread.
 
     JAX sees to that in operations of its own, such as the addition of zeros, which costs nothing
-    in a compiled program.
+    in a compiled program but does elsewhere: without a mesh it is left out.
     """
-    if not isinstance(other, jax.core.Tracer) and other.is_fully_replicated:
+    if jax.typeof(other) == jax.core.ShapedArray(other.shape, other.dtype):
         return array
     zeros = jnp.zeros_like(other, array.dtype)
     if array.ndim < other.ndim:

@@ -125,6 +125,11 @@ def test_emd__gradient_takes_one_pass(rng):
     assert text.count("ffi_call") == 1
 
 
+def test_emd__adds_nothing_where_there_is_no_mesh(rng):
+    x, y = _logits(rng)
+    assert " add " not in str(jax.make_jaxpr(lambda x: _loss(x, y))(x))
+
+
 def test_emd__types(way):
     p = jnp.full(TREE.n_bins, 1 / TREE.n_bins)
     for given, dtype in (("float16", "float32"), ("bfloat16", "float32"), ("int8", "float64")):
