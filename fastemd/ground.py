@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastemd.flatten import bins_below, frozen
+from fastemd.levels import Levels, levels
 from fastemd.plan import Plan, by_levels, compact_plan, full_plan
 
 if TYPE_CHECKING:
@@ -163,6 +164,16 @@ class GroundSpace:
     def nested_plan(self) -> Plan:
         """The same with every subtree in one piece, as the dense Hessian needs it."""
         return compact_plan(self.parent, self.weight, self.bin_node)
+
+    @functools.cached_property
+    def levels(self) -> Levels:
+        """`plan` as the CUDA kernels read it."""
+        return levels(self.plan, self.n_bins)
+
+    @functools.cached_property
+    def full_levels(self) -> Levels:
+        """`full_plan` as the CUDA kernels read it."""
+        return levels(self.full_plan, self.n_bins)
 
 
 Space = TypeVar("Space", bound=GroundSpace)

@@ -82,6 +82,14 @@ def kernel_for(operation: str, chain: bool, rho: str, narrow: bool) -> Kernel:
     return Kernel(operation, space, rho, "narrow" if narrow else "wide")
 
 
+def key_on_device(operation: str, chain: bool, rho: float, char: str) -> tuple[str, str, str, str]:
+    """The CUDA kernel that serves an operation, see `fastemd.kernels.device`."""
+    power = _POWERS.get(rho, "any")
+    kernel = kernel_for(operation, chain, power, False)
+    space = kernel.space if kernel.space != "any" else "tree"
+    return kernel.operation, space, kernel.rho, char
+
+
 def launch(key: tuple[Any, ...], n_elements: int, *args: Any) -> int:
     """Run the kernel of a key (see `_serial`); `n_elements` measures the work."""
     n_threads = take_threads(n_elements >= PARALLEL_FROM)

@@ -1,0 +1,151 @@
+"""Which CUDA kernel serves an operation, and how it is launched.
+
+Arrays on a device are known by NumPy arrays that describe them and are never read; see
+`fastemd.target.argument`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from fastemd.kernels import cuda, cuda_losses, threads
+from fastemd.levels import Levels
+from fastemd.target import argument, compiled, on_device, stream_of, upload
+
+Array = NDArray[Any]
+
+SHARED_BYTES = 48 * 1024  # more needs leave, and leaves less room for other blocks
+BLOCKS_WITHOUT = 1024  # of rows whose scratch does not fit: what they need together is bounded
+TEAM = 256  # threads of a kernel of one block
+NO_ROW = np.iinfo(np.int64).max
+
+_int, _float, _flag = types.int64, types.float64, types.boolean
+_indices, _labels = types.Array(types.int32, 1, "C"), types.Array(types.int64, 1, "C")
+_floats = types.Array(types.float64, 1, "C")
+
+
+@functools.cache
+def _kernel(operation: str, space: str, rho: str, char: str) -> tuple[Any, int]:
+    """The kernel and how many scratches it needs."""
+    real = types.Array(_float if char == "d" else types.float32, 3, "A")
+    values = types.Array(real.dtype, 1, "C")
+    start: tuple[Any, ...] = _indices, _floats, _int, _int, real, real, real, _float
+    if operation in cuda_losses.LOSS_ROWS:
+        row, functions, n_scratch = cuda_losses.LOSS_ROWS[operation]
+        make, check = threads.loss_kernel, cuda_losses.weigh
+        rest: tuple[Any, ...] = (
+            _floats,
+            real,
+            _labels,
+            _int,
+            _floats,
+            _int,
+            _float,
+            _float,
+            _labels,
+            _floats,
+        )
+    else:
+        row, functions, n_scratch = cuda.ROWS[operation]
+        make, check = threads.histogram_kernel, cuda.is_histogram_pair
+        rest = (values, real, _float, _float, _labels, _floats)
+    made = make(row, check, *cuda.SWEEPS[space], functions[rho], n_scratch)
+    return compiled(made, (*start, *rest)), n_scratch
+
+
+def _launch(
+    key: tuple[str, str, str, str],
+    levels: Levels,
+    rows: list[Array],
+    rest: list[Any],
+    complaints: Any,
+    empty: Callable[[int], Array],
+    index: int,
+    stream: int,
+) -> None:
+    kernel, n_scratch = _kernel(*key)
+    shape = rows[0].shape
+    n_rows = shape[0] * shape[1]
+    n_threads, per_block = threads.block_of(levels.n_edges)
+    own = 8 * threads.scratch_per_row(n_scratch, levels.n_edges, n_threads)
+    shared, scratch = own <= SHARED_BYTES, empty(0)
+    if shared:
+        per_block = min(per_block, SHARED_BYTES // own)
+    n_blocks = -(-n_rows // per_block)
+    if not shared:
+        n_blocks = min(n_blocks, BLOCKS_WITHOUT)
+        scratch = empty(n_blocks * per_block * own // 8)
+    arguments = [argument(x) if isinstance(x, np.ndarray) else x for x in (*rows, *rest)]
+    with on_device(index):
+        if index not in levels.uploaded:
+            levels.uploaded[index] = upload(levels.numbers), upload(levels.lengths)
+        at = n_blocks, (n_threads, per_block), stream_of(stream), shared * per_block * own
+        kernel[at](
+            *levels.uploaded[index], levels.n_edges, levels.n_levels,
+            *arguments, complaints, argument(scratch),
+        )  # fmt: skip
+
+
+def run(
+    key: tuple[str, str, str, str], levels: Levels, rows: list[Array], rho: float, value: Array,
+    out: Array, project: bool, tolerance: float, complaints: Any, empty: Callable[[int], Array],
+    index: int, stream: int,
+) -> None:  # fmt: skip
+    """Launch an operation on histograms over all rows; see `fastemd.kernels.run`.
+
+    `key` is operation, "chain" or "tree", the power as in `fastemd.kernels.edges`, and the
+    character of the type. The number of the first bad row goes to ``complaints[0]`` some time.
+    `empty` makes arrays of float64 on the device number `index`; `stream` is the handle of the
+    stream to use.
+    """
+    rest = [rho, value, out, float(bool(project)), tolerance]
+    _launch(key, levels, rows, rest, complaints, empty, index, stream)
+
+
+def run_loss(
+    key: tuple[str, str, str, str], levels: Levels, rows: list[Array], rho: float, value: Array,
+    out: Array, labels: Array, ignore_index: int, factors: Array, normalize: int,
+    cross_entropy: float, tolerance: float, complaints: Any, empty: Callable[[int], Array],
+    index: int, stream: int,
+) -> None:  # fmt: skip
+    """Launch a loss over all rows; see `run` and `fastemd.kernels.run_loss`.
+
+    `labels` has no elements if the targets are histograms. `factors` are what every row counts.
+    """
+    rest = [rho, value, out, labels, ignore_index, factors, normalize, cross_entropy, tolerance]
+    _launch(key, levels, rows, rest, complaints, empty, index, stream)
+
+
+@functools.cache
+def _factors_kernel(char: str) -> Any:
+    weights = types.Array(_float if char == "d" else types.float32, 1, "A")
+    signature = weights, _labels, _int, _flag, _floats, _labels
+    return compiled(threads.factors_kernel(), signature)
+
+
+@functools.cache
+def _sum_kernel(char: str) -> Any:
+    result = types.Array(_float if char == "d" else types.float32, 1, "C")
+    return compiled(threads.sum_kernel(), (_floats, result))
+
+
+def find_factors(
+    weights: Array, labels: Array, ignore_index: int, mean: bool, factors: Array, complaints: Any,
+    index: int, stream: int,
+) -> None:  # fmt: skip
+    """Put into `factors` what every row counts; a row of bad weight goes to ``complaints[1]``."""
+    with on_device(index):
+        _factors_kernel(weights.dtype.char)[1, TEAM, stream_of(stream), 16 * TEAM](
+            argument(weights), argument(labels), ignore_index, mean, argument(factors), complaints
+        )
+
+
+def add_up(values: Array, out: Array, index: int, stream: int) -> None:
+    """Put the sum of `values` into ``out[0]``."""
+    with on_device(index):
+        kernel = _sum_kernel(out.dtype.char)[1, TEAM, stream_of(stream), 16 * TEAM]
+        kernel(argument(values), argument(out))

@@ -1,0 +1,310 @@
+"""The threads of a row: who does what, what they find out together, and the kernels they run.
+
+A block is ``blockDim.x`` threads a row times ``blockDim.y`` rows. All its rows take the same steps
+at the same time, so that every thread meets every barrier; beyond the end of the batch the last row
+stands in, and is written again with the same numbers.
+
+Only this module asks for the number of a thread or waits: Numba's simulator replaces `cuda` in the
+module of the kernel alone.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import float64
+from numba.extending import register_jitable
+
+from fastemd.target import cuda, device, view
+
+# A thread has a few edges; a row has as many threads as hide what memory takes, and short rows
+# share a block.
+EDGES_PER_THREAD, THREADS_PER_ROW, THREADS_PER_BLOCK = 4, 256, 128
+
+
+class Team(NamedTuple):
+    """Threads that find something together."""
+
+    thread: int
+    n_threads: int  # a power of 2
+    meet: np.ndarray  # two float64 for every thread
+
+
+class Row(NamedTuple):
+    """What the threads of one row work on. Scratch is float64."""
+
+    thread: int
+    n_threads: int  # a power of 2
+    n_bins: int
+    n_edges: int
+    n_levels: int
+    numbers: np.ndarray  # see `fastemd.levels.Levels`
+    lengths: np.ndarray
+    meet: np.ndarray  # two numbers for every thread
+    x: np.ndarray  # a number for every edge and one to spare
+    y: np.ndarray  # the same, as many as the operation needs
+    z: np.ndarray
+    u: np.ndarray
+    p: np.ndarray  # the user's rows, or no elements
+    q: np.ndarray
+    v: np.ndarray
+    out: np.ndarray
+    rho: float
+    project: float  # 1 to conserve the total mass, 0 for the raw derivatives
+    label: int  # the number of the row in its group; of a loss the class, -1 for a histogram
+    factor: float  # of a loss, what the row counts
+    normalize: int  # see `fastemd.kernels.normalize`
+    cross_entropy: float
+
+
+def block_of(n_edges):
+    """Threads per row, rows per block."""
+    threads = 1
+    while threads < THREADS_PER_ROW and threads * EDGES_PER_THREAD < n_edges:
+        threads *= 2
+    return threads, max(1, THREADS_PER_BLOCK // threads)
+
+
+@register_jitable
+def scratch_per_row(n_scratch, n_edges, n_threads):
+    """How many float64."""
+    return 2 * n_threads + n_scratch * (n_edges + 1)
+
+
+# ---------------------------------------------------------------------- what threads find together
+
+
+@device
+def barrier():
+    cuda.syncthreads()
+
+
+@device
+def sums(row, a, b):
+    """The sums of two numbers over the threads of a row, the same in all of them."""
+    meet, t, n = row.meet, row.thread, row.n_threads
+    meet[t] = a
+    meet[n + t] = b
+    barrier()
+    half = n // 2
+    while half > 0:
+        if t < half:
+            meet[t] += meet[t + half]
+            meet[n + t] += meet[n + t + half]
+        barrier()
+        half //= 2
+    a, b = meet[0], meet[n]
+    barrier()
+    return a, b
+
+
+@device
+def largest(row, a):
+    """The largest of a number over the threads of a row; NaN if there is one."""
+    meet, t = row.meet, row.thread
+    meet[t] = a
+    barrier()
+    half = row.n_threads // 2
+    while half > 0:
+        if t < half and meet[t] == meet[t] and not meet[t + half] <= meet[t]:
+            meet[t] = meet[t + half]
+        barrier()
+        half //= 2
+    a = meet[0]
+    barrier()
+    return a
+
+
+@device
+def scan(row, x, start, backwards):
+    """Add to ``x[k]``, k < N, `start` and all numbers before it, or behind it.
+
+    Every thread sums a piece; of an odd number, since they read side by side and memory is dealt in
+    banks, a power of 2.
+    """
+    meet, t, n = row.meet, row.thread, row.n_bins
+    piece = ((n + row.n_threads - 1) // row.n_threads) | 1
+    begin, end = min(t * piece, n), min((t + 1) * piece, n)
+    total = 0.0
+    for i in range(begin, end):
+        k = n - 1 - i if backwards else i
+        total += x[k]
+        x[k] = total
+    meet[t] = total
+    barrier()
+    apart = 1
+    while apart < row.n_threads:
+        more = 0.0
+        if t >= apart:
+            more = meet[t - apart]
+        barrier()
+        meet[t] += more
+        barrier()
+        apart *= 2
+    before = start
+    if t > 0:
+        before += meet[t - 1]
+    for i in range(begin, end):
+        k = n - 1 - i if backwards else i
+        x[k] += before
+    barrier()
+
+
+# ------------------------------------------------------------------------------- one row of a batch
+
+
+@view
+def row_at(array, group, i):
+    """A row of (G, R, columns), where 1 stands for any G or R."""
+    return array[min(group, array.shape[0] - 1), min(i, array.shape[1] - 1)]
+
+
+@view
+def own_scratch(scratch, shared, per_row):
+    """A part of the given scratch or, if that has no elements, of the block's shared memory."""
+    room, begin = shared, cuda.threadIdx.y * per_row
+    if scratch.size > 0:
+        room, begin = scratch, begin + cuda.blockIdx.x * cuda.blockDim.y * per_row
+    return room[begin : begin + per_row]
+
+
+@view
+def part(scratch, i, n_threads, n_edges):
+    """The i-th scratch of a row; beyond the last there is nothing."""
+    begin = 2 * n_threads + i * (n_edges + 1)
+    return scratch[begin : begin + n_edges + 1]
+
+
+@device
+def complain(complaints, about, number):
+    """Note a bad row; the first one counts."""
+    cuda.atomic.min(complaints, about, number)
+
+
+# ---------------------------------------------------------------------------------------- kernels
+
+
+def histogram_kernel(operation, check, up, down, function, n_scratch):
+    """The kernel of an operation on histograms.
+
+    `numbers`, `lengths`, `n_edges` and `n_levels` are the space's; `p`, `q`, `v` and `out` are
+    (G, R, columns), `value` is (G * R,), each without elements if there is none. The first bad row,
+    unless `tolerance` is negative, goes to ``complaints[0]``.
+    """
+
+    def run(
+        numbers, lengths, n_edges, n_levels, p, q, v, rho, value, out, project, tolerance,
+        complaints, scratch,
+    ):  # fmt: skip
+        thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
+        n_rows = p.shape[0] * p.shape[1]
+        per_row = scratch_per_row(n_scratch, n_edges, n_threads)
+        own = own_scratch(scratch, cuda.shared.array(0, float64), per_row)
+        first = cuda.blockIdx.x * cuda.blockDim.y
+        while first < n_rows:
+            number = min(first + cuda.threadIdx.y, n_rows - 1)
+            group, i = number // p.shape[1], number % p.shape[1]
+            row = Row(
+                thread, n_threads, p.shape[2], n_edges, n_levels, numbers, lengths, own,
+                part(own, 0, n_threads, n_edges), part(own, 1, n_threads, n_edges),
+                part(own, 2, n_threads, n_edges), part(own, 3, n_threads, n_edges),
+                row_at(p, group, i), row_at(q, group, i), row_at(v, group, i),
+                row_at(out, group, i), rho, project, i, 1.0, 0, 0.0,
+            )  # fmt: skip
+            if tolerance >= 0.0 and not check(row, tolerance):
+                complain(complaints, 0, number)
+            result = operation(row, up, down, function)
+            if value.size > 0 and thread == 0:
+                value[number] = result
+            first += cuda.gridDim.x * cuda.blockDim.y
+            barrier()
+
+    return run
+
+
+def loss_kernel(operation, weigh, up, down, function, n_scratch):
+    """The kernel of a loss; see `histogram_kernel`.
+
+    `labels` are (G * R,), without elements if the targets `q` are histograms. `factors` (G * R,)
+    are what every row counts, in its derivatives and its `value`.
+    """
+
+    def run(
+        numbers, lengths, n_edges, n_levels, x, q, v, rho, value, out, labels, ignore_index,
+        factors, normalize, cross_entropy, tolerance, complaints, scratch,
+    ):  # fmt: skip
+        thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
+        n_rows = x.shape[0] * x.shape[1]
+        per_row = scratch_per_row(n_scratch, n_edges, n_threads)
+        own = own_scratch(scratch, cuda.shared.array(0, float64), per_row)
+        first = cuda.blockIdx.x * cuda.blockDim.y
+        while first < n_rows:
+            number = min(first + cuda.threadIdx.y, n_rows - 1)
+            group, i = number // x.shape[1], number % x.shape[1]
+            label, exists = -1, True
+            if labels.size > 0:
+                label = labels[number]
+                exists = 0 <= label < x.shape[2] or label == ignore_index
+                if not 0 <= label < x.shape[2]:
+                    label = 0
+            row = Row(
+                thread, n_threads, x.shape[2], n_edges, n_levels, numbers, lengths, own,
+                part(own, 0, n_threads, n_edges), part(own, 1, n_threads, n_edges),
+                part(own, 2, n_threads, n_edges), part(own, 3, n_threads, n_edges),
+                row_at(x, group, i), row_at(q, group, i), row_at(v, group, i),
+                row_at(out, group, i), rho, 1.0, label, factors[number], normalize, cross_entropy,
+            )  # fmt: skip
+            weighed = weigh(row, tolerance)
+            if not (exists and weighed.good):
+                complain(complaints, 0, number)
+            result = operation(row, up, down, function, weighed)
+            if value.size > 0 and thread == 0:
+                value[number] = result * factors[number]
+            first += cuda.gridDim.x * cuda.blockDim.y
+            barrier()
+
+    return run
+
+
+def factors_kernel():
+    """The kernel, of one block, that finds what every row of a loss counts.
+
+    `weights` and `labels` are (rows,), without elements if there are none. If `mean`, the factors
+    are those of the weighted mean. A row of bad weight goes to ``complaints[1]``.
+    """
+
+    def run(weights, labels, ignore_index, mean, factors, complaints):
+        thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
+        team = Team(thread, n_threads, cuda.shared.array(0, float64))
+        total = 0.0
+        for i in range(thread, factors.size, n_threads):
+            factor = 1.0
+            if weights.size > 0:
+                factor = np.float64(weights[i])
+                if not 0.0 <= factor < np.inf:
+                    complain(complaints, 1, i)
+            if labels.size > 0 and labels[i] == ignore_index:
+                factor = 0.0
+            factors[i] = factor
+            total += factor
+        total, _ = sums(team, total, 0.0)
+        if mean and total > 0.0:
+            for i in range(thread, factors.size, n_threads):
+                factors[i] /= total
+
+    return run
+
+
+def sum_kernel():
+    """The kernel, of one block, that puts the sum of `values` into ``out[0]``."""
+
+    def run(values, out):
+        thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
+        team = Team(thread, n_threads, cuda.shared.array(0, float64))
+        total = 0.0
+        for i in range(thread, values.size, n_threads):
+            total += values[i]
+        total, _ = sums(team, total, 0.0)
+        if thread == 0:
+            out[0] = total
+
+    return run
