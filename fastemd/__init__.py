@@ -15,6 +15,7 @@ from fastemd.functions import (
 )
 from fastemd.hessians import emd_hessian, emd_hessian_diag, emd_hvp
 from fastemd.losses import emd_loss, emd_loss_hessian_diag
+from fastemd.on_device import synchronize
 from fastemd.sinkhorn import SinkhornResult, sinkhorn
 from fastemd.spaces import Chain, Tree
 
@@ -38,4 +39,5 @@ __all__ = [
     "emd_value_and_grad",
     "exact_emd",
     "sinkhorn",
+    "synchronize",
 ]

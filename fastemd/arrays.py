@@ -9,20 +9,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd import validation
+from fastemd import devices, validation
 
 Array = NDArray[Any]
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 class Library(NamedTuple):
-    """Whose arrays a call was given; all of them are on the CPU."""
+    """Whose arrays a call was given, and where."""
 
     name: str
     view: Callable[[Any], Array]  # one of its arrays as NumPy's, of the same memory
     take: Callable[[Array], Any]  # the way back
     alignment: int = 1  # of memory that it takes without a copy, in bytes
     written: Callable[[Any], object] = lambda array: None  # tell it that one of its arrays changed
+    elsewhere: Callable[[Any], bool] = lambda array: False  # whether an array is on a device
+    device: devices.Device | None = None  # then a view describes and may not be read
 
 
 NUMPY = Library("numpy", np.asarray, lambda result: result[()])  # a scalar if it has no axes
@@ -41,8 +43,10 @@ def library_of(values: Mapping[str, object]) -> Library:
 
 def _library(argument: str, value: Any) -> Library:
     known = _known_library(type(value))  # type: ignore[arg-type]  # classes are hashable
-    if known is not None:
+    if known is not None and not known.elsewhere(value):
         return known
+    if known is not None or devices.is_on_device(value):
+        return _library_on_device(argument, value, known)
     if not hasattr(value, "__array_namespace__"):
         return Library("numpy", np.from_dlpack, NUMPY.take)
     try:
@@ -61,7 +65,8 @@ def _library(argument: str, value: Any) -> Library:
 @functools.lru_cache
 def _known_library(cls: type) -> Library | None:
     """None if it depends on more than the type."""
-    if issubclass(cls, np.ndarray) or not hasattr(cls, "__dlpack__"):
+    on_device = hasattr(cls, "__cuda_array_interface__")
+    if issubclass(cls, np.ndarray) or not (on_device or hasattr(cls, "__dlpack__")):
         return NUMPY
     roots = {base.__module__.partition(".")[0] for base in cls.__mro__}
     if "torch" in roots:
@@ -73,12 +78,34 @@ def _known_library(cls: type) -> Library | None:
             torch.Tensor.numpy,
             torch.from_numpy,
             written=torch.autograd.graph.increment_version,
+            elsewhere=lambda tensor: tensor.is_cuda,
         )
     if not roots.isdisjoint({"jax", "jaxlib"}):
         from jax.dlpack import from_dlpack  # is there, the array brought it
 
-        return Library("jax", np.from_dlpack, from_dlpack, alignment=64)
+        library = Library("jax", np.from_dlpack, from_dlpack, alignment=64)
+        if _jax_has_cuda():  # to ask every array takes 14 us
+            library = library._replace(elsewhere=devices.is_on_device)
+        return library
     return None
+
+
+def _jax_has_cuda() -> bool:
+    try:
+        return bool(sys.modules["jax"].devices("cuda"))
+    except RuntimeError:
+        return False
+
+
+def _library_on_device(argument: str, value: Any, known: Library | None) -> Library:
+    device = devices.device_of(value)
+    if device is None:
+        why = "it is on a CUDA device, where arrays of PyTorch, CuPy, JAX and Numba are taken"
+        validation.not_readable(argument, value, why)
+    name = known.name if known else type(value).__module__.partition(".")[0]
+    written = known.written if known else NUMPY.written
+    name = f"{name} on cuda:{device.index}"
+    return Library(name, devices.description, device.finish, written=written, device=device)
 
 
 def _view(name: str, value: Any, library: Library) -> Array:
@@ -105,7 +132,7 @@ def real(name: str, value: object) -> Array:
         except (TypeError, ValueError):
             validation.not_an_array(name, value)
     else:
-        plain = value.resolve_neg() if library.name == "torch" else value  # type: ignore[attr-defined]
+        plain = value.resolve_neg() if hasattr(value, "resolve_neg") else value
         array = _view(name, plain, library)
     if array.dtype.kind not in "fiub":
         validation.not_an_array(name, array if isinstance(value, np.ndarray) else value)
@@ -169,14 +196,22 @@ def as_rows(arrays: list[Array], batch: tuple[int, ...], dtype: np.dtype[Any]) -
     n_rows = math.prod(batch)
     if all(a.shape[:-1] == batch and a.flags.c_contiguous for a in ready):
         return [a.reshape(1, n_rows, a.shape[-1]) for a in ready]
-    spread = [np.broadcast_to(a, (*batch, a.shape[-1])) for a in ready]
-    for split in range(len(batch)):
+    rows = broadcast_rows(ready, batch)
+    if rows is not None:
+        return rows
+    return [np.broadcast_to(a, (*batch, a.shape[-1])).reshape(1, n_rows, -1) for a in ready]
+
+
+def broadcast_rows(arrays: list[Array], batch: tuple[int, ...]) -> list[Array] | None:
+    """The same by strides alone, of any kind; None if it takes a copy."""
+    spread = [np.broadcast_to(a, (*batch, a.shape[-1])) for a in arrays]
+    for split in range(max(len(batch), 1)):
         shape = math.prod(batch[:split]), math.prod(batch[split:])
         try:
             return [a.reshape(*shape, a.shape[-1], copy=False) for a in spread]
         except ValueError:  # this split would copy
             continue
-    return [a.reshape(1, n_rows, a.shape[-1]) for a in spread]
+    return None
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], alignment: int) -> Array:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from fastemd import arrays, kernels, validation
 from fastemd.ground import GroundSpace
-from fastemd.plan import Plan
+from fastemd.on_device import Launch
+from fastemd.plan import raised
 
 Array = NDArray[Any]
 
@@ -21,7 +22,7 @@ class Call:
     """
 
     def __init__(
-        self, space: GroundSpace, rho: float, validate: bool | float, **inputs: Any
+        self, space: GroundSpace, rho: float, validate: bool | float | None, **inputs: Any
     ) -> None:
         if not isinstance(space, GroundSpace):
             validation.not_a_space(space)
@@ -29,12 +30,15 @@ class Call:
         self.rho = validation.check_rho(rho)
         self.inputs: dict[str, Array] = inputs
         self.library = arrays.NUMPY
+        self.launch: Launch | None = None
         self.rows = arrays.ready_rows(inputs.values(), space.n_bins)
         if self.rows is None:
             self.library = arrays.library_of(inputs)
+            if self.library.device is not None:
+                self.launch = Launch(self.library.device, inputs, validate is True)
             for name, value in inputs.items():
                 inputs[name] = arrays.unwrap(name, value, space.n_bins)
-            if self.library is not arrays.NUMPY:
+            if self.library is not arrays.NUMPY and self.launch is None:
                 self.rows = arrays.ready_rows(inputs.values(), space.n_bins)
         if self.rows is None:
             self.batch = arrays.batch_shape(inputs)
@@ -57,21 +61,26 @@ class Call:
             self.outs[id(out)] = given
             if arrays.can_hold(given, self.inputs.values()):
                 return given
+        if self.launch is not None:
+            return self.launch.empty(shape, self.dtype)
         return arrays.empty(shape, self.dtype, self.library.alignment)
 
     def deliver(self, result: Array, out: Any) -> Any:
         """The result as the user's kind of array, or in `out` if there is one."""
+        made: Any = result if self.launch is None else self.launch.made.get(id(result))
         if out is None:
-            return self.library.take(result)
+            return self.library.take(made)
         if self.outs[id(out)] is not result:
-            self.outs[id(out)][...] = result
+            if self.launch is None:
+                self.outs[id(out)][...] = result
+            else:
+                self.launch.device.assign(out, made)
         self.library.written(out)
         return out
 
     def run(
         self,
         operation: str,
-        plan: Plan,
         value: Array | None = None,
         rows: Array | None = None,
         project: bool = True,
@@ -83,6 +92,29 @@ class Call:
         n_rows = math.prod(self.batch)
         if n_rows == 0:
             return
+        run = self._run if self.launch is None else self._run_on_device
+        tolerance, bad = self.tolerance, n_rows
+        given = any(out is value or out is rows for out in self.outs.values())
+        if given and tolerance >= 0.0 and (self.launch is None or self.launch.waits):
+            bad = run("check", None, None, True, tolerance)
+            tolerance = -1.0
+        if bad == n_rows:
+            bad = run(operation, value, rows, project, tolerance)
+        if bad < n_rows:
+            inputs = self.inputs
+            if self.launch is not None:
+                inputs = self.launch.on_host(self.batch)
+            validation.blame(inputs, self.batch, bad, self.tolerance)
+
+    def _run(
+        self,
+        operation: str,
+        value: Array | None,
+        rows: Array | None,
+        project: bool,
+        tolerance: float,
+    ) -> int:
+        """The first bad row, or the number of rows."""
         nothing = arrays.nothing(self.dtype.char)
         given = self.rows
         if given is None:
@@ -91,20 +123,37 @@ class Call:
                 given.append(np.zeros(self.space.n_bins, self.dtype))
             given = arrays.as_rows(given, self.batch, self.dtype)
         p, q, v = (*given, nothing)[:3]
-        values = nothing[0, 0] if value is None else value.reshape(n_rows)
+        values = nothing[0, 0] if value is None else value.reshape(-1)
         columns = nothing if rows is None else rows.reshape(*p.shape[:2], rows.shape[-1])
-        tolerance, bad = self.tolerance, n_rows
-        if (
-            self.outs
-            and tolerance >= 0.0
-            and any(out is value or out is rows for out in self.outs.values())
-        ):
-            nowhere = nothing[0, 0], nothing
-            bad = kernels.run("check", plan, (p, q, v), 1.0, *nowhere, True, tolerance)
-            tolerance = -1.0
-        if bad == n_rows:
-            bad = kernels.run(
-                operation, plan, (p, q, v), self.rho, values, columns, project, tolerance
-            )
-        if bad < n_rows:
-            validation.blame(self.inputs, self.batch, bad, self.tolerance)
+        plan = getattr(self.space, _PLANS.get(operation, "plan"))
+        if operation == "embed":
+            plan = raised(plan, 1.0 / self.rho)
+        return kernels.run(
+            operation, plan, (p, q, v), self.rho, values, columns, project, tolerance
+        )
+
+    def _run_on_device(
+        self,
+        operation: str,
+        value: Array | None,
+        rows: Array | None,
+        project: bool,
+        tolerance: float,
+    ) -> int:
+        """The same, if it waits; else the number of rows."""
+        launch, n_rows = self.launch, math.prod(self.batch)
+        assert launch is not None
+        given = launch.rows(self.dtype, self.batch, per_bin=operation == "hessian")
+        nothing = arrays.nothing(self.dtype.char)
+        p, q, v = (*given, nothing, nothing)[:3]
+        values = nothing[0, 0] if value is None else value.reshape(-1)
+        columns = nothing if rows is None else rows.reshape(*p.shape[:2], rows.shape[-1])
+        levels = self.space.full_levels if operation in ("flow", "embed") else self.space.levels
+        name = "hvp" if operation == "hessian" else operation  # without v: with the unit vectors
+        bad = launch.run(name, levels, [p, q, v], self.rho, values, columns, project, tolerance)
+        if bad is None:
+            return n_rows
+        return bad // self.space.n_bins if operation == "hessian" else bad
+
+
+_PLANS = {"flow": "full_plan", "embed": "full_plan", "curvature": "nested_plan"}

@@ -72,10 +72,12 @@ _SHARED = {
             derivatives of the formula for the tree rooted as given.
     """,
     "validate": """
-        validate : bool or float
-            Whether to check the numbers; a float is the relative tolerance between two masses, by
-            default the root of the coarser type's precision. Unchecked, NaN in a row gives NaN in
-            its results, and a row of unequal masses whatever the formula gives.
+        validate : bool or float, optional
+            Whether to check the numbers, by default yes. A float is the relative tolerance between
+            two masses, otherwise the root of the coarser type's precision. Unchecked, NaN in a row
+            gives NaN in its results, and a row of unequal masses whatever the formula gives. Of
+            arrays on a CUDA device `synchronize` tells the outcome, unless this is True: then the
+            function waits for it.
     """,
     "raises": """
         Raises

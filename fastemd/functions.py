@@ -8,7 +8,6 @@ from fastemd import validation
 from fastemd.call import Call
 from fastemd.docstrings import documented
 from fastemd.ground import GroundSpace
-from fastemd.plan import raised
 
 
 @documented
@@ -19,7 +18,7 @@ def emd(
     rho: float,
     *,
     out: Any = None,
-    validate: bool | float = True,
+    validate: bool | float | None = None,
 ) -> Any:
     """EMD^rho between histograms on a chain or tree.
 
@@ -50,7 +49,7 @@ def emd(
     """
     call = Call(space, rho, validate, p=p, q=q)
     value = call.target("out", out)
-    call.run("gradient", space.plan, value)
+    call.run("gradient", value)
     return call.deliver(value, out)
 
 
@@ -63,7 +62,7 @@ def emd_grad(
     *,
     out: Any = None,
     project: bool = True,
-    validate: bool | float = True,
+    validate: bool | float | None = None,
 ) -> Any:
     """Gradient of EMD^rho with respect to `p` (with respect to `q` it is the negative).
 
@@ -96,7 +95,7 @@ def emd_grad(
     """
     call = Call(space, rho, validate, p=p, q=q)
     grad = call.target("out", out, space.n_bins)
-    call.run("gradient", space.plan, None, grad, project)
+    call.run("gradient", None, grad, project)
     return call.deliver(grad, out)
 
 
@@ -109,7 +108,7 @@ def emd_value_and_grad(
     *,
     out: Any = None,
     project: bool = True,
-    validate: bool | float = True,
+    validate: bool | float | None = None,
 ) -> tuple[Any, Any]:
     """EMD^rho and its gradient with respect to `p`, in one pass.
 
@@ -149,7 +148,7 @@ def emd_value_and_grad(
     call = Call(space, rho, validate, p=p, q=q)
     value = call.target("out[0]", value_out)
     grad = call.target("out[1]", grad_out, space.n_bins)
-    call.run("gradient", space.plan, value, grad, project)
+    call.run("gradient", value, grad, project)
     return call.deliver(value, value_out), call.deliver(grad, grad_out)
 
 
@@ -160,7 +159,7 @@ def emd_flow(
     space: GroundSpace,
     *,
     out: Any = None,
-    validate: bool | float = True,
+    validate: bool | float | None = None,
 ) -> Any:
     """Signed mass that the optimal transport moves through every edge.
 
@@ -190,7 +189,7 @@ def emd_flow(
     """
     call = Call(space, 1.0, validate, p=p, q=q)
     flow = call.target("out", out, space.n_nodes - 1)
-    call.run("flow", space.full_plan, None, flow)
+    call.run("flow", None, flow)
     return call.deliver(flow, out)
 
 
@@ -201,7 +200,7 @@ def embed(
     rho: float,
     *,
     out: Any = None,
-    validate: bool | float = True,
+    validate: bool | float | None = None,
 ) -> Any:
     """Coordinates in which EMD^rho is a plain L_rho distance.
 
@@ -237,5 +236,5 @@ def embed(
     """
     call = Call(space, rho, validate, p=p)
     coordinates = call.target("out", out, space.n_nodes - 1)
-    call.run("embed", raised(space.full_plan, 1.0 / call.rho), None, coordinates)
+    call.run("embed", None, coordinates)
     return call.deliver(coordinates, out)

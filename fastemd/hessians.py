@@ -20,7 +20,7 @@ def emd_hessian(
     *,
     out: Any = None,
     project: bool = True,
-    validate: bool | float = True,
+    validate: bool | float | None = None,
 ) -> Any:
     """Dense Hessian of EMD^rho with respect to `p`.
 
@@ -54,9 +54,12 @@ def emd_hessian(
     """
     call = Call(space, rho, validate, p=p, q=q)
     hessian = call.target("out", out, space.n_bins, space.n_bins)
+    if call.launch is not None:
+        call.run("hessian", None, hessian, project)
+        return call.deliver(hessian, out)
     plan = space.nested_plan
     curvatures = np.empty((*call.batch, plan.weight.size))
-    call.run("curvature", plan, None, curvatures)
+    call.run("curvature", None, curvatures)
     kernels.fill_hessian(plan, curvatures, hessian, project)
     return call.deliver(hessian, out)
 
@@ -70,7 +73,7 @@ def emd_hessian_diag(
     *,
     out: Any = None,
     project: bool = True,
-    validate: bool | float = True,
+    validate: bool | float | None = None,
 ) -> Any:
     """Diagonal of the Hessian of EMD^rho with respect to `p`.
 
@@ -101,7 +104,7 @@ def emd_hessian_diag(
     """
     call = Call(space, rho, validate, p=p, q=q)
     diagonal = call.target("out", out, space.n_bins)
-    call.run("hessian_diag", space.plan, None, diagonal, project)
+    call.run("hessian_diag", None, diagonal, project)
     return call.deliver(diagonal, out)
 
 
@@ -115,7 +118,7 @@ def emd_hvp(
     *,
     out: Any = None,
     project: bool = True,
-    validate: bool | float = True,
+    validate: bool | float | None = None,
 ) -> Any:
     """Product of the Hessian of EMD^rho with vectors, without the Hessian.
 
@@ -148,5 +151,5 @@ def emd_hvp(
     """
     call = Call(space, rho, validate, p=p, q=q, v=v)
     product = call.target("out", out, space.n_bins)
-    call.run("hvp", space.plan, None, product, project)
+    call.run("hvp", None, product, project)
     return call.deliver(product, out)

@@ -289,14 +289,14 @@ def _run_emd(arguments: list[Array], results: list[Array], constants: str) -> No
     names = dict(zip(("p", "q"), arguments, strict=True))
     call = Call(space, rho, tolerance >= 0.0 and tolerance, **names)
     value, grad = results
-    call.run("gradient", space.plan, value, grad)
+    call.run("gradient", value, grad)
 
 
 def _run_emd_product(arguments: list[Array], results: list[Array], constants: str) -> None:
     number, rho, _ = json.loads(constants)
     space = space_of(number)
     call = Call(space, rho, False, **dict(zip(("p", "q", "v"), arguments, strict=True)))
-    call.run("hvp", space.plan, None, results[0])
+    call.run("hvp", None, results[0])
 
 
 def _run_loss(arguments: list[Array], results: list[Array], constants: str) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastemd import arrays, kernels, validation
 from fastemd.docstrings import documented
 from fastemd.ground import GroundSpace
+from fastemd.on_device import Launch
 
 Array = NDArray[Any]
 
@@ -134,6 +135,9 @@ class LossCall:
         self.cross_entropy = validation.check_cross_entropy(cross_entropy)
         self.weight = {} if weight is None else {"sample_weight": weight}
         self.library = arrays.library_of({**inputs, **self.weight})
+        self.launch: Launch | None = None
+        if self.library.device is not None:
+            self.launch = Launch(self.library.device, inputs)
         self.target = arrays.real("target", inputs.pop("target"))
         validation.check_target(self.target.dtype)
         self.labelled = self.target.dtype.kind in "iu"
@@ -153,6 +157,8 @@ class LossCall:
         self, operation: str, ignore_index: int | None, reduction: str, out: Array | None = None
     ) -> tuple[Any, Any]:
         """The loss, one per row without reduction, and its derivatives (..., N)."""
+        if self.launch is not None:
+            return self._on_device(self.launch, operation, ignore_index, reduction)
         target, ignored = self._without(ignore_index)
         factors, weights = self.factors(ignored, reduction)
         if out is None:
@@ -180,12 +186,8 @@ class LossCall:
         validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
         n_rows = math.prod(self.batch)
         weights = np.ones(n_rows)
-        for name, weight in self.weight.items():
-            given = arrays.real(name, weight)
-            try:
-                given = np.broadcast_to(given, self.batch)
-            except ValueError:
-                validation.do_not_broadcast({name: given.shape, "x": self.batch})
+        given = self._given_weights()
+        if given is not None:
             weights = given.astype(np.float64).reshape(n_rows)
             validation.check_weights(weights, self.batch)
             if reduction == "mean":  # their sum might overflow
@@ -196,6 +198,16 @@ class LossCall:
             return weights, weights
         total = weights.sum()
         return (weights / total if total > 0.0 else weights), weights
+
+    def _given_weights(self) -> Array | None:
+        """`sample_weight` for all rows."""
+        for name, weight in self.weight.items():
+            given = arrays.real(name, weight)
+            try:
+                return np.broadcast_to(given, self.batch)
+            except ValueError:
+                validation.do_not_broadcast({name: given.shape, "x": self.batch})
+        return None
 
     def run(self, operation: str, target: Array, factors: Array, out: Array) -> Array:
         """Put the derivatives times `factors` into `out`, return the losses of all rows."""
@@ -228,3 +240,22 @@ class LossCall:
             target = np.ascontiguousarray(target, np.int64)
             target = target.reshape(-1).view(self.dtype).reshape(*x.shape[:2], -1)
         return target, vs[0] if vs else arrays.nothing(self.dtype.char)
+
+    def _on_device(
+        self, launch: Launch, operation: str, ignore_index: int | None, reduction: str
+    ) -> tuple[Any, Any]:
+        """`values_and_derivatives`, none of which has been computed yet."""
+        validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
+        if ignore_index is not None:
+            validation.check_ignore_index(ignore_index, self.labelled)
+        labels = weights = None
+        if self.labelled:
+            labels = launch.column(launch.given.pop("target"), self.batch, np.dtype(np.int64))
+        if self._given_weights() is not None:
+            weights = launch.column(self.weight["sample_weight"], self.batch, np.dtype(np.float64))
+        out = launch.empty((*self.batch, self.space.n_bins), self.dtype)
+        values = launch.run_loss(
+            operation, self.space.levels, self.rho, labels, ignore_index, weights, reduction, out,
+            self.normalize, self.cross_entropy, self.tolerance,
+        )  # fmt: skip
+        return self.library.take(values), self.library.take(launch.made[id(out)])

@@ -32,9 +32,13 @@ def checked(
         matrix, deciding = cost.cost_matrix(), []
     else:
         library = arrays.library_of({"p": p, "q": q, "cost": cost})
+        if library.device is not None:
+            validation.only_on_cpu("the exact and the Sinkhorn distance")
         matrix = arrays.real("cost", cost)
         validation.check_cost(matrix)
         deciding = [matrix]
+    if library.device is not None:
+        validation.only_on_cpu("the exact and the Sinkhorn distance")
     inputs = {name: arrays.unwrap(name, value, len(matrix)) for name, value in (("p", p), ("q", q))}
     batch = arrays.batch_shape(inputs)
     result_type = given or arrays.result_type([*inputs.values(), *deciding])

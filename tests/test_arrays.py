@@ -379,8 +379,11 @@ def test_dlpack__objects_of_no_library_give_numpy(rng):
 
 def test_dlpack__objects_on_another_device(rng):
     p, q = _pair(rng)
-    with pytest.raises(TypeError, match=r"q: cannot read this test_arrays._OnlyDLPack: .*\(2, 0\)"):
-        fastemd.emd(p, _OnlyDLPack(q, (2, 0)), CHAIN, 2)
+    for device, why in (((10, 0), r"\(10, 0\)"), ((2, 0), "CUDA device")):
+        with pytest.raises(
+            TypeError, match=f"q: cannot read this test_arrays._OnlyDLPack: .*{why}"
+        ):
+            fastemd.emd(p, _OnlyDLPack(q, device), CHAIN, 2)
 
 
 class _OfLibrary(_OnlyDLPack):

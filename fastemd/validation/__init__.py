@@ -16,15 +16,18 @@ from fastemd.validation.arguments import (
     do_not_broadcast,
     mixed_devices,
     mixed_libraries,
+    no_cuda,
     no_third_derivative,
     not_a_tensor,
     not_an_array,
     not_on_the_cpu,
     not_readable,
     not_solved,
+    only_on_cpu,
     outs_overlap,
 )
 from fastemd.validation.histograms import (
+    bad_on_device,
     blame,
     check_validate,
     mass_tolerance,

@@ -48,6 +48,17 @@ def not_readable(name: str, value: Any, why: str) -> NoReturn:
     raise TypeError(f"{name}: cannot read this {type(value).__module__}.{kinds[0]}: {why}")
 
 
+def no_cuda(why: str) -> NoReturn:
+    raise ImportError(
+        "arrays on a CUDA device need the package numba-cuda; install it for your version of CUDA "
+        f"by pip install 'fastemd[cuda12]' or 'fastemd[cuda13]' ({why})"
+    )
+
+
+def only_on_cpu(what: str) -> NoReturn:
+    raise TypeError(f"{what} are computed on the CPU only: bring the arrays there first")
+
+
 def complex_numbers(dtype: object) -> NoReturn:
     raise TypeError(f"expected real numbers, got a dtype of {dtype}")
 

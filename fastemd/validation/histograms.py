@@ -24,13 +24,22 @@ def mass_tolerance(*chars: str) -> float:
     return math.sqrt(max(np.finfo(dtype).eps for dtype in dtypes if dtype.kind == "f"))
 
 
-def check_validate(validate: bool | float, default: float) -> float:
-    """The tolerance between two masses; < 0: no checks."""
+def check_validate(validate: bool | float | None, default: float) -> float:
+    """The tolerance between two masses; < 0: no checks. None is the default, checks."""
+    if validate is None:
+        return default
     if not isinstance(validate, float | np.floating):
         return default if validate else -1.0
     if not 0.0 <= validate < np.inf:
         raise ValueError(f"validate: expected a bool or a tolerance >= 0, got {validate}")
     return float(validate)
+
+
+def bad_on_device(index: int, row: int) -> NoReturn:
+    raise ValueError(
+        f"row {row} of an earlier call on cuda:{index} was bad, and so are its results; "
+        "call with validate=True to be told which call and what was wrong"
+    )
 
 
 def blame(

@@ -1,0 +1,169 @@
+"""Arrays on a CUDA device.
+
+They are described by NumPy arrays of their shape, strides and address, which nobody may read or
+write, so that what is to be found out about shapes and broadcasting is found out in one way. Memory
+comes from the caller's library, on the stream that is its current one.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a library can do on the device where its array is."""
+
+    index: int
+    empty: Callable[[Shape, np.dtype[Any]], Any]
+    cast: Callable[[Any, np.dtype[Any]], Any]  # an array to a type
+    spread: Callable[[Any, Shape], Any]  # an array broadcast to a shape, in memory of its own
+    assign: Callable[[Any, Any], object]  # to an array the numbers of another one
+    stream: Callable[[], int]  # the handle of its current stream, 0 for the default one
+    finish: Callable[[Any], Any] = lambda result: result  # what the user gets of `empty`'s
+
+
+def description(value: Any) -> Array:
+    """The NumPy array that describes one on a device."""
+    if hasattr(value, "__cuda_array_interface__"):
+        interface = value.__cuda_array_interface__
+    else:
+        interface = _interface_of(value)
+    return np.asarray(_Described(interface))
+
+
+class _Described:
+    def __init__(self, interface: dict[str, Any]) -> None:
+        wanted = {key: interface[key] for key in ("shape", "typestr", "data")}
+        self.__array_interface__ = {**wanted, "strides": interface.get("strides"), "version": 3}
+
+
+def _interface_of(value: Any) -> dict[str, Any]:
+    """Of an array that has DLPack only."""
+    from cuda.core.utils import StridedMemoryView  # numba-cuda brings it
+
+    view = StridedMemoryView.from_dlpack(value, stream_ptr=-1)
+    strides = None
+    if view.strides is not None:
+        strides = tuple(step * view.dtype.itemsize for step in view.strides)
+    return {
+        "shape": tuple(view.shape),
+        "typestr": view.dtype.str,
+        "data": (view.ptr, view.readonly),
+        "strides": strides,
+    }
+
+
+def is_on_device(value: Any) -> bool:
+    """Whether an array that is no NumPy array is on a CUDA device."""
+    try:
+        if hasattr(value, "__cuda_array_interface__"):
+            return True
+        return int(value.__dlpack_device__()[0]) in (2, 13)  # kDLCUDA, kDLCUDAManaged
+    except Exception:  # each library has its own for what is no array any more, or not yet
+        return False
+
+
+def device_of(value: Any) -> Device | None:
+    """None if it is of a library that is not known here."""
+    roots = {base.__module__.partition(".")[0] for base in type(value).__mro__}
+    for root, make in LIBRARIES.items():
+        if root in roots:
+            return make(value)
+    return None
+
+
+def _torch(value: Any) -> Device:
+    torch = sys.modules["torch"]
+    types = {"f": torch.float32, "d": torch.float64, "l": torch.int64}
+    device = value.device
+    return Device(
+        device.index,
+        lambda shape, dtype: torch.empty(shape, dtype=types[dtype.char], device=device),
+        lambda array, dtype: array.to(types[dtype.char]),
+        lambda array, shape: array.expand(shape).contiguous(),
+        lambda array, numbers: array.copy_(numbers),
+        lambda: int(torch.cuda.current_stream(device).cuda_stream),
+    )
+
+
+def _cupy(value: Any) -> Device:
+    cupy = sys.modules["cupy"]
+    index = value.device.id
+
+    def empty(shape: Shape, dtype: np.dtype[Any]) -> Any:
+        with cupy.cuda.Device(index):
+            return cupy.empty(shape, dtype)
+
+    return Device(
+        index,
+        empty,
+        lambda array, dtype: array.astype(dtype),
+        lambda array, shape: cupy.ascontiguousarray(cupy.broadcast_to(array, shape)),
+        lambda array, numbers: array.__setitem__(..., numbers),
+        lambda: int(cupy.cuda.get_current_stream(index).ptr),
+    )
+
+
+def _numba(value: Any) -> Device:
+    """Numba's own arrays are in the current context; they know no arithmetic."""
+    from fastemd import target
+
+    def refuse(array: Any, wanted: Any) -> Any:
+        raise TypeError(
+            f"Numba's device arrays cannot be brought to {wanted}; give arrays of one type, whose "
+            "batch shapes need no copy to broadcast"
+        )
+
+    return Device(
+        target.index_of(value),
+        target.empty,
+        refuse,
+        refuse,
+        lambda array, numbers: array.copy_to_device(numbers),
+        lambda: 0,
+    )
+
+
+def _jax(value: Any) -> Device:
+    """JAX tells nobody its stream: what it computes is waited for, and so is the kernel."""
+    import jax.numpy as jnp  # is there, the array brought it
+
+    from fastemd import target
+
+    index = int(value.__dlpack_device__()[1])
+
+    def refuse_out(array: Any, numbers: Any) -> Any:
+        raise TypeError("out: JAX arrays cannot be written to")
+
+    def finish(result: Any) -> Any:
+        target.wait(index)
+        return jnp.asarray(result)
+
+    return Device(
+        index,
+        target.empty,
+        lambda array, dtype: array.astype(dtype),
+        lambda array, shape: jnp.array(jnp.broadcast_to(array, shape)),
+        refuse_out,
+        lambda: 0,
+        finish,
+    )
+
+
+# By the module that the class of an array comes from.
+LIBRARIES: dict[str, Callable[[Any], Device]] = {
+    "torch": _torch,
+    "cupy": _cupy,
+    "jax": _jax,
+    "jaxlib": _jax,
+    "numba": _numba,
+    "numba_cuda": _numba,
+}

@@ -1,0 +1,190 @@
+"""Calls on arrays that are on a CUDA device: how they are launched, and when they complain.
+
+A launch returns before its kernel has run. The number of a bad row is left on the device, where it
+costs nothing; `synchronize` looks, and so does a call with ``validate=True``.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastemd import arrays, kernels, validation
+from fastemd.devices import Device, description
+from fastemd.kernels.normalize import NORMALIZE
+from fastemd.levels import Levels
+
+Array = NDArray[Any]
+
+# By device, and whether calls wait: the first bad row, and the first one of bad weight.
+NO_CLASS, NO_ROW = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+_complaints: dict[tuple[int, bool], Any] = {}
+
+
+def synchronize() -> None:
+    """Wait for the CUDA devices that calls have used, and tell if a row was bad.
+
+    Functions on arrays on a CUDA device return before it has computed anything, so they cannot
+    raise for what is in the arrays, unless they are called with ``validate=True``, which waits.
+
+    Raises
+    ------
+    ValueError
+        If a row of a call since the last time was bad: the first one on its device. Its results
+        are those of the formula, or NaN.
+
+    Examples
+    --------
+    >>> import fastemd
+    >>> fastemd.synchronize()  # nothing was computed on a device
+    """
+    for (index, waits), complaints in list(_complaints.items()):
+        row = None if waits else _first_bad(index, complaints)
+        if row is not None:
+            validation.bad_on_device(index, row)
+
+
+def _first_bad(index: int, complaints: Any) -> int | None:
+    """The first bad row that was noted since the last time."""
+    from fastemd import target
+
+    with target.on_device(index):
+        target.wait(index)
+        first = int(complaints.copy_to_host().min())
+        if first == NO_ROW:
+            return None
+        complaints.copy_to_device(np.full(2, NO_ROW))
+    return first
+
+
+class Launch:
+    """One call on a device: what its kernels need besides the arrays.
+
+    `given` are the user's arrays by name, in the order of the rows of a kernel.
+    """
+
+    def __init__(self, device: Device, given: Mapping[str, Any], waits: bool = False) -> None:
+        try:
+            from fastemd import target
+            from fastemd.kernels import device as launcher
+        except ImportError as error:
+            validation.no_cuda(str(error))
+        self.device, self.given, self.waits = device, dict(given), waits
+        self.launcher, self.target = launcher, target
+        self.made: dict[int, Any] = {}  # new arrays, by the id of what describes them
+        self._descriptions: list[Array] = []  # whose ids are taken
+        self.stream = device.stream()
+        key = device.index, waits
+        if key not in _complaints:
+            with target.on_device(device.index):
+                _complaints[key] = target.upload(np.full(2, NO_ROW))
+        self.complaints = _complaints[key]
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Describes a new array."""
+        return self._note(self.device.empty(shape, dtype))
+
+    def scratch(self, size: int) -> Array:
+        """Describes new memory for float64."""
+        return self.empty((size,), np.dtype(np.float64))
+
+    def _note(self, made: Any) -> Array:
+        self._descriptions.append(description(made))
+        self.made[id(self._descriptions[-1])] = made
+        return self._descriptions[-1]
+
+    def described(self, dtype: np.dtype[Any]) -> dict[str, Array]:
+        """The user's arrays as arrays of one type."""
+        result = {name: description(value) for name, value in self.given.items()}
+        for name, array in result.items():
+            if array.dtype != dtype:
+                self.given[name] = self.device.cast(self.given[name], dtype)
+                result[name] = description(self.given[name])
+        return result
+
+    def rows(
+        self, dtype: np.dtype[Any], batch: tuple[int, ...], per_bin: bool = False
+    ) -> list[Array]:
+        """The user's arrays as (groups, rows, N), by their strides or, if need be, copied.
+
+        With `per_bin` every row of the batch is a group of N rows.
+        """
+        described = list(self.described(dtype).values())
+        n_bins = described[0].shape[-1]
+        shape = (*batch, n_bins) if per_bin else batch
+        spread = [x[..., None, :] for x in described] if per_bin else described
+        rows = arrays.broadcast_rows(spread, shape)
+        if rows is None:
+            copies = (self.device.spread(x, (*batch, n_bins)) for x in self.given.values())
+            rows = [self._note(copy).reshape(-1, 1, n_bins) for copy in copies]
+            if per_bin:
+                return [np.broadcast_to(x, (len(x), n_bins, n_bins)) for x in rows]
+            return [x.reshape(1, -1, n_bins) for x in rows]
+        return rows
+
+    def run(
+        self, operation: str, levels: Levels, rows: list[Array], rho: float, value: Array,
+        out: Array, project: bool, tolerance: float,
+    ) -> int | None:  # fmt: skip
+        """Launch an operation; if it waits, return the first bad row, or None."""
+        key = kernels.key_on_device(operation, levels.n_levels == 0, rho, rows[0].dtype.char)
+        self.launcher.run(
+            key, levels, rows, rho, value, out, project, tolerance, self.complaints, self.scratch,
+            self.device.index, self.stream,
+        )  # fmt: skip
+        return _first_bad(self.device.index, self.complaints) if self.waits else None
+
+    def column(self, value: Any, batch: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """A number for every row, of a type, one after the other."""
+        array = description(value)
+        if array.dtype != dtype:
+            value = self.device.cast(value, dtype)
+            array = description(value)
+        if array.shape != batch or not array.flags.c_contiguous:
+            value = self.device.spread(value, batch)
+        return self._note(value).reshape(-1)
+
+    def run_loss(
+        self, operation: str, levels: Levels, rho: float, labels: Array | None,
+        ignore_index: int | None, weights: Array | None, reduction: str, out: Array,
+        normalize: str | None, cross_entropy: float, tolerance: float,
+    ) -> Any:  # fmt: skip
+        """Launch a loss into `out`; return the user's array of values."""
+        batch, dtype, where = out.shape[:-1], out.dtype, (self.device.index, self.stream)
+        n_rows, nothing = math.prod(batch), np.empty((1, 1, 0), dtype)
+        if labels is None:
+            labels = np.empty(0, np.int64)
+        if weights is None:
+            weights = np.empty(0)
+        ignored = NO_CLASS if ignore_index is None else min(max(ignore_index, NO_CLASS), NO_ROW)
+        factors = self.scratch(n_rows)
+        values = self.empty(batch, np.dtype(np.float64))
+        mean = reduction == "mean"
+        self.launcher.find_factors(weights, labels, ignored, mean, factors, self.complaints, *where)
+        if n_rows:
+            x, *others = self.rows(dtype, batch)
+            others = [*([nothing] if labels.size else []), *others, nothing]
+            key = kernels.key_on_device(operation, levels.n_levels == 0, rho, dtype.char)
+            self.launcher.run_loss(
+                key, levels, [x, *others[:2]], rho, values.reshape(-1),
+                out.reshape(*x.shape[:2], -1), labels, ignored, factors, NORMALIZE[normalize],
+                cross_entropy, tolerance, self.complaints, self.scratch, *where,
+            )  # fmt: skip
+        if reduction != "none":
+            total = self.empty((), dtype)
+            self.launcher.add_up(values.reshape(-1), total.reshape(1), *where)
+            return self.made[id(total)]
+        made = self.made[id(values)]
+        return made if values.dtype == dtype else self.device.cast(made, dtype)
+
+    def on_host(self, batch: tuple[int, ...]) -> dict[str, Array]:
+        """Copies of the user's arrays."""
+        result = {}
+        for name, value in self.given.items():
+            shape = *batch, description(value).shape[-1]
+            with self.target.on_device(self.device.index):
+                spread = self.target.argument(description(self.device.spread(value, shape)))
+                result[name] = spread.copy_to_host()
+        return result
