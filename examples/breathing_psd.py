@@ -1,0 +1,269 @@
+"""From a minute of chest movement to the spectrum of the breath: four losses on a chain.
+
+Section 5.2 of Martinez et al. (arXiv:1611.07573) on eight sleepers; docs/breathing.md has the
+results. Started again in the same folder, an interrupted run goes on where it was.
+"""
+
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+from experiments import Runs, band, mean_and_spread
+from matplotlib.figure import Figure
+from torch import nn
+
+import fastemd
+import fastemd.torch
+from fastemd.paper.common import options, save_table
+
+# Steps as small as these are not worth a second thread, neither in torch nor in fastemd.
+torch.set_num_threads(1)
+numba.set_num_threads(1)
+
+DATA = Path(__file__).parent / "data" / "apnea_breathing.npz"
+SECONDS, FILTERS, WIDTH, BATCH = 60, 16, 11, 64
+CHAIN = fastemd.Chain(SECONDS // 2 + 1)  # frequencies in steps of 1/60 Hz
+# The cuts between c01, c02 and c03 are approximate: they stay on one side together.
+FOLDS = ("a01", "a02", "a03", "a04", "b01", "c")
+REGULAR = ("b01", "c")  # breathe regularly, so what the others teach must help with them
+POINTS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
+FULL = {
+    "folds": FOLDS,
+    "steps": (100, 1000),  # a short and a long training, each with its own rates
+    "rates": (0.0003, 0.001, 0.003, 0.01, 0.03),
+    "seeds": (1, 2, 3),
+}
+QUICK = {"folds": REGULAR, "steps": (10, 50), "rates": (0.003, 0.01), "seeds": (1, 2)}
+
+
+class SinkhornDistance(torch.autograd.Function):
+    """Algorithm 1 with the paper's settings; float64, as exp(-lambda cost) needs it here."""
+
+    @staticmethod
+    def forward(ctx, p, q):
+        result = fastemd.sinkhorn(
+            p, q, CHAIN, lam=3, max_iter=100, method="paper", dtype=np.float64
+        )
+        ctx.save_for_backward(result.grad - result.grad.mean(-1, keepdim=True))
+        return result.value
+
+    @staticmethod
+    def backward(ctx, grad_value):
+        (grad,) = ctx.saved_tensors
+        return (grad_value[:, None] * grad).float(), None
+
+
+LOSSES = {
+    "MSE": lambda p, q: (p - q).square().sum(-1),
+    "SD": SinkhornDistance.apply,
+    "EMD": lambda p, q: fastemd.torch.emd(p, q, CHAIN, 1),
+    "EMD^2": lambda p, q: fastemd.torch.emd(p, q, CHAIN, 2),
+}
+WORK = {"MSE": 1, "SD": 5, "EMD": 1, "EMD^2": 1}  # about, per step; for the bar
+
+
+class Net(nn.Sequential):
+    """The paper's: temporal convolutions, tanh, one full layer, square, l1."""
+
+    def __init__(self):
+        n_hidden = FILTERS * (SECONDS - WIDTH + 1)
+        super().__init__(
+            nn.Conv1d(1, FILTERS, WIDTH),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(n_hidden, CHAIN.n_bins),
+        )
+
+    def forward(self, chest):
+        power = super().forward(chest[:, None]).square() + 1e-9  # no bin is empty
+        return power / power.sum(-1, keepdim=True)
+
+
+def centred(clips):
+    clips = clips.astype(float)
+    return clips - clips.mean(-1, keepdims=True)
+
+
+def spectrum(clips):
+    """Power spectral densities with sum 1, (..., seconds) -> (..., bins)."""
+    power = np.abs(np.fft.rfft(centred(clips) * np.hanning(SECONDS))) ** 2
+    return power / power.sum(-1, keepdims=True)
+
+
+class Clips:
+    """Chest movement as the net sees it, the spectra to predict, and whose they are."""
+
+    def __init__(self):
+        data = np.load(DATA)
+        chest = centred(data["chest"])
+        chest /= chest.std(-1, keepdims=True)
+        self.chest = torch.from_numpy(chest).float()
+        self.chest_spectrum = spectrum(data["chest"])
+        self.spectrum = torch.from_numpy(spectrum(data["nasal"])).float()
+        self.fold = np.minimum(
+            data["patient"], FOLDS.index("c")
+        )  # the last patients are c01 to c03
+
+    def of(self, *folds):
+        """Numbers of the clips."""
+        return torch.from_numpy(np.flatnonzero(np.isin(self.fold, [*map(FOLDS.index, folds)])))
+
+
+def split(fold):
+    """Folds to fit on and to validate with, for tuning: the test's patients are in neither."""
+    at = FOLDS.index(fold)
+    others = FOLDS[at + 1 :] + FOLDS[:at]
+    return others[2:], others[:2]
+
+
+def train(clips, loss, rate, seed, training, test, n_steps):
+    """The EMD on the clips of the folds `test` at those of POINTS that are reached."""
+    torch.manual_seed(seed)  # first weights and batches are the same for all losses
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), rate)
+    rows, others = clips.of(*training), clips.of(*test)
+    seen = []
+    for step in range(n_steps + 1):
+        if step in POINTS:
+            with torch.no_grad():
+                p = net(clips.chest[others])
+            emd = fastemd.torch.emd(p, clips.spectrum[others], CHAIN, 1)
+            seen.append(emd.double().mean().item())
+        batch = rows[torch.randint(len(rows), (BATCH,))]
+        optimizer.zero_grad()
+        LOSSES[loss](net(clips.chest[batch]), clips.spectrum[batch]).mean().backward()
+        optimizer.step()
+    return seen
+
+
+def tuning(clips, chosen, runs):
+    """Curves on the validation folds, by rate, for every fold and loss."""
+    n_steps, seed = max(chosen["steps"]), 0
+    return {
+        (fold, loss): {
+            rate: runs.get(
+                f"tune {fold} {loss} {rate}", WORK[loss] * n_steps,
+                train, clips, loss, rate, seed, *split(fold), n_steps,
+            )
+            for rate in chosen["rates"]
+        }
+        for fold in chosen["folds"]
+        for loss in LOSSES
+    }  # fmt: skip
+
+
+def testing(clips, chosen, runs, rates, n_steps):
+    """Curves on the folds left out, (folds, seeds, losses, points)."""
+
+    def curve(fold, seed, loss):
+        name, work = f"test {fold} {loss} {seed} {n_steps}", WORK[loss] * n_steps
+        others, rate = set(FOLDS) - {fold}, rates[fold, loss]
+        return runs.get(name, work, train, clips, loss, rate, seed, others, (fold,), n_steps)
+
+    return np.array([
+        [[curve(fold, seed, loss) for loss in LOSSES] for seed in chosen["seeds"]]
+        for fold in chosen["folds"]
+    ])  # fmt: skip
+
+
+def work(chosen):
+    per_step = sum(WORK.values()) * len(chosen["folds"])
+    tuning = max(chosen["steps"]) * len(chosen["rates"])
+    return per_step * (tuning + sum(chosen["steps"]) * len(chosen["seeds"]))
+
+
+def table(found):
+    """Rows of numbers: over all folds and seeds, and the differences to MSE over the folds."""
+    for n_steps, values in found.items():
+        for at, step in enumerate(POINTS[: values.shape[-1]]):
+            for i, loss in enumerate(LOSSES):
+                mean, spread = mean_and_spread(values[:, :, i, at].ravel())
+                less = (values[:, :, i, at] - values[:, :, 0, at]).mean(1)  # paired, per fold
+                yield n_steps, step, loss, mean, spread, *mean_and_spread(less), (less < 0).sum()
+
+
+def by_fold(clips, folds, values):
+    """Rows of numbers: what needs no training, and the losses at the end, mean over the seeds."""
+    for fold, of_fold in zip(folds, values, strict=True):
+        rows, others = clips.of(fold), clips.of(*(set(FOLDS) - {fold}))
+        truth = clips.spectrum[rows].double().numpy()
+        guesses = clips.spectrum[others].double().mean(0).numpy(), clips.chest_spectrum[rows]
+        known = [fastemd.emd(p, truth, CHAIN, 1, validate=1e-5).mean() for p in guesses]
+        yield fold, len(rows), *known, of_fold[:, :, 0].mean(), *of_fold[..., -1].mean(0)
+
+
+def picture(found, path):
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axis, (n_steps, values) in zip(
+        figure.subplots(1, len(found), sharey=True), found.items(), strict=True
+    ):
+        for i, loss in enumerate(LOSSES):
+            runs = values[:, :, i].reshape(-1, values.shape[-1])
+            band(axis, POINTS[: values.shape[-1]], runs, loss)
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set(title=f"rates tuned for {n_steps} steps", xlabel="steps")
+    figure.axes[0].set_ylabel("EMD on patients not seen, bins of 1/60 Hz")
+    figure.axes[0].legend()
+    figure.savefig(path, dpi=80)
+
+
+def check(rows):
+    """On regular breath every loss beats the mean spectrum, as an untrained net does not."""
+    for fold, _, constant, _, untrained, *ends in rows:
+        if fold in REGULAR:
+            assert untrained > constant, f"{fold}: the floor is no floor"
+            assert max(ends) < constant, f"{fold}: a loss did not learn, {ends}"
+
+
+def main():
+    asked = options("examples/breathing_psd.py", __doc__)
+    chosen = QUICK if asked.quick else FULL
+    clips = Clips()
+    settings = chosen | {"batch": BATCH, "points": POINTS}
+    runs = Runs(asked.folder / "breathing-runs.jsonl", settings, work(chosen))
+    tuned, found, rates = tuning(clips, chosen, runs), {}, {}
+    for n_steps in chosen["steps"]:  # the best rate after so many
+        at = POINTS.index(n_steps)
+        rates[n_steps] = {key: min(by, key=lambda rate: by[rate][at]) for key, by in tuned.items()}
+        found[n_steps] = testing(clips, chosen, runs, rates[n_steps], n_steps)
+
+    header = ["tuned_for", "fold", "seed", "loss", "rate", "step", "emd"]
+    save_table(asked.folder / "breathing-curves.csv", header, (
+        (n_steps, fold, seed, loss, rates[n_steps][fold, loss], step, values[f, s, i, at])
+        for n_steps, values in found.items()
+        for f, fold in enumerate(chosen["folds"])
+        for s, seed in enumerate(chosen["seeds"])
+        for i, loss in enumerate(LOSSES)
+        for at, step in enumerate(POINTS[: values.shape[-1]])
+    ))  # fmt: skip
+    header = [
+        "tuned_for",
+        "step",
+        "loss",
+        "mean",
+        "spread",
+        "less_mse",
+        "its_spread",
+        "folds_below",
+    ]
+    rows = list(table(found))
+    save_table(asked.folder / "breathing-table.csv", header, rows)
+    for n_steps, step, loss, mean, spread, less, its_spread, below in rows:
+        if step in (10, 30, 100, 300, 1000):
+            print(
+                f"tuned for {n_steps:4}, step {step:4}: {loss:5} {mean:.2f} ± {spread:.2f},"
+                f" less MSE {less:+.2f} ± {its_spread:.2f}, below it in {below} folds"
+            )
+    header = ["fold", "clips", "mean_spectrum", "chest_spectrum", "untrained", *LOSSES]
+    rows = list(by_fold(clips, chosen["folds"], found[max(chosen["steps"])]))
+    save_table(asked.folder / "breathing-folds.csv", header, rows)
+    print(*header)
+    for fold, n_clips, *numbers in rows:
+        print(fold, n_clips, *(f"{number:.2f}" for number in numbers))
+    picture(found, asked.folder / "breathing.png")
+    check(rows)
+
+
+if __name__ == "__main__":
+    main()
