@@ -50,6 +50,7 @@ _FLAT = [
     "accuracy",
     "performance",
     "sinkhorn",
+    "breathing",
     "frameworks",
     "boosting",
     "frameworks",
