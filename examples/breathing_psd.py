@@ -194,19 +194,24 @@ def by_fold(clips, folds, values):
         yield fold, len(rows), *known, of_fold[:, :, 0].mean(), *of_fold[..., -1].mean(0)
 
 
-def picture(found, path):
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    for axis, (n_steps, values) in zip(
-        figure.subplots(1, len(found), sharey=True), found.items(), strict=True
-    ):
+def picture(found, folds, path):
+    """All folds for each length of training, then the folds one by one for the longest."""
+    panels = [(f"all folds, rates for {n_steps} steps", runs) for n_steps, runs in found.items()]
+    longest = found[max(found)]
+    panels += [(f"{fold} left out", runs[None]) for fold, runs in zip(folds, longest, strict=True)]
+    rows = len(panels) // 4
+    figure = Figure(figsize=(11, 2.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, 4)
+    for axis, (title, runs) in zip(axes.flat, panels, strict=True):
+        reached = POINTS[: runs.shape[-1]]
         for i, loss in enumerate(LOSSES):
-            runs = values[:, :, i].reshape(-1, values.shape[-1])
-            band(axis, POINTS[: values.shape[-1]], runs, loss)
+            band(axis, reached, runs[:, :, i].reshape(-1, len(reached)), loss)
         axis.set_xscale("symlog", linthresh=1)
-        axis.set(title=f"rates tuned for {n_steps} steps", xlabel="steps")
-    figure.axes[0].set_ylabel("EMD on patients not seen, bins of 1/60 Hz")
-    figure.axes[0].legend()
-    figure.savefig(path, dpi=80)
+        axis.set_title(title, fontsize="medium")
+    figure.supxlabel("steps")
+    figure.supylabel("EMD on patients not seen")
+    axes.flat[0].legend(fontsize="small")
+    figure.savefig(path, dpi=75)
 
 
 def check(rows):
@@ -262,7 +267,7 @@ def main():
     print(*header)
     for fold, n_clips, *numbers in rows:
         print(fold, n_clips, *(f"{number:.2f}" for number in numbers))
-    picture(found, asked.folder / "breathing.png")
+    picture(found, chosen["folds"], asked.folder / "breathing.png")
     check(rows)
 
 
