@@ -35,7 +35,7 @@ numba.set_num_threads(1)
 N_PROCESSES = 2
 
 N_BUCKETS, N_HIDDEN, BATCH, FEW = 1 << 13, 128, 128, 10
-MEASURES = {"top-1": max, "tree distance": min, "EMD": min}  # and which of two is better
+MEASURES = {"top-1": -1, "tree distance": 1, "EMD": 1}  # and the sign that makes less better
 CHOOSING = ("top-1", "EMD")  # the measures to choose a learning rate by
 BASE = "CE"
 
@@ -90,7 +90,7 @@ def rank_in_class(label, order):
 
 
 class SinkhornLoss(nn.Module):
-    """The Sinkhorn distance plus three times the cross entropy, for labels.
+    """A quarter of Sinkhorn distance, three of cross entropy, for labels.
 
     All of a label's mass is in one bin, so there is one transport plan: everything goes there.
     Sinkhorn's first iteration finds it, and what it minimises, <T, cost> - h(T) / lambda, is
@@ -105,7 +105,7 @@ class SinkhornLoss(nn.Module):
     def forward(self, logits, label):
         log_p = logits.log_softmax(-1)
         distance = (log_p.exp() * (self.cost[label] + log_p / self.lam)).sum(-1).mean()
-        return distance + 3 * nn.functional.nll_loss(log_p, label)
+        return (distance + 3 * nn.functional.nll_loss(log_p, label)) / 4
 
 
 LOSSES = {
@@ -195,13 +195,13 @@ class Form(NamedTuple):
 
 
 FULL = Form(
-    {"all texts": (False, 15), f"{FEW} per class": (True, 20)},
+    {"all texts": (False, 12), f"{FEW} per class": (True, 20)},
     tuple(LOSSES),
-    (0.3, 1.0, 3.0, 10.0),
+    (0.1, 0.2, 0.5, 1.0, 2.0),
     (1, 2, 3, 4, 5),
     None,
 )
-QUICK = Form({f"{FEW} per class": (True, 3)}, tuple(LOSSES)[:3], (1.0,), (1, 2), 1000)
+QUICK = Form({f"{FEW} per class": (True, 2)}, tuple(LOSSES)[:3], (2.0,), (1, 2), 1000)
 
 
 class Experiment:
@@ -210,8 +210,12 @@ class Experiment:
     def __init__(self, form, runs, submit):
         self.form, self.runs, self.submit = form, runs, submit
 
+    def run(self, setting, loss, rate, seed, part):
+        few, epochs = self.form.settings[setting]
+        return Run(few, loss, rate, seed, part, epochs, self.form.n_measured)
+
     def results(self, plan):
-        """Of every key of `plan` its run's measures; runs that are not kept yet run side by side."""
+        """The measures of every key's run; those that are not kept yet run side by side."""
         names = {key: " ".join(map(str, run)) for key, run in plan.items()}
         new = {names[key]: run for key, run in plan.items() if names[key] not in self.runs.kept}
         futures = {name: self.submit(train, run) for name, run in new.items()}
@@ -224,10 +228,8 @@ class Experiment:
     def choose_rates(self):
         """{(setting, loss, measure): rate}, best on the validation texts after the last epoch."""
         plan = {
-            (setting, loss, rate): Run(
-                few, loss, rate, 0, "validation", epochs, self.form.n_measured
-            )
-            for setting, (few, epochs) in self.form.settings.items()
+            (setting, loss, rate): self.run(setting, loss, rate, 0, "validation")
+            for setting in self.form.settings
             for loss in self.form.losses
             for rate in self.form.rates
         }
@@ -235,10 +237,14 @@ class Experiment:
         chosen = {}
         for setting in self.form.settings:
             for loss in self.form.losses:
-                for i, (measure, better) in enumerate(MEASURES.items()):
+                for i, (measure, sign) in enumerate(MEASURES.items()):
                     at_end = {r: found[setting, loss, r][-1, i] for r in self.form.rates}
                     if measure in CHOOSING:
-                        chosen[setting, loss, measure] = better(at_end, key=at_end.get)
+                        cost = {
+                            r: np.nan_to_num(sign * value, nan=np.inf)
+                            for r, value in at_end.items()
+                        }
+                        chosen[setting, loss, measure] = min(cost, key=cost.get)
                     print(f"{setting}, {loss}, validation {measure}:", *(
                         f"{rate:g} -> {value:.3f}" for rate, value in at_end.items()
                     ), sep="  ")  # fmt: skip
@@ -246,12 +252,11 @@ class Experiment:
 
     def measure(self, rates):
         """{(setting, loss, measure): (seeds, epochs, measures)} on the test texts."""
-        plan = {}
-        for (setting, loss, measure), rate in rates.items():
-            few, epochs = self.form.settings[setting]
-            for seed in self.form.seeds:
-                run = Run(few, loss, rate, seed, "test", epochs, self.form.n_measured)
-                plan[setting, loss, measure, seed] = run
+        plan = {
+            (setting, loss, measure, seed): self.run(setting, loss, rate, seed, "test")
+            for (setting, loss, measure), rate in rates.items()
+            for seed in self.form.seeds
+        }
         found = self.results(plan)
         return {key: np.array([found[*key, seed] for seed in self.form.seeds]) for key in rates}
 
@@ -336,7 +341,7 @@ def check(name, loss, at_end):
     """An untrained net gets a text in 982 right, and the EMD of its predictions is 11."""
     right, _, emd = at_end.T
     assert emd.max() < 10.5, f"{name}: did not learn"
-    assert "CE" not in loss or right.min() > 0.05, f"{name}: did not learn"
+    assert "CE" not in loss or right.min() > 0.03, f"{name}: did not learn"
 
 
 if __name__ == "__main__":
