@@ -51,6 +51,7 @@ _FLAT = [
     "performance",
     "sinkhorn",
     "breathing",
+    "glosses",
     "frameworks",
     "boosting",
     "frameworks",

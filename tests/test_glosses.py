@@ -14,6 +14,7 @@ import fastemd
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.append(str(EXAMPLES))
 torch, experiment = needed("torch"), needed("wordnet_glosses")
+gloss_texts = needed("gloss_texts")
 
 
 def test_wordnet_glosses__quick_form_learns_and_saves(tmp_path):
@@ -38,7 +39,7 @@ def test_check__refuses_an_untrained_net():
 
 
 def test_task__parts_share_no_text_and_hold_every_class():
-    tree, words, label, parts = experiment.task()
+    tree, words, label, parts = gloss_texts.task()
     assert tree.n_bins == 982
     assert tree.n_nodes == 1339
     everything = np.concatenate(list(parts.values()))
