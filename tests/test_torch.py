@@ -533,6 +533,8 @@ loss(whole(x), target).backward()
 parallel = DistributedDataParallel(layer)
 loss(parallel(x[rank::2]), target[rank::2]).backward()
 torch.testing.assert_close(layer.weight.grad, whole.weight.grad)
+torch.distributed.barrier()  # or the one that is done first may take the other's threads away
+del parallel
 torch.distributed.destroy_process_group()
 """
 
