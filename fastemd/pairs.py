@@ -27,18 +27,16 @@ def checked(
 ) -> Pairs:
     """The arguments as arrays of `dtype`, by default of the type they call for, or an error."""
     given = None if dtype is None else validation.check_dtype(dtype)
+    costs = {} if isinstance(cost, GroundSpace) else {"cost": cost}
+    library = arrays.library_of({"p": p, "q": q, **costs})
+    if library.device is not None:
+        validation.only_on_cpu("the exact and the Sinkhorn distance")
     if isinstance(cost, GroundSpace):
-        library = arrays.library_of({"p": p, "q": q})
         matrix, deciding = cost.cost_matrix(), []
     else:
-        library = arrays.library_of({"p": p, "q": q, "cost": cost})
-        if library.device is not None:
-            validation.only_on_cpu("the exact and the Sinkhorn distance")
         matrix = arrays.real("cost", cost)
         validation.check_cost(matrix)
         deciding = [matrix]
-    if library.device is not None:
-        validation.only_on_cpu("the exact and the Sinkhorn distance")
     inputs = {name: arrays.unwrap(name, value, len(matrix)) for name, value in (("p", p), ("q", q))}
     batch = arrays.batch_shape(inputs)
     result_type = given or arrays.result_type([*inputs.values(), *deciding])
