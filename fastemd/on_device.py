@@ -5,7 +5,7 @@ costs nothing; `synchronize` looks, and so does a call with ``validate=True``.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from fastemd.levels import Levels
 
 Array = NDArray[Any]
 
-# By device, and whether calls wait: the first bad row, and the first one of bad weight.
 NO_CLASS, NO_ROW = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+
+# By device, and whether calls wait: the first bad row, and the first one of bad weight.
 _complaints: dict[tuple[int, bool], Any] = {}
 
 
@@ -125,16 +126,22 @@ class Launch:
         return rows
 
     def run(
-        self, operation: str, levels: Levels, rows: list[Array], rho: float, value: Array,
+        self, operation: str, levels: Levels, rows: Sequence[Array], rho: float, value: Array,
         out: Array, project: bool, tolerance: float,
     ) -> int | None:  # fmt: skip
         """Launch an operation; if it waits, return the first bad row, or None."""
-        key = kernels.key_on_device(operation, levels.n_levels == 0, rho, rows[0].dtype.char)
-        self.launcher.run(
-            key, levels, rows, rho, value, out, project, tolerance, self.complaints, self.scratch,
-            self.device.index, self.stream,
-        )  # fmt: skip
+        rest = rho, value, out, float(bool(project)), tolerance
+        self._launch(operation, levels, rows, rest)
         return _first_bad(self.device.index, self.complaints) if self.waits else None
+
+    def _launch(
+        self, operation: str, levels: Levels, rows: Sequence[Array], rest: tuple[Any, ...]
+    ) -> None:
+        rho, char = rest[0], rows[0].dtype.char
+        self.launcher.launch(
+            kernels.key_on_device(operation, levels.n_levels == 0, rho, char), levels, rows, rest,
+            self.complaints, self.scratch, self.device.index, self.stream,
+        )  # fmt: skip
 
     def column(self, value: Any, batch: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """A number for every row, of a type, one after the other."""
@@ -166,12 +173,11 @@ class Launch:
         if n_rows:
             x, *others = self.rows(dtype, batch)
             others = [*([nothing] if labels.size else []), *others, nothing]
-            key = kernels.key_on_device(operation, levels.n_levels == 0, rho, dtype.char)
-            self.launcher.run_loss(
-                key, levels, [x, *others[:2]], rho, values.reshape(-1),
-                out.reshape(*x.shape[:2], -1), labels, ignored, factors, NORMALIZE[normalize],
-                cross_entropy, tolerance, self.complaints, self.scratch, *where,
+            rest = (
+                rho, values.reshape(-1), out.reshape(*x.shape[:2], -1), labels, ignored, factors,
+                NORMALIZE[normalize], cross_entropy, tolerance,
             )  # fmt: skip
+            self._launch(operation, levels, [x, *others[:2]], rest)
         if reduction != "none":
             total = self.empty((), dtype)
             self.launcher.add_up(values.reshape(-1), total.reshape(1), *where)

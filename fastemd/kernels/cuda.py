@@ -63,7 +63,11 @@ def tree_up(row, x):
 
 @device
 def tree_down(row, x, start):
-    """From what the edges keep to its sum between every bin and the root, from `start`."""
+    """From what the edges keep to its sum between every bin and the root, from `start`.
+
+    `sweep_up` has made sure that every thread sees what the edges keep. Afterwards a thread sees
+    the bins that are its own in every loop over them.
+    """
     if row.thread == 0:
         x[row.n_edges] = start
     for i in range(row.n_levels - 1, -1, -1):
@@ -73,7 +77,6 @@ def tree_down(row, x, start):
     barrier()
     for k in range(row.thread, row.n_bins, row.n_threads):
         x[k] += x[above(row, k)]
-    barrier()
 
 
 @device
@@ -84,7 +87,6 @@ def chain_up(row, x):
 
 @device
 def chain_down(row, x, start):
-    barrier()
     scan(row, x, start, True)
 
 
@@ -141,7 +143,9 @@ def vector_at(row, k):
 
 
 @device
-def write_bins(row):
+def write_down(row, down, start):
+    """The sweep down of what the edges keep, out to the bins."""
+    down(row, row.x, start)
     for k in range(row.thread, row.n_bins, row.n_threads):
         row.out[k] = row.x[k]
 
@@ -208,8 +212,7 @@ def gradient_row(row, up, down, slope):
     fill_difference(row)
     value, mean = sweep_up(row, row.x, up, slope_edge, slope)
     if row.out.size > 0:
-        down(row, row.x, -row.project * mean)
-        write_bins(row)
+        write_down(row, down, -row.project * mean)
     return value / row.rho
 
 
@@ -217,8 +220,7 @@ def gradient_row(row, up, down, slope):
 def diagonal_row(row, up, down, curvature):
     fill_difference(row)
     _, mean = sweep_up(row, row.x, up, diagonal_edge, curvature)
-    down(row, row.x, row.project * mean)
-    write_bins(row)
+    write_down(row, down, row.project * mean)
     return 0.0
 
 
@@ -228,8 +230,7 @@ def product_row(row, up, down, curvature):
     up(row, row.y)
     fill_difference(row)
     _, mean = sweep_up(row, row.x, up, product_edge, curvature)
-    down(row, row.x, -row.project * mean)
-    write_bins(row)
+    write_down(row, down, -row.project * mean)
     return 0.0
 
 
@@ -237,8 +238,7 @@ def product_row(row, up, down, curvature):
 def constant_product_row(row, up, down, curvature):
     fill_vector(row, row.x)
     _, mean = sweep_up(row, row.x, up, constant_product_edge, curvature)
-    down(row, row.x, -row.project * mean)
-    write_bins(row)
+    write_down(row, down, -row.project * mean)
     return 0.0
 
 

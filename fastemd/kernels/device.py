@@ -5,7 +5,7 @@ Arrays on a device are known by NumPy arrays that describe them and are never re
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ Array = NDArray[Any]
 SHARED_BYTES = 48 * 1024  # more needs leave, and leaves less room for other blocks
 BLOCKS_WITHOUT = 1024  # of rows whose scratch does not fit: what they need together is bounded
 TEAM = 256  # threads of a kernel of one block
-NO_ROW = np.iinfo(np.int64).max
 
 _int, _float, _flag = types.int64, types.float64, types.boolean
 _indices, _labels = types.Array(types.int32, 1, "C"), types.Array(types.int64, 1, "C")
@@ -57,22 +56,41 @@ def _kernel(operation: str, space: str, rho: str, char: str) -> tuple[Any, int]:
     return compiled(made, (*start, *rest)), n_scratch
 
 
-def _launch(
+def launch(
     key: tuple[str, str, str, str],
     levels: Levels,
-    rows: list[Array],
-    rest: list[Any],
+    rows: Sequence[Array],
+    rest: Sequence[Any],
     complaints: Any,
     empty: Callable[[int], Array],
     index: int,
     stream: int,
 ) -> None:
+    """Launch a kernel over all rows.
+
+    Parameters
+    ----------
+    key : tuple of str
+        Operation, "chain" or "tree", the power as in `fastemd.kernels.edges`, and the character of
+        the type.
+    levels : Levels
+    rows : three arrays (G, R, N)
+        As for `fastemd.kernels.run` and `run_loss`.
+    rest : sequence
+        What the kernel takes after the rows, up to the complaints; see `fastemd.kernels.threads`.
+    complaints : device array
+        Where the number of the first bad row goes, some time.
+    empty : callable
+        Makes memory for so many float64 on the device.
+    index, stream : int
+        The number of the device and the handle of the stream to use.
+    """
     kernel, n_scratch = _kernel(*key)
     shape = rows[0].shape
     n_rows = shape[0] * shape[1]
     n_threads, per_block = threads.block_of(levels.n_edges)
     own = 8 * threads.scratch_per_row(n_scratch, levels.n_edges, n_threads)
-    shared, scratch = own <= SHARED_BYTES, empty(0)
+    shared, scratch = own <= SHARED_BYTES, np.empty(0)
     if shared:
         per_block = min(per_block, SHARED_BYTES // own)
     n_blocks = -(-n_rows // per_block)
@@ -88,36 +106,6 @@ def _launch(
             *levels.uploaded[index], levels.n_edges, levels.n_levels,
             *arguments, complaints, argument(scratch),
         )  # fmt: skip
-
-
-def run(
-    key: tuple[str, str, str, str], levels: Levels, rows: list[Array], rho: float, value: Array,
-    out: Array, project: bool, tolerance: float, complaints: Any, empty: Callable[[int], Array],
-    index: int, stream: int,
-) -> None:  # fmt: skip
-    """Launch an operation on histograms over all rows; see `fastemd.kernels.run`.
-
-    `key` is operation, "chain" or "tree", the power as in `fastemd.kernels.edges`, and the
-    character of the type. The number of the first bad row goes to ``complaints[0]`` some time.
-    `empty` makes arrays of float64 on the device number `index`; `stream` is the handle of the
-    stream to use.
-    """
-    rest = [rho, value, out, float(bool(project)), tolerance]
-    _launch(key, levels, rows, rest, complaints, empty, index, stream)
-
-
-def run_loss(
-    key: tuple[str, str, str, str], levels: Levels, rows: list[Array], rho: float, value: Array,
-    out: Array, labels: Array, ignore_index: int, factors: Array, normalize: int,
-    cross_entropy: float, tolerance: float, complaints: Any, empty: Callable[[int], Array],
-    index: int, stream: int,
-) -> None:  # fmt: skip
-    """Launch a loss over all rows; see `run` and `fastemd.kernels.run_loss`.
-
-    `labels` has no elements if the targets are histograms. `factors` are what every row counts.
-    """
-    rest = [rho, value, out, labels, ignore_index, factors, normalize, cross_entropy, tolerance]
-    _launch(key, levels, rows, rest, complaints, empty, index, stream)
 
 
 @functools.cache

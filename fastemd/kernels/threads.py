@@ -174,6 +174,23 @@ def part(scratch, i, n_threads, n_edges):
     return scratch[begin : begin + n_edges + 1]
 
 
+@view
+def open_row(
+    numbers, lengths, n_edges, n_levels, own, p, q, v, out, number, rho, project, label, factor,
+    normalize, cross_entropy,
+):  # fmt: skip
+    """The row of this number of a batch."""
+    thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
+    group, i = number // p.shape[1], number % p.shape[1]
+    return Row(
+        thread, n_threads, p.shape[2], n_edges, n_levels, numbers, lengths, own,
+        part(own, 0, n_threads, n_edges), part(own, 1, n_threads, n_edges),
+        part(own, 2, n_threads, n_edges), part(own, 3, n_threads, n_edges),
+        row_at(p, group, i), row_at(q, group, i), row_at(v, group, i), row_at(out, group, i),
+        rho, project, label, factor, normalize, cross_entropy,
+    )  # fmt: skip
+
+
 @device
 def complain(complaints, about, number):
     """Note a bad row; the first one counts."""
@@ -195,25 +212,20 @@ def histogram_kernel(operation, check, up, down, function, n_scratch):
         numbers, lengths, n_edges, n_levels, p, q, v, rho, value, out, project, tolerance,
         complaints, scratch,
     ):  # fmt: skip
-        thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
         n_rows = p.shape[0] * p.shape[1]
-        per_row = scratch_per_row(n_scratch, n_edges, n_threads)
+        per_row = scratch_per_row(n_scratch, n_edges, cuda.blockDim.x)
         own = own_scratch(scratch, cuda.shared.array(0, float64), per_row)
         first = cuda.blockIdx.x * cuda.blockDim.y
         while first < n_rows:
             number = min(first + cuda.threadIdx.y, n_rows - 1)
-            group, i = number // p.shape[1], number % p.shape[1]
-            row = Row(
-                thread, n_threads, p.shape[2], n_edges, n_levels, numbers, lengths, own,
-                part(own, 0, n_threads, n_edges), part(own, 1, n_threads, n_edges),
-                part(own, 2, n_threads, n_edges), part(own, 3, n_threads, n_edges),
-                row_at(p, group, i), row_at(q, group, i), row_at(v, group, i),
-                row_at(out, group, i), rho, project, i, 1.0, 0, 0.0,
+            row = open_row(
+                numbers, lengths, n_edges, n_levels, own, p, q, v, out, number, rho, project,
+                number % p.shape[1], 1.0, 0, 0.0,
             )  # fmt: skip
             if tolerance >= 0.0 and not check(row, tolerance):
                 complain(complaints, 0, number)
             result = operation(row, up, down, function)
-            if value.size > 0 and thread == 0:
+            if value.size > 0 and row.thread == 0:
                 value[number] = result
             first += cuda.gridDim.x * cuda.blockDim.y
             barrier()
@@ -232,32 +244,27 @@ def loss_kernel(operation, weigh, up, down, function, n_scratch):
         numbers, lengths, n_edges, n_levels, x, q, v, rho, value, out, labels, ignore_index,
         factors, normalize, cross_entropy, tolerance, complaints, scratch,
     ):  # fmt: skip
-        thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
         n_rows = x.shape[0] * x.shape[1]
-        per_row = scratch_per_row(n_scratch, n_edges, n_threads)
+        per_row = scratch_per_row(n_scratch, n_edges, cuda.blockDim.x)
         own = own_scratch(scratch, cuda.shared.array(0, float64), per_row)
         first = cuda.blockIdx.x * cuda.blockDim.y
         while first < n_rows:
             number = min(first + cuda.threadIdx.y, n_rows - 1)
-            group, i = number // x.shape[1], number % x.shape[1]
             label, exists = -1, True
             if labels.size > 0:
                 label = labels[number]
                 exists = 0 <= label < x.shape[2] or label == ignore_index
                 if not 0 <= label < x.shape[2]:
                     label = 0
-            row = Row(
-                thread, n_threads, x.shape[2], n_edges, n_levels, numbers, lengths, own,
-                part(own, 0, n_threads, n_edges), part(own, 1, n_threads, n_edges),
-                part(own, 2, n_threads, n_edges), part(own, 3, n_threads, n_edges),
-                row_at(x, group, i), row_at(q, group, i), row_at(v, group, i),
-                row_at(out, group, i), rho, 1.0, label, factors[number], normalize, cross_entropy,
+            row = open_row(
+                numbers, lengths, n_edges, n_levels, own, x, q, v, out, number, rho, 1.0,
+                label, factors[number], normalize, cross_entropy,
             )  # fmt: skip
             weighed = weigh(row, tolerance)
             if not (exists and weighed.good):
                 complain(complaints, 0, number)
             result = operation(row, up, down, function, weighed)
-            if value.size > 0 and thread == 0:
+            if value.size > 0 and row.thread == 0:
                 value[number] = result * factors[number]
             first += cuda.gridDim.x * cuda.blockDim.y
             barrier()
