@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from fastemd import arrays, kernels, validation
 from fastemd.ground import GroundSpace
+from fastemd.levels import Levels
 from fastemd.on_device import Launch
-from fastemd.plan import raised
+from fastemd.plan import Plan, raised
 
 Array = NDArray[Any]
 
@@ -92,68 +93,62 @@ class Call:
         n_rows = math.prod(self.batch)
         if n_rows == 0:
             return
-        run = self._run if self.launch is None else self._run_on_device
-        tolerance, bad = self.tolerance, n_rows
-        given = any(out is value or out is rows for out in self.outs.values())
-        if given and tolerance >= 0.0 and (self.launch is None or self.launch.waits):
-            bad = run("check", None, None, True, tolerance)
+        nothing = arrays.nothing(self.dtype.char)
+        p, q, v = (*self._rows(operation), nothing, nothing)[:3]
+        values = nothing[0, 0] if value is None else value.reshape(-1)
+        columns = nothing if rows is None else rows.reshape(*p.shape[:2], rows.shape[-1])
+        launch = self._launch if self.launch is None else self._launch_on_device
+        plan = self._plan(operation)
+        n_launched = p.shape[0] * p.shape[1]
+        tolerance, bad = self.tolerance, n_launched
+        if (
+            self.outs
+            and tolerance >= 0.0
+            and (self.launch is None or self.launch.waits)
+            and any(out is value or out is rows for out in self.outs.values())
+        ):
+            bad = launch("check", plan, (p, q, v), nothing[0, 0], nothing, True, tolerance)
             tolerance = -1.0
-        if bad == n_rows:
-            bad = run(operation, value, rows, project, tolerance)
-        if bad < n_rows:
-            inputs = self.inputs
-            if self.launch is not None:
-                inputs = self.launch.on_host(self.batch)
+        if bad == n_launched:
+            bad = launch(operation, plan, (p, q, v), values, columns, project, tolerance)
+        if bad < n_launched:
+            inputs = self.inputs if self.launch is None else self.launch.on_host(self.batch)
+            bad //= n_launched // n_rows
             validation.blame(inputs, self.batch, bad, self.tolerance)
 
-    def _run(
-        self,
-        operation: str,
-        value: Array | None,
-        rows: Array | None,
-        project: bool,
-        tolerance: float,
-    ) -> int:
-        """The first bad row, or the number of rows."""
-        nothing = arrays.nothing(self.dtype.char)
-        given = self.rows
-        if given is None:
-            given = list(self.inputs.values())
-            if len(given) == 1:  # p against nothing
-                given.append(np.zeros(self.space.n_bins, self.dtype))
-            given = arrays.as_rows(given, self.batch, self.dtype)
-        p, q, v = (*given, nothing)[:3]
-        values = nothing[0, 0] if value is None else value.reshape(-1)
-        columns = nothing if rows is None else rows.reshape(*p.shape[:2], rows.shape[-1])
-        plan = getattr(self.space, _PLANS.get(operation, "plan"))
+    def _rows(self, operation: str) -> list[Array]:
+        """The arguments as (groups, rows, N)."""
+        if self.launch is not None:
+            return self.launch.rows(self.dtype, self.batch, per_bin=operation == "hessian")
+        if self.rows is not None:
+            return self.rows
+        given = list(self.inputs.values())
+        if len(given) == 1:  # p against nothing
+            given.append(np.zeros(self.space.n_bins, self.dtype))
+        return arrays.as_rows(given, self.batch, self.dtype)
+
+    def _plan(self, operation: str) -> Any:
+        """The edges that the operation walks, as its kernel reads them."""
+        per_edge = operation in ("flow", "embed")
+        if self.launch is not None:
+            return self.space.full_levels if per_edge else self.space.levels
         if operation == "embed":
-            plan = raised(plan, 1.0 / self.rho)
-        return kernels.run(
-            operation, plan, (p, q, v), self.rho, values, columns, project, tolerance
-        )
+            return raised(self.space.full_plan, 1.0 / self.rho)
+        if operation == "curvature":
+            return self.space.nested_plan
+        return self.space.full_plan if per_edge else self.space.plan
 
-    def _run_on_device(
-        self,
-        operation: str,
-        value: Array | None,
-        rows: Array | None,
-        project: bool,
-        tolerance: float,
+    def _launch(
+        self, operation: str, plan: Plan, rows: tuple[Array, Array, Array], *results: Any
     ) -> int:
-        """The same, if it waits; else the number of rows."""
-        launch, n_rows = self.launch, math.prod(self.batch)
-        assert launch is not None
-        given = launch.rows(self.dtype, self.batch, per_bin=operation == "hessian")
-        nothing = arrays.nothing(self.dtype.char)
-        p, q, v = (*given, nothing, nothing)[:3]
-        values = nothing[0, 0] if value is None else value.reshape(-1)
-        columns = nothing if rows is None else rows.reshape(*p.shape[:2], rows.shape[-1])
-        levels = self.space.full_levels if operation in ("flow", "embed") else self.space.levels
+        """Run the kernel; the first bad row, or the number of rows."""
+        return kernels.run(operation, plan, rows, self.rho, *results)
+
+    def _launch_on_device(
+        self, operation: str, plan: Levels, rows: tuple[Array, Array, Array], *results: Any
+    ) -> int:
+        """The same; unless the call waits, no row is known to be bad yet."""
+        assert self.launch is not None
         name = "hvp" if operation == "hessian" else operation  # without v: with the unit vectors
-        bad = launch.run(name, levels, [p, q, v], self.rho, values, columns, project, tolerance)
-        if bad is None:
-            return n_rows
-        return bad // self.space.n_bins if operation == "hessian" else bad
-
-
-_PLANS = {"flow": "full_plan", "embed": "full_plan", "curvature": "nested_plan"}
+        bad = self.launch.run(name, plan, rows, self.rho, *results)
+        return rows[0].shape[0] * rows[0].shape[1] if bad is None else bad
