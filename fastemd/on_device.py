@@ -189,8 +189,7 @@ class Launch:
         """Copies of the user's arrays."""
         result = {}
         for name, value in self.given.items():
-            shape = *batch, description(value).shape[-1]
+            spread = self.device.spread(value, (*batch, description(value).shape[-1]))
             with self.target.on_device(self.device.index):
-                spread = self.target.argument(description(self.device.spread(value, shape)))
-                result[name] = spread.copy_to_host()
+                result[name] = self.target.argument(description(spread)).copy_to_host()
         return result

@@ -2,6 +2,7 @@
 
 import os
 
+import device
 import naive
 import numpy as np
 import pytest
@@ -16,7 +17,26 @@ settings.register_profile(
 settings.register_profile(
     "ci", parent=settings.get_profile("local"), derandomize=True, print_blob=True
 )
-settings.load_profile("ci" if os.environ.get("CI") else "local")
+settings.register_profile("simulator", parent=settings.get_profile("ci"), max_examples=10)
+settings.load_profile(
+    "simulator" if device.SIMULATED else "ci" if os.environ.get("CI") else "local"
+)
+
+# What is to hold wherever the arrays are.
+BEHAVIOUR = {
+    "test_accuracy.py", "test_batches.py", "test_cuda.py", "test_flows.py", "test_gradients.py",
+    "test_hessians.py", "test_identities.py", "test_losses.py", "test_out.py", "test_validation.py",
+    "test_values.py",
+}  # fmt: skip
+if device.DEVICE != "cpu":
+    device.install()
+
+
+def pytest_ignore_collect(collection_path):
+    """Off the CPU, the other files."""
+    if device.DEVICE != "cpu" and collection_path.suffix == ".py":
+        return collection_path.name not in BEHAVIOUR or None
+    return None
 
 
 def _binary(levels):
@@ -26,15 +46,17 @@ def _binary(levels):
     return naive.Ground(parent, weight, list(range(n // 2, n)))
 
 
+MANY, SOME = (60, 20) if device.SIMULATED else (300, 100)  # the simulator takes its time
+
 CASES = {
     "chain of 1": chain_case(1),
     "chain of 2": chain_case(2),
     "chain of 7": chain_case(7),
-    "chain of 100 with gaps": chain_case(100, [0.25 + i % 5 for i in range(99)]),
+    "chain with gaps": chain_case(SOME, [0.25 + i % 5 for i in range(SOME - 1)]),
     "one node": tree_case(naive.Ground([-1], [0.0], [0])),
     "star": tree_case(naive.Ground([5] * 5 + [-1], [1, 2, 0, 0.5, 3, 0], [4, 0, 1, 2, 3])),
     "binary tree": tree_case(_binary(5)),
-    "tree of 300 nodes": tree_case(random_ground(np.random.default_rng(300), 300)),
+    "random tree": tree_case(random_ground(np.random.default_rng(300), MANY)),
     # Two bins at the ends of a path, below a stem that carries no flow and a leaf without a bin.
     "unary path": tree_case(naive.Ground([1, 2, 3, 4, -1, 3], [1, 2, 0.5, 4, 0, 9], [2, 0])),
     "every node a bin": tree_case(naive.Ground([2, 2, 4, 4, -1], [1, 1, 2, 3, 0], [4, 0, 2, 1, 3])),

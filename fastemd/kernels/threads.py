@@ -50,7 +50,7 @@ class Row(NamedTuple):
     out: np.ndarray
     rho: float
     project: float  # 1 to conserve the total mass, 0 for the raw derivatives
-    label: int  # the number of the row in its group; of a loss the class, -1 for a histogram
+    label: int  # of a dense Hessian its row; of a loss the class, -1 for a histogram
     factor: float  # of a loss, what the row counts
     normalize: int  # see `fastemd.kernels.normalize`
     cross_entropy: float
@@ -220,7 +220,7 @@ def histogram_kernel(operation, check, up, down, function, n_scratch):
             number = min(first + cuda.threadIdx.y, n_rows - 1)
             row = open_row(
                 numbers, lengths, n_edges, n_levels, own, p, q, v, out, number, rho, project,
-                number % p.shape[1], 1.0, 0, 0.0,
+                number % p.shape[2], 1.0, 0, 0.0,
             )  # fmt: skip
             if tolerance >= 0.0 and not check(row, tolerance):
                 complain(complaints, 0, number)
@@ -266,8 +266,7 @@ def loss_kernel(operation, weigh, up, down, function, n_scratch):
             result = operation(row, up, down, function, weighed)
             if value.size > 0 and row.thread == 0:
                 value[number] = result * factors[number]
-            first += cuda.gridDim.x * cuda.blockDim.y
-            barrier()
+            first += cuda.gridDim.x * cuda.blockDim.y  # no barrier, `weigh` has one
 
     return run
 
@@ -282,7 +281,7 @@ def factors_kernel():
     def run(weights, labels, ignore_index, mean, factors, complaints):
         thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
         team = Team(thread, n_threads, cuda.shared.array(0, float64))
-        total = 0.0
+        most, total = 0.0, 0.0
         for i in range(thread, factors.size, n_threads):
             factor = 1.0
             if weights.size > 0:
@@ -292,11 +291,14 @@ def factors_kernel():
             if labels.size > 0 and labels[i] == ignore_index:
                 factor = 0.0
             factors[i] = factor
-            total += factor
-        total, _ = sums(team, total, 0.0)
-        if mean and total > 0.0:
+            most = max(most, factor)
+        if mean:
+            most = largest(team, most)  # the sum of the factors might overflow
             for i in range(thread, factors.size, n_threads):
-                factors[i] /= total
+                total += factors[i] / most if most > 0.0 else 0.0
+            total, _ = sums(team, total, 0.0)
+            for i in range(thread, factors.size, n_threads):
+                factors[i] = factors[i] / most / total if total > 0.0 else 0.0
 
     return run
 

@@ -1,0 +1,169 @@
+"""Where the tests compute: on the CPU, in Numba's simulator of CUDA, or on a GPU.
+
+With NUMBA_ENABLE_CUDASIM=1 in the environment it is the simulator. With FASTEMD_DEVICE it is a GPU,
+and it says whose arrays are used: "torch", "cupy", "jax" or "numba". Tests know NumPy arrays only.
+Off the CPU, `install` has the functions of fastemd take them to the device, wait, and bring the
+results back.
+"""
+
+import functools
+import inspect
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import fastemd
+from fastemd import devices
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+DEVICE = "simulator" if SIMULATED else os.environ.get("FASTEMD_DEVICE", "cpu")
+cpu = pytest.mark.skipif(DEVICE != "cpu", reason="about the CPU")
+simulator = pytest.mark.skipif(not SIMULATED, reason="runs in Numba's simulator of CUDA")
+device = pytest.mark.skipif(DEVICE == "cpu", reason="about devices")
+
+# ------------------------------------------------------------------------------- the simulator's
+
+
+class DeviceArray:
+    """An array of a library that is known by its interface only."""
+
+    def __init__(self, array):
+        self._array = array
+        self.dtype, self.shape = array.dtype, array.shape
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self._array.__array_interface__, "strides": self._array.strides}
+
+    def numpy(self):
+        return self._array
+
+    def __array__(self, *args, **keywords):
+        raise AssertionError("somebody reads what is on the device")
+
+
+def _make(_):
+    return devices.Device(
+        0,
+        lambda shape, dtype: DeviceArray(np.full(shape, 7, dtype)),
+        np.errstate(over="ignore")(lambda array, dtype: DeviceArray(array.numpy().astype(dtype))),
+        lambda array, shape: DeviceArray(np.array(np.broadcast_to(array.numpy(), shape))),
+        lambda array, numbers: array.numpy().__setitem__(..., numbers.numpy()),
+        lambda: 0,
+    )
+
+
+devices.LIBRARIES["device"] = _make
+
+# ------------------------------------------------------------------------------ there and back
+
+
+def _torch():
+    import torch
+
+    return lambda x: torch.from_numpy(np.ascontiguousarray(x)).cuda(), lambda x: x.cpu().numpy()
+
+
+def _cupy():
+    import cupy
+
+    return cupy.asarray, cupy.asnumpy
+
+
+def _jax():
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    gpu = jax.devices("cuda")[0]
+    return lambda x: jax.device_put(x, gpu), np.asarray
+
+
+def _numba():
+    from numba import cuda
+
+    return lambda x: cuda.to_device(np.ascontiguousarray(x)), lambda x: x.copy_to_host()
+
+
+TRIPS = {
+    "simulator": lambda: (DeviceArray, DeviceArray.numpy),
+    "torch": _torch,
+    "cupy": _cupy,
+    "jax": _jax,
+    "numba": _numba,
+}
+_there, _back = TRIPS[DEVICE]() if DEVICE != "cpu" else (None, None)
+
+
+def on_device(value):
+    """An array on the device, which in the simulator is of the same memory; None stays."""
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return _there(array)
+
+
+def on_host(value):
+    return _back(value)
+
+
+def through(function):
+    """The function on arrays on the device, for NumPy arrays."""
+    parameters = inspect.signature(function).parameters
+    arrays = [
+        name for name in ("p", "q", "v", "x", "target", "sample_weight") if name in parameters
+    ]
+
+    @functools.wraps(function)
+    def call(*args, **keywords):
+        bound = inspect.signature(function).bind(*args, **keywords)
+        given = bound.arguments
+        for name in arrays:
+            if name in given:
+                given[name] = on_device(given[name])
+        out = given.get("out")
+        buffers = () if out is None else tuple(out) if isinstance(out, tuple | list) else (out,)
+        if buffers:
+            made = [on_device(buffer) for buffer in buffers]
+            given["out"] = made[0] if isinstance(out, np.ndarray) else type(out)(made)
+        if "validate" in parameters and given.get("validate") is None:
+            given["validate"] = True
+        result = function(*bound.args, **bound.kwargs)
+        fastemd.synchronize()
+        if not buffers:
+            return _all(lambda array: on_host(array)[()], result)
+        if not SIMULATED:
+            for buffer, array in zip(buffers, made, strict=True):
+                buffer[...] = on_host(array)
+        return buffers if isinstance(result, tuple) else buffers[0]
+
+    return call
+
+
+def _all(function, result):
+    if not isinstance(result, tuple):
+        return function(result)
+    values = map(function, result)
+    return type(result)(*values) if hasattr(result, "_fields") else tuple(values)
+
+
+FUNCTIONS = (
+    "emd", "emd_grad", "emd_value_and_grad", "emd_hessian", "emd_hessian_diag", "emd_hvp",
+    "emd_flow", "embed", "emd_loss", "emd_loss_hessian_diag",
+)  # fmt: skip
+
+
+plain = SimpleNamespace(**{name: getattr(fastemd, name) for name in FUNCTIONS})
+
+
+def install():
+    """Have the functions of fastemd compute on the device; `plain` has them as they are."""
+    for name in FUNCTIONS:
+        setattr(fastemd, name, through(getattr(plain, name)))
+    if SIMULATED:
+        import simulator
+
+        simulator.install()
