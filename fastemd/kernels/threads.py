@@ -2,7 +2,8 @@
 
 A block is ``blockDim.x`` threads a row times ``blockDim.y`` rows. All its rows take the same steps
 at the same time, so that every thread meets every barrier; beyond the end of the batch the last row
-stands in, and is written again with the same numbers.
+stands in, and is written again with the same numbers. There is no barrier between one row and the
+next: both ends of a row a thread does with bins of its own.
 
 Only this module asks for the number of a thread or waits: Numba's simulator replaces `cuda` in the
 module of the kernel alone.
@@ -228,7 +229,6 @@ def histogram_kernel(operation, check, up, down, function, n_scratch):
             if value.size > 0 and row.thread == 0:
                 value[number] = result
             first += cuda.gridDim.x * cuda.blockDim.y
-            barrier()
 
     return run
 
@@ -266,7 +266,7 @@ def loss_kernel(operation, weigh, up, down, function, n_scratch):
             result = operation(row, up, down, function, weighed)
             if value.size > 0 and row.thread == 0:
                 value[number] = result * factors[number]
-            first += cuda.gridDim.x * cuda.blockDim.y  # no barrier, `weigh` has one
+            first += cuda.gridDim.x * cuda.blockDim.y
 
     return run
 
