@@ -28,6 +28,8 @@ BEHAVIOUR = {
     "test_hessians.py", "test_identities.py", "test_losses.py", "test_out.py", "test_validation.py",
     "test_values.py",
 }  # fmt: skip
+if device.DEVICE == "torch":
+    BEHAVIOUR |= {"test_torch.py"}
 if device.DEVICE != "cpu":
     device.install()
 

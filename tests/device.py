@@ -1,9 +1,9 @@
 """Where the tests compute: on the CPU, in Numba's simulator of CUDA, or on a GPU.
 
 With NUMBA_ENABLE_CUDASIM=1 in the environment it is the simulator. With FASTEMD_DEVICE it is a GPU,
-and it says whose arrays are used: "torch", "cupy", "jax" or "numba". Tests know NumPy arrays only.
-Off the CPU, `install` has the functions of fastemd take them to the device, wait, and bring the
-results back.
+and it says whose arrays are used: "torch", "cupy", "jax" or "numba". With both, the simulator takes
+torch's tensors on the CPU for tensors on CUDA. Tests know NumPy arrays only. Off the CPU, `install`
+has the functions of fastemd take them to the device, wait, and bring the results back.
 """
 
 import functools
@@ -18,9 +18,9 @@ import fastemd
 from fastemd import devices
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-DEVICE = "simulator" if SIMULATED else os.environ.get("FASTEMD_DEVICE", "cpu")
+DEVICE = os.environ.get("FASTEMD_DEVICE", "simulator" if SIMULATED else "cpu")
 cpu = pytest.mark.skipif(DEVICE != "cpu", reason="about the CPU")
-simulator = pytest.mark.skipif(not SIMULATED, reason="runs in Numba's simulator of CUDA")
+simulator = pytest.mark.skipif(DEVICE != "simulator", reason="runs in Numba's simulator of CUDA")
 device = pytest.mark.skipif(DEVICE == "cpu", reason="about devices")
 
 # ------------------------------------------------------------------------------- the simulator's
@@ -63,7 +63,11 @@ devices.LIBRARIES["device"] = _make
 def _torch():
     import torch
 
-    return lambda x: torch.from_numpy(np.ascontiguousarray(x)).cuda(), lambda x: x.cpu().numpy()
+    def there(array):
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor if SIMULATED else tensor.cuda()
+
+    return there, lambda tensor: tensor.cpu().numpy()
 
 
 def _cupy():
@@ -135,7 +139,7 @@ def through(function):
         fastemd.synchronize()
         if not buffers:
             return _all(lambda array: on_host(array)[()], result)
-        if not SIMULATED:
+        if DEVICE != "simulator":
             for buffer, array in zip(buffers, made, strict=True):
                 buffer[...] = on_host(array)
         return buffers if isinstance(result, tuple) else buffers[0]
@@ -167,3 +171,5 @@ def install():
         import simulator
 
         simulator.install()
+        if DEVICE == "torch":
+            simulator.take_tensors()

@@ -6,6 +6,7 @@ changes from one to the next. What lacks a barrier between two threads gets othe
 thread that ends while another one waits is an error.
 """
 
+import dataclasses
 import random
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import numpy as np
 from greenlet import getcurrent, greenlet
 from numba.cuda.simulator import kernel, kernelapi
 
+from fastemd import arrays, devices, on_device
 from fastemd.kernels import threads
 
 
@@ -46,3 +48,25 @@ def install():
     kernel.BlockManager = Block
     kernelapi.threading = SimpleNamespace(current_thread=getcurrent)
     threads.block_of = lambda n_edges: (4, 2)
+
+
+def take_tensors():
+    """Take torch's tensors on the CPU for tensors on the device."""
+    import torch
+
+    known, make, describe = arrays._known_library, devices.LIBRARIES["torch"], devices.description
+
+    def library(cls):
+        found = known(cls)
+        if found is None or found.name != "torch":
+            return found
+        return found._replace(elsewhere=lambda tensor: True)
+
+    def description(value):
+        return value.numpy() if isinstance(value, torch.Tensor) else describe(value)
+
+    def device(tensor):
+        return dataclasses.replace(make(tensor), index=0, stream=lambda: 0)
+
+    arrays._known_library, devices.LIBRARIES["torch"] = library, device
+    devices.description = on_device.description = description

@@ -17,7 +17,8 @@ jax = needed("jax")
 jax.config.update("jax_enable_x64", True)
 jnp = jax.numpy
 adapter = needed("fastemd.jax")
-xla = fastemd.xla
+xla = needed("fastemd.jax.xla")
+programs = needed("fastemd.jax.programs")
 
 TREE = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0.5, 1, 3, 1, 1])
 each_rho = pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
@@ -27,7 +28,7 @@ each_rho = pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
 def way(request, monkeypatch):
     """The way into JAX's programs."""
     jax.clear_caches()
-    monkeypatch.setattr(adapter, "_KNOWN", request.param)
+    monkeypatch.setattr(programs, "KNOWN", request.param)
     yield
     jax.clear_caches()
 
@@ -59,7 +60,7 @@ def test_version__is_known():
     """Otherwise everything still works, but ten times slower."""
     assert xla.version(jax.ffi.include_dir()) in xla.KNOWN
     assert xla.version("nowhere") is None
-    assert adapter._KNOWN
+    assert programs.KNOWN
 
 
 @each_rho
@@ -175,7 +176,7 @@ def test_emd__interrupted_has_no_result(way, monkeypatch):
         raise KeyboardInterrupt
 
     p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
-    monkeypatch.setattr(adapter, "Call", interrupted)
+    monkeypatch.setattr(programs, "Call", interrupted)
     with pytest.raises((Exception, KeyboardInterrupt), match=r"KeyboardInterrupt|^$"):
         adapter.emd(p, p, TREE, 2).block_until_ready()
 
@@ -311,7 +312,7 @@ def test_emd__under_shard_map(known):
     _run_on_devices(
         2,
         f"""{SPREAD}
-fastemd.jax._KNOWN = {known}
+fastemd.jax.programs.KNOWN = {known}
 mesh = jax.sharding.Mesh(np.array(jax.devices()), "b")
 whole, parts = P(), P("b")
 for function, second, spec in (

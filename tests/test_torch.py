@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from device import cpu, plain
 from frameworks import growth, needed
 from operations import assert_close
 
@@ -25,6 +26,11 @@ each_backend = pytest.mark.parametrize("backend", ["eager", "aot_eager", "induct
 def _logits(rng, shape=(4,), n=TREE.n_bins):
     tensors = torch.from_numpy(rng.standard_normal((2, *shape, n)))
     return [tensor.requires_grad_() for tensor in tensors]
+
+
+def _waited_for(result):
+    fastemd.synchronize()  # where it is not computed at once
+    return result
 
 
 def _loss(x, y, rho=1.5):
@@ -143,7 +149,7 @@ def test_emd__compiles_as_one_graph(backend, rng):
 def test_emd__compiled_takes_no_more_passes(rng, monkeypatch):
     torch._dynamo.reset()
     x, y = _logits(rng)
-    monkeypatch.setattr(adapter, "emd_hvp", None)  # a gradient needs no Hessian
+    monkeypatch.setattr(adapter.operators, "emd_hvp", None)  # a gradient needs no Hessian
     compiled = torch.compile(_loss, fullgraph=True, backend="aot_eager")
     torch.autograd.grad(compiled(x, y).sum(), x)
 
@@ -176,7 +182,7 @@ def test_emd__low_precision_is_computed_in_float32(low, rng):
     q = y.softmax(-1).to(p.dtype)
     comp = adapter.emd(p, q, TREE, 2)
     assert comp.dtype == torch.float32
-    ref = fastemd.emd(p.detach().float(), q.float(), TREE, 2, validate=False)
+    ref = plain.emd(p.detach().float(), q.float(), TREE, 2, validate=False)
     torch.testing.assert_close(comp.detach(), ref)
     comp.sum().backward()
     assert p.grad.dtype == p.dtype
@@ -185,8 +191,8 @@ def test_emd__low_precision_is_computed_in_float32(low, rng):
     with torch.autocast("cpu", getattr(torch, low)):
         layer = torch.nn.Linear(5, 5)
         value = adapter.emd(layer(x.float()).softmax(-1), y.float().softmax(-1), TREE, 2)
-    with pytest.raises(ValueError, match=r"relative tolerance 1.0e-06"):
-        adapter.emd(p, y.softmax(-1), TREE, 2, validate=1e-6)
+    with pytest.raises(ValueError, match=r"relative tolerance 1.0e-06|row \d of an earlier call"):
+        _waited_for(adapter.emd(p, y.softmax(-1), TREE, 2, validate=1e-6))
     assert value.dtype == torch.float32
     value.sum().backward()
     assert layer.weight.grad.dtype == torch.float32
@@ -199,6 +205,7 @@ def test_emd__whole_numbers(rng):
     assert adapter.emd(p, one_hot[1], TREE, 1).dtype == torch.float32
 
 
+@cpu  # elsewhere numbers are complained of later
 def test_emd__bad_input(rng):
     p = torch.full((2, TREE.n_bins), 1 / TREE.n_bins)
     for bad, wrong, message in (
@@ -229,17 +236,16 @@ def test_emd__on_two_devices():
                 call(**{"p": p, "q": p, "space": TREE, "rho": 2} | bad)
 
 
-def _as_if_on_a_gpu(*shape):
+def test_emd__as_if_on_other_devices():
     from torch._subclasses import FakeTensorMode
 
+    loss = adapter.EMDLoss(TREE)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return torch.empty(shape, device="cuda:0")
-
-
-def test_emd__on_another_device():
-    p = _as_if_on_a_gpu(2, TREE.n_bins)
-    with pytest.raises(TypeError, match=r"p: on cuda:0, .* on the CPU only, .* p.cpu\(\)"):
-        adapter.emd(p, p, TREE, 2)
+        ours, another = (torch.empty(2, TREE.n_bins, device=name) for name in ("cuda:0", "xpu:0"))
+        for function in (lambda p: adapter.emd(p, p, TREE, 2), lambda p: loss(p, p)):
+            assert str(function(ours).device) == "cuda:0"
+            with pytest.raises(TypeError, match=r": on xpu:0, .* on the CPU and on CUDA only; "):
+                function(another)
 
 
 def test_emd__of_shapes_only():
@@ -270,7 +276,7 @@ def test_spaces__live_as_long_as_needed(rng):
     assert adapter.number_of(twin) == number
     del space
     gc.collect()
-    assert adapter.space_of(number).n_bins == 5  # its twin answers
+    assert adapter.operators.space_of(number).n_bins == 5  # its twin answers
     del twin
     gc.collect()
     first = torch.autograd.grad(value.sum(), p, create_graph=True)[0]
@@ -278,7 +284,7 @@ def test_spaces__live_as_long_as_needed(rng):
     del value, first
     gc.collect()
     with pytest.raises(ValueError, match="does not exist any more"):
-        adapter.space_of(number)
+        adapter.operators.space_of(number)
 
 
 # -- the loss --------------------------------------------------------------------------------------
@@ -423,6 +429,7 @@ def test_loss__is_a_module(rng):
     torch.testing.assert_close(torch.load(buffer, weights_only=False)(x, target), loss(x, target))
 
 
+@cpu
 def test_loss__bad_input(rng):
     x, target = _case(rng, "labels", {})
     for options, wrong, message in (
@@ -466,8 +473,6 @@ def test_loss__on_two_devices(rng):
     ):
         with pytest.raises(TypeError, match=message):
             adapter.EMDLoss(TREE)(*inputs)
-    with pytest.raises(TypeError, match="x: on cuda:0, "):
-        adapter.EMDLoss(TREE)(_as_if_on_a_gpu(4, 5), _as_if_on_a_gpu(4, 5))
 
 
 def test_loss__ignores_only_classes(rng):
@@ -477,6 +482,7 @@ def test_loss__ignores_only_classes(rng):
             adapter.EMDLoss(TREE, ignore_index=ignored)(x, given)
 
 
+@cpu
 def test_loss__trains_a_net():
     torch.manual_seed(0)
     inputs = torch.randn(64, 8)
@@ -494,6 +500,7 @@ def test_loss__trains_a_net():
     assert (net(inputs).argmax(-1) == target).float().mean() > 0.95
 
 
+@cpu
 def test_operators__leave_torch_its_number_of_threads():
     """Numba sets it once, when it starts its own threads of an OpenMP library that both use."""
     code = """
@@ -506,6 +513,7 @@ assert torch.get_num_threads() == 1
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
+@cpu
 def test_loss__memory_does_not_grow(rng):
     x, target = _case(rng, "labels", {}, (40, 4))
     x.requires_grad_()
@@ -539,6 +547,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@cpu
 def test_loss__in_two_processes_of_distributed_data_parallel(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", WORKER]
     workers = [

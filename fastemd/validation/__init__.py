@@ -20,11 +20,11 @@ from fastemd.validation.arguments import (
     no_third_derivative,
     not_a_tensor,
     not_an_array,
-    not_on_the_cpu,
     not_readable,
     not_solved,
     only_on_cpu,
     outs_overlap,
+    unknown_device,
 )
 from fastemd.validation.histograms import (
     bad_on_device,

@@ -72,9 +72,9 @@ def mixed_devices(devices: Mapping[str, str]) -> NoReturn:
     raise TypeError(f"{' and '.join(devices)}: on different devices: {listed}")
 
 
-def not_on_the_cpu(name: str, device: str) -> NoReturn:
+def unknown_device(name: str, device: str) -> NoReturn:
     raise TypeError(
-        f"{name}: on {device}, but fastemd.torch computes on the CPU only, so far; "
+        f"{name}: on {device}, but fastemd.torch computes on the CPU and on CUDA only; "
         f"pass {name}.cpu()"
     )
 

@@ -1,9 +1,6 @@
 """EMD^rho as a function and a loss of PyTorch: differentiable, and under torch's transforms."""
 
-import functools
-import inspect
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,11 +8,9 @@ import torch
 from torch import Tensor
 
 from fastemd import validation
-from fastemd.functions import emd_value_and_grad
 from fastemd.ground import GroundSpace
-from fastemd.hessians import emd_hvp
-from fastemd.losses import LossCall
-from fastemd.registry import number_of, space_of
+from fastemd.registry import number_of
+from fastemd.torch.operators import values
 
 _number_of = torch.compiler.assume_constant_result(number_of)
 
@@ -49,10 +44,12 @@ def emd(
     ValueError
         If shapes do not fit, `rho` is < 1 or a histogram is bad; the message names the row.
     TypeError
-        If an argument is of another kind or not on the CPU.
+        If an argument is of another kind, or neither on the CPU nor on CUDA.
 
     Notes
     -----
+    On CUDA bad histograms are complained of later, by `fastemd.synchronize`.
+
     The first derivative is `fastemd.emd_grad`, projected onto what conserves the mass; it comes
     with the value, in one pass. The second derivative is `fastemd.emd_hvp`. `torch.func.grad`,
     ``vmap``, ``jacrev`` and ``torch.compile(fullgraph=True)`` work; forward mode does not, nor
@@ -76,7 +73,7 @@ def emd(
     if p.shape != q.shape:
         p, q = torch.broadcast_tensors(p, q)
     constants = validation.check_rho(rho), tolerance
-    return _values(p, q, "emd", _number_of(space), *constants)
+    return values(p, q, "emd", _number_of(space), *constants)
 
 
 class EMDLoss(torch.nn.Module):
@@ -103,7 +100,8 @@ class EMDLoss(torch.nn.Module):
     ValueError
         If an option is not one of those; when called as `fastemd.emd_loss`.
     TypeError
-        If an argument is of another kind or not on the CPU, or the target requires grad.
+        If an argument is of another kind, neither on the CPU nor on CUDA, or the target requires
+        grad.
 
     See Also
     --------
@@ -118,6 +116,7 @@ class EMDLoss(torch.nn.Module):
     float32, and the loss is of that type.
 
     Loss and gradient take one pass, without a tensor of the size of ``x`` but the gradient.
+    On CUDA bad rows are complained of later, by `fastemd.synchronize`.
     Differentiable twice; transforms and `torch.compile` as for `emd`.
 
     Examples
@@ -181,7 +180,7 @@ class EMDLoss(torch.nn.Module):
             rows = torch.broadcast_shapes(rows, x.shape[:-1])
             x = x.expand(*rows, x.shape[-1])
             target = target.expand(rows if labelled else (*rows, target.shape[-1]))
-        losses = _values(
+        losses = values(
             x,
             target if labelled else target.to(dtype),
             "emd_loss",
@@ -233,13 +232,13 @@ def _check_tensors(space: GroundSpace, **tensors: Any) -> None:
 
 
 def _check_devices(**tensors: Tensor | None) -> None:
-    """All on one, the CPU, or on `meta`: there torch has shapes without numbers."""
+    """All on one, the CPU, CUDA, or `meta`: there torch has shapes without numbers."""
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     name, first = next(iter(devices.items()))
     if any(device != first for device in devices.values()):
         validation.mixed_devices({name: str(device) for name, device in devices.items()})
-    if first.type not in ("cpu", "meta"):
-        validation.not_on_the_cpu(name, str(first))
+    if first.type not in ("cpu", "cuda", "meta"):
+        validation.unknown_device(name, str(first))
 
 
 def _computing_type(a: torch.dtype, b: torch.dtype) -> torch.dtype:
@@ -255,169 +254,3 @@ def _mass_tolerance(*dtypes: torch.dtype) -> float:
     """As `validation.mass_tolerance`, also for types that NumPy does not have."""
     floats = [x for x in (*dtypes, torch.float64) if x.is_floating_point]
     return math.sqrt(max(torch.finfo(x).eps for x in floats))
-
-
-# The kernels as operators, which torch.compile takes as they are: values and derivatives of rows,
-# and second derivatives times vectors. Declared like this they cost 3 us per call, by
-# `torch.library.custom_op` 11.
-
-_SCHEMAS = {
-    "emd": "Tensor p, Tensor q, {} SymInt space, float rho, float tolerance",
-    "emd_loss": (
-        "Tensor x, Tensor target, {} SymInt space, float rho, float tolerance, str normalize, "
-        "float cross_entropy, SymInt? ignore_index"
-    ),
-}
-for _name, _schema in _SCHEMAS.items():
-    torch.library.define(f"fastemd::{_name}", f"({_schema.format('')}) -> (Tensor, Tensor)")
-    torch.library.define(f"fastemd::{_name}_hvp", f"({_schema.format('Tensor v,')}) -> Tensor")
-
-
-@torch.library.register_fake("fastemd::emd")
-@torch.library.register_fake("fastemd::emd_loss")
-def _(first: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return first.new_empty(first.shape[:-1]), first.new_empty(first.shape)
-
-
-@torch.library.register_fake("fastemd::emd_hvp")
-@torch.library.register_fake("fastemd::emd_loss_hvp")
-def _(first: Tensor, *rest: Any) -> Tensor:
-    return first.new_empty(first.shape)
-
-
-def _implements(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """For the CPU; and as often as Numba starts its threads torch keeps the number of its own.
-
-    If both use the same OpenMP library, that changes it once per process.
-    """
-
-    def register(function: Callable[..., Any]) -> Any:
-        @functools.wraps(function)
-        def run(*args: Any) -> Any:
-            threads = torch.get_num_threads()
-            try:
-                return function(*args)
-            finally:
-                if torch.get_num_threads() != threads:
-                    torch.set_num_threads(threads)
-
-        return torch.library.impl(name, "cpu")(run)
-
-    return register
-
-
-@_implements("fastemd::emd")
-def _(p: Tensor, q: Tensor, space: int, rho: float, tolerance: float) -> tuple[Tensor, Tensor]:
-    p, q = p.detach(), q.detach()
-    result: tuple[Tensor, Tensor]
-    validate = tolerance >= 0.0 and tolerance
-    result = emd_value_and_grad(p, q, space_of(space), rho, validate=validate)
-    return result
-
-
-@_implements("fastemd::emd_hvp")
-def _(p: Tensor, q: Tensor, v: Tensor, space: int, rho: float, tolerance: float) -> Tensor:
-    p, q, v = p.detach(), q.detach(), v.detach()
-    product: Tensor = emd_hvp(p, q, v, space_of(space), rho, validate=False)
-    return product
-
-
-@_implements("fastemd::emd_loss")
-def _(x: Tensor, target: Tensor, *constants: Any) -> tuple[Tensor, Tensor]:
-    return _loss("loss", constants, x=x.detach(), target=target)
-
-
-@_implements("fastemd::emd_loss_hvp")
-def _(x: Tensor, target: Tensor, v: Tensor, *constants: Any) -> Tensor:
-    return _loss("loss_product", constants, x=x.detach(), target=target, v=v.detach())[1]
-
-
-def _loss(operation: str, constants: Any, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-    number, rho, tolerance, normalize, cross_entropy, ignore_index = constants
-    normalize = None if normalize == "none" else normalize
-    call = LossCall(space_of(number), rho, normalize, cross_entropy, tolerance=tolerance, **inputs)
-    return call.values_and_derivatives(operation, ignore_index, "none")
-
-
-# Their derivatives, as functions that torch.func can transform.
-
-
-@torch.compiler.allow_in_graph  # left to autograd, which is better at it than Dynamo
-def _values(first: Tensor, second: Tensor, operator: str, *constants: Any) -> Tensor:
-    return _Values.apply(first, second, operator, *constants)[0]
-
-
-class _Values(torch.autograd.Function):
-    """Values and derivatives. That these are an output makes it differentiable twice."""
-
-    @staticmethod
-    def forward(
-        first: Tensor, second: Tensor, operator: str, *constants: Any
-    ) -> tuple[Tensor, Tensor]:
-        return getattr(torch.ops.fastemd, operator)(first, second, *constants)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        first, second, ctx.operator, *ctx.constants = inputs
-        ctx.space = space_of(ctx.constants[0])  # lives until the last derivative
-        ctx.save_for_backward(first, second, output[1])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, to_value: Tensor | None, to_grad: Tensor | None) -> tuple[Any, ...]:
-        first, second, grad = ctx.saved_tensors
-        to_first = None if to_value is None else to_value.unsqueeze(-1) * grad
-        if to_grad is not None:
-            product = _Product.apply(first, second, to_grad, ctx.operator, *ctx.constants)
-            to_first = product if to_first is None else to_first + product
-        to_second = None
-        if to_first is not None and ctx.needs_input_grad[1]:  # only `emd` of q
-            to_second = -to_first
-        return to_first, to_second, None, *[None] * len(ctx.constants)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
-        return _Values.apply(*_rows_first(info, in_dims, inputs)), (0, 0)
-
-
-class _Product(torch.autograd.Function):
-    """Second derivatives times vectors `v`, differentiable in `v`."""
-
-    @staticmethod
-    def forward(first: Tensor, second: Tensor, v: Tensor, operator: str, *constants: Any) -> Tensor:
-        return getattr(torch.ops.fastemd, f"{operator}_hvp")(first, second, v, *constants)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        first, second, _, ctx.operator, *ctx.constants = inputs
-        ctx.space = space_of(ctx.constants[0])
-        ctx.save_for_backward(first, second)
-
-    @staticmethod
-    def backward(ctx: Any, to_product: Tensor) -> tuple[Any, ...]:
-        rho = ctx.constants[1]
-        if any(ctx.needs_input_grad[:2]) and (ctx.operator != "emd" or rho not in (1.0, 2.0)):
-            validation.no_third_derivative(ctx.operator, rho)
-        to_v = _Product.apply(*ctx.saved_tensors, to_product, ctx.operator, *ctx.constants)
-        return None, None, to_v, None, *[None] * len(ctx.constants)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
-        return _Product.apply(*_rows_first(info, in_dims, inputs)), 0
-
-
-# Torch asks for the signatures in every call; taken from here that is 25 us faster.
-for _function in (_Values.forward, _Product.forward):
-    setattr(_function, "__signature__", inspect.signature(_function))  # noqa: B010
-
-
-def _rows_first(info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
-    """The axis that `vmap` took away, back in front of every tensor."""
-    moved = []
-    for value, dim in zip(inputs, in_dims, strict=True):
-        if dim is not None:
-            value = value.movedim(dim, 0)
-        elif isinstance(value, Tensor):
-            value = value.expand(info.batch_size, *value.shape)
-        moved.append(value)
-    return moved

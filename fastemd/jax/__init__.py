@@ -1,24 +1,17 @@
 """EMD^rho as functions and losses of JAX: differentiable, under ``jit`` and ``vmap``."""
 
-import functools
-import json
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
-from numpy.typing import NDArray
 
-from fastemd import validation, xla
-from fastemd.call import Call
+from fastemd import validation
 from fastemd.ground import GroundSpace
-from fastemd.losses import LossCall
+from fastemd.jax.programs import values
 from fastemd.registry import number_of, space_of
-
-Array = NDArray[Any]
 
 _kept: set[GroundSpace] = set()  # the programs that JAX compiles know them by number only
 
@@ -78,7 +71,7 @@ def emd(
     tolerance = validation.check_validate(validate, _mass_tolerance(p, q))
     p, q = jnp.broadcast_arrays(p.astype(dtype), q.astype(dtype))
     constants = validation.check_rho(rho), tolerance
-    return _values(p, q, "emd", _number_of(space), *constants)
+    return values(p, q, "emd", _number_of(space), *constants)
 
 
 def emd_loss(
@@ -170,7 +163,7 @@ def emd_loss(
         target = jnp.broadcast_to(target.astype(dtype), x.shape)
     target = jax.lax.stop_gradient(target)
     constants = validation.check_rho(rho), tolerance, normalize, cross_entropy, ignore_index
-    losses = _values(x, target, "loss", _number_of(space), *constants)
+    losses = values(x, target, "loss", _number_of(space), *constants)
     weight = jnp.ones(rows, dtype)
     if sample_weight is not None:
         weight = jnp.asarray(sample_weight, dtype)
@@ -217,153 +210,3 @@ def _mass_tolerance(*arrays: jax.Array) -> float:
     """As `validation.mass_tolerance`, also for types that NumPy does not have."""
     floats = [x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
     return math.sqrt(max(float(jnp.finfo(x).eps) for x in (*floats, np.float64)))
-
-
-# -- derivatives -----------------------------------------------------------------------------------
-
-
-def _values(first: Any, second: Any, operation: str, *constants: Any) -> jax.Array:
-    first, second = _spread_as(second, first), _spread_as(first, second)
-    value: jax.Array = _values_and_grads(first, second, operation, constants)[0]
-    return value
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _values_and_grads(
-    first: jax.Array, second: jax.Array, operation: str, constants: tuple[Any, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """That the derivatives are an output makes this differentiable twice."""
-    value, grad = _launch(operation, constants, first, second)
-    return value, grad
-
-
-def _forward(first: Any, second: Any, operation: str, constants: Any) -> tuple[Any, Any]:
-    first, second = first.value, second.value
-    value, grad = _values_and_grads(first, second, operation, constants)
-    return (value, grad), (first, second, grad)
-
-
-def _backward(operation: str, constants: Any, kept: Any, to: Any) -> tuple[Any, Any]:
-    first, second, grad = kept
-    to_value, to_grad = to
-    to_first = jnp.zeros_like(first)
-    if not isinstance(to_value, SymbolicZero):
-        to_first = to_value[..., None] * grad
-    if not isinstance(to_grad, SymbolicZero):
-        to_first = to_first + _product(first, second, to_grad, operation, constants)
-    return to_first, -to_first if operation == "emd" else None
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _product(
-    first: jax.Array, second: jax.Array, v: jax.Array, operation: str, constants: tuple[Any, ...]
-) -> jax.Array:
-    """Second derivatives times vectors `v`, differentiable in `v`."""
-    product: jax.Array
-    (product,) = _launch(f"{operation}_product", constants, first, second, v)
-    return product
-
-
-def _product_forward(first: Any, second: Any, v: Any, *rest: Any) -> tuple[Any, Any]:
-    operation, (_, rho, *_) = rest
-    if (first.perturbed or second.perturbed) and (operation != "emd" or rho not in (1.0, 2.0)):
-        validation.no_third_derivative(operation, rho)
-    first, second, v = first.value, second.value, v.value
-    return _product(first, second, v, *rest), (first, second)
-
-
-def _product_backward(operation: str, constants: Any, kept: Any, to: Any) -> tuple[Any, Any, Any]:
-    return None, None, _product(*kept, to, operation, constants)
-
-
-_values_and_grads.defvjp(_forward, _backward, symbolic_zeros=True)
-_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
-
-
-# -- the kernels in JAX's programs -----------------------------------------------------------------
-
-
-def _run_emd(arguments: list[Array], results: list[Array], constants: str) -> None:
-    number, rho, tolerance = json.loads(constants)
-    space = space_of(number)
-    names = dict(zip(("p", "q"), arguments, strict=True))
-    call = Call(space, rho, tolerance >= 0.0 and tolerance, **names)
-    value, grad = results
-    call.run("gradient", value, grad)
-
-
-def _run_emd_product(arguments: list[Array], results: list[Array], constants: str) -> None:
-    number, rho, _ = json.loads(constants)
-    space = space_of(number)
-    call = Call(space, rho, False, **dict(zip(("p", "q", "v"), arguments, strict=True)))
-    call.run("hvp", None, results[0])
-
-
-def _run_loss(arguments: list[Array], results: list[Array], constants: str) -> None:
-    results[0][...] = _loss("loss", arguments, results[1], constants)
-
-
-def _run_loss_product(arguments: list[Array], results: list[Array], constants: str) -> None:
-    _loss("loss_product", arguments, results[0], constants)
-
-
-def _loss(operation: str, arguments: list[Array], out: Array, constants: str) -> Array:
-    number, rho, tolerance, normalize, cross_entropy, ignore_index = json.loads(constants)
-    names = dict(zip(("x", "target", "v"), arguments, strict=False))
-    call = LossCall(space_of(number), rho, normalize, cross_entropy, tolerance=tolerance, **names)
-    values: Array = call.values_and_derivatives(operation, ignore_index, "none", out)[0]
-    return values
-
-
-_RUN = {
-    "emd": _run_emd,
-    "emd_product": _run_emd_product,
-    "loss": _run_loss,
-    "loss_product": _run_loss_product,
-}
-_HANDLERS = {name: xla.handler(run) for name, run in _RUN.items()}
-_KNOWN = xla.version(jax.ffi.include_dir()) in xla.KNOWN
-if _KNOWN:
-    for _name, _handler in _HANDLERS.items():
-        jax.ffi.register_ffi_target(f"fastemd_{_name}", jax.ffi.pycapsule(_handler), "cpu")
-
-
-def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
-    """The results of one of the functions above: maybe a number per row, then rows."""
-
-    def results(kind: Any, like: Any) -> list[Any]:
-        rows = kind(like.shape, like.dtype)
-        return (
-            [rows]
-            if operation in ("emd_product", "loss_product")
-            else [kind(like.shape[:-1], like.dtype), rows]
-        )
-
-    def call_back(*given: Any) -> list[Array]:
-        out: list[Array] = results(np.empty, given[0])
-        _RUN[operation]([np.asarray(array) for array in given], out, text)
-        return out
-
-    kinds, text = results(jax.ShapeDtypeStruct, arguments[0]), json.dumps(constants)
-    if _KNOWN:
-        launch = jax.ffi.ffi_call(f"fastemd_{operation}", kinds, vmap_method="broadcast_all")
-        out = launch(*arguments, constants=text)
-    else:
-        out = jax.pure_callback(call_back, kinds, *arguments, vmap_method="broadcast_all")
-    return [_spread_as(arguments[0], array) for array in out]
-
-
-def _spread_as(other: Any, array: Any) -> Any:
-    """Rows or a number per row, over all axes of a mesh over which the rows `other` are spread.
-
-    JAX sees to that in operations of its own, such as the addition of zeros, which costs nothing
-    in a compiled program but does elsewhere: without a mesh it is left out.
-    """
-    if jax.typeof(other) == jax.core.ShapedArray(other.shape, other.dtype):
-        return array
-    zeros = jnp.zeros_like(other, array.dtype)
-    if array.ndim < other.ndim:
-        zeros = zeros.max(-1)
-    elif array.ndim > other.ndim:
-        zeros = zeros[..., None]
-    return array + zeros

@@ -1,0 +1,181 @@
+"""The kernels as operators of torch, and their derivatives."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastemd import validation
+from fastemd.functions import emd_value_and_grad
+from fastemd.hessians import emd_hvp
+from fastemd.losses import LossCall
+from fastemd.registry import space_of
+
+# The kernels as operators, which torch.compile takes as they are: values and derivatives of rows,
+# and second derivatives times vectors. Declared like this they cost 3 us per call, by
+# `torch.library.custom_op` 11.
+
+_SCHEMAS = {
+    "emd": "Tensor p, Tensor q, {} SymInt space, float rho, float tolerance",
+    "emd_loss": (
+        "Tensor x, Tensor target, {} SymInt space, float rho, float tolerance, str normalize, "
+        "float cross_entropy, SymInt? ignore_index"
+    ),
+}
+for _name, _schema in _SCHEMAS.items():
+    torch.library.define(f"fastemd::{_name}", f"({_schema.format('')}) -> (Tensor, Tensor)")
+    torch.library.define(f"fastemd::{_name}_hvp", f"({_schema.format('Tensor v,')}) -> Tensor")
+
+
+@torch.library.register_fake("fastemd::emd")
+@torch.library.register_fake("fastemd::emd_loss")
+def _(first: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return first.new_empty(first.shape[:-1]), first.new_empty(first.shape)
+
+
+@torch.library.register_fake("fastemd::emd_hvp")
+@torch.library.register_fake("fastemd::emd_loss_hvp")
+def _(first: Tensor, *rest: Any) -> Tensor:
+    return first.new_empty(first.shape)
+
+
+def _implements(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """On the CPU and CUDA; whenever Numba starts its threads torch keeps the number of its own.
+
+    If both use the same OpenMP library, that changes it once per process.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def run(*args: Any) -> Any:
+            threads = torch.get_num_threads()
+            try:
+                return function(*args)
+            finally:
+                if torch.get_num_threads() != threads:
+                    torch.set_num_threads(threads)
+
+        return torch.library.impl(name, ("cpu", "cuda"))(run)
+
+    return register
+
+
+@_implements("fastemd::emd")
+def _(p: Tensor, q: Tensor, space: int, rho: float, tolerance: float) -> tuple[Tensor, Tensor]:
+    p, q = p.detach(), q.detach()
+    result: tuple[Tensor, Tensor]
+    validate = tolerance >= 0.0 and tolerance
+    result = emd_value_and_grad(p, q, space_of(space), rho, validate=validate)
+    return result
+
+
+@_implements("fastemd::emd_hvp")
+def _(p: Tensor, q: Tensor, v: Tensor, space: int, rho: float, tolerance: float) -> Tensor:
+    p, q, v = p.detach(), q.detach(), v.detach()
+    product: Tensor = emd_hvp(p, q, v, space_of(space), rho, validate=False)
+    return product
+
+
+@_implements("fastemd::emd_loss")
+def _(x: Tensor, target: Tensor, *constants: Any) -> tuple[Tensor, Tensor]:
+    return _loss("loss", constants, x=x.detach(), target=target)
+
+
+@_implements("fastemd::emd_loss_hvp")
+def _(x: Tensor, target: Tensor, v: Tensor, *constants: Any) -> Tensor:
+    return _loss("loss_product", constants, x=x.detach(), target=target, v=v.detach())[1]
+
+
+def _loss(operation: str, constants: Any, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+    number, rho, tolerance, normalize, cross_entropy, ignore_index = constants
+    normalize = None if normalize == "none" else normalize
+    call = LossCall(space_of(number), rho, normalize, cross_entropy, tolerance=tolerance, **inputs)
+    return call.values_and_derivatives(operation, ignore_index, "none")
+
+
+# Their derivatives, as functions that torch.func can transform.
+
+
+@torch.compiler.allow_in_graph  # left to autograd, which is better at it than Dynamo
+def values(first: Tensor, second: Tensor, operator: str, *constants: Any) -> Tensor:
+    """What an operator finds for every row; `constants` are those of its schema."""
+    return _Values.apply(first, second, operator, *constants)[0]
+
+
+class _Values(torch.autograd.Function):
+    """Values and derivatives. That these are an output makes it differentiable twice."""
+
+    @staticmethod
+    def forward(
+        first: Tensor, second: Tensor, operator: str, *constants: Any
+    ) -> tuple[Tensor, Tensor]:
+        return getattr(torch.ops.fastemd, operator)(first, second, *constants)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        first, second, ctx.operator, *ctx.constants = inputs
+        ctx.space = space_of(ctx.constants[0])  # lives until the last derivative
+        ctx.save_for_backward(first, second, output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, to_value: Tensor | None, to_grad: Tensor | None) -> tuple[Any, ...]:
+        first, second, grad = ctx.saved_tensors
+        to_first = None if to_value is None else to_value.unsqueeze(-1) * grad
+        if to_grad is not None:
+            product = _Product.apply(first, second, to_grad, ctx.operator, *ctx.constants)
+            to_first = product if to_first is None else to_first + product
+        to_second = None
+        if to_first is not None and ctx.needs_input_grad[1]:  # only `emd` of q
+            to_second = -to_first
+        return to_first, to_second, None, *[None] * len(ctx.constants)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
+        return _Values.apply(*_rows_first(info, in_dims, inputs)), (0, 0)
+
+
+class _Product(torch.autograd.Function):
+    """Second derivatives times vectors `v`, differentiable in `v`."""
+
+    @staticmethod
+    def forward(first: Tensor, second: Tensor, v: Tensor, operator: str, *constants: Any) -> Tensor:
+        return getattr(torch.ops.fastemd, f"{operator}_hvp")(first, second, v, *constants)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        first, second, _, ctx.operator, *ctx.constants = inputs
+        ctx.space = space_of(ctx.constants[0])
+        ctx.save_for_backward(first, second)
+
+    @staticmethod
+    def backward(ctx: Any, to_product: Tensor) -> tuple[Any, ...]:
+        rho = ctx.constants[1]
+        if any(ctx.needs_input_grad[:2]) and (ctx.operator != "emd" or rho not in (1.0, 2.0)):
+            validation.no_third_derivative(ctx.operator, rho)
+        to_v = _Product.apply(*ctx.saved_tensors, to_product, ctx.operator, *ctx.constants)
+        return None, None, to_v, None, *[None] * len(ctx.constants)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
+        return _Product.apply(*_rows_first(info, in_dims, inputs)), 0
+
+
+# Torch asks for the signatures in every call; taken from here that is 25 us faster.
+for _function in (_Values.forward, _Product.forward):
+    setattr(_function, "__signature__", inspect.signature(_function))  # noqa: B010
+
+
+def _rows_first(info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
+    """The axis that `vmap` took away, back in front of every tensor."""
+    moved = []
+    for value, dim in zip(inputs, in_dims, strict=True):
+        if dim is not None:
+            value = value.movedim(dim, 0)
+        elif isinstance(value, Tensor):
+            value = value.expand(info.batch_size, *value.shape)
+        moved.append(value)
+    return moved
