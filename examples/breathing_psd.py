@@ -40,26 +40,9 @@ QUICK = {
 }  # fmt: skip
 
 
-class SinkhornDistance(torch.autograd.Function):
-    """Algorithm 1 with the paper's settings; float64, as exp(-lambda cost) needs it here."""
-
-    @staticmethod
-    def forward(ctx, p, q):
-        result = fastemd.sinkhorn(
-            p, q, CHAIN, lam=3, max_iter=100, method="paper", dtype=np.float64
-        )
-        ctx.save_for_backward(result.grad - result.grad.mean(-1, keepdim=True))
-        return result.value
-
-    @staticmethod
-    def backward(ctx, grad_value):
-        (grad,) = ctx.saved_tensors
-        return (grad_value[:, None] * grad).float(), None
-
-
 LOSSES = {
     "MSE": lambda p, q: (p - q).square().sum(-1),
-    "SD": SinkhornDistance.apply,
+    "SD": lambda p, q: fastemd.torch.sinkhorn(p, q, CHAIN, lam=3, dtype=torch.float64),
     "EMD": lambda p, q: fastemd.torch.emd(p, q, CHAIN, 1),
     "EMD^2": lambda p, q: fastemd.torch.emd(p, q, CHAIN, 2),
 }

@@ -15,7 +15,13 @@ OPTIONS = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 
 
 
 @eager
-def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tuple[Any, Any]:
+def exact_emd(
+    p: ArrayLike,
+    q: ArrayLike,
+    cost: ArrayLike | GroundSpace,
+    *,
+    validate: bool | float = True,
+) -> tuple[Any, Any]:
     """Earth Mover's Distance and an optimal transport plan, by linear programming.
 
     Parameters
@@ -26,6 +32,9 @@ def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tupl
         What moving one unit of mass from a bin of `p` to a bin of `q` costs, finite and >= 0; or
         the ground space whose ``cost_matrix()`` says so. All arrays come from one library, as do
         the results.
+    validate : bool or float
+        Whether to check the histograms; a float is the relative tolerance between two masses,
+        otherwise the root of the coarser type's precision.
 
     Returns
     -------
@@ -33,7 +42,8 @@ def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tupl
         ``sum(plan * cost)``.
     plan : ndarray of float64, (..., N, N)
         How much mass goes from which bin of `p` to which bin of `q`: rows sum to `p`, columns to
-        `q`. If there are several optimal plans, one of them.
+        `q`; where the masses differ by what `validate` allows, the last mass of `q` gives way. If
+        there are several optimal plans, one of them.
 
     Raises
     ------
@@ -62,7 +72,7 @@ def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tupl
            [0. , 0. , 0. ],
            [0. , 0. , 0. ]])
     """
-    given = pairs.checked(p, q, cost, np.float64)
+    given = pairs.checked(p, q, cost, validate, np.float64)
     n_rows, n_bins = given.p.shape
     plan = np.zeros((n_rows, n_bins, n_bins))
     for row in range(n_rows):

@@ -23,7 +23,11 @@ class Pairs(NamedTuple):
 
 
 def checked(
-    p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace, dtype: object = None
+    p: ArrayLike,
+    q: ArrayLike,
+    cost: ArrayLike | GroundSpace,
+    validate: bool | float = True,
+    dtype: object = None,
 ) -> Pairs:
     """The arguments as arrays of `dtype`, by default of the type they call for, or an error."""
     given = None if dtype is None else validation.check_dtype(dtype)
@@ -40,18 +44,20 @@ def checked(
     inputs = {name: arrays.unwrap(name, value, len(matrix)) for name, value in (("p", p), ("q", q))}
     batch = arrays.batch_shape(inputs)
     result_type = given or arrays.result_type([*inputs.values(), *deciding])
-    check_masses(inputs, batch)
+    usual = validation.mass_tolerance(*(array.dtype.char for array in inputs.values()))
+    tolerance = validation.check_validate(validate, usual)
+    if tolerance >= 0.0:
+        check_masses(inputs, batch, tolerance)
     shape = math.prod(batch), len(matrix)
     p_rows, q_rows = (
-        np.broadcast_to(array, (*batch, len(matrix))).astype(result_type).reshape(shape)
+        np.broadcast_to(array, (*batch, len(matrix))).astype(result_type, order="C").reshape(shape)
         for array in inputs.values()
     )
     return Pairs(p_rows, q_rows, np.ascontiguousarray(matrix, result_type), batch, library)
 
 
-def check_masses(inputs: dict[str, Array], batch: tuple[int, ...]) -> None:
+def check_masses(inputs: dict[str, Array], batch: tuple[int, ...], tolerance: float) -> None:
     """Finite, non-negative, of equal mass: the kernels' own rules, without a plan."""
-    tolerance = validation.mass_tolerance(*(array.dtype.char for array in inputs.values()))
     with np.errstate(all="ignore"):
         p_mass, q_mass = (array.sum(axis=-1, dtype=np.float64) for array in inputs.values())
         highest = np.maximum(p_mass, q_mass)

@@ -53,6 +53,7 @@ def sinkhorn(
     tol: float = 0.0,
     method: str = "paper",
     dtype: Any = None,
+    validate: bool | float = True,
 ) -> SinkhornResult:
     """Sinkhorn distance between histograms and its gradient, by a number of iterations.
 
@@ -79,7 +80,10 @@ def sinkhorn(
         ``lam * cost`` goes beyond 700, they begin at a smaller lambda (see Notes).
     dtype : {float32, float64}, optional
         Default: float32 if all arrays are float32, else float64. "log" only rounds its results
-        to it.
+        to it. "paper" may need float64 where float32 histograms are far apart.
+    validate : bool or float
+        Whether to check the histograms; a float is the relative tolerance between two masses,
+        otherwise the root of the coarser type's precision.
 
     Returns
     -------
@@ -153,7 +157,7 @@ def sinkhorn(
     max_iter = validation.check_count("max_iter", max_iter)
     tol = validation.check_amount("tol", tol, zero=True)
     validation.check_choice("method", method, METHODS)
-    given = pairs.checked(p, q, cost, dtype)
+    given = pairs.checked(p, q, cost, validate, dtype)
     solve = _as_printed if method == "paper" else _with_logarithms
     with np.errstate(all="ignore"):
         result = solve(given, lam, max_iter, tol)

@@ -98,6 +98,11 @@ def test_sinkhorn__broadcasts(method, rng):
         assert_close(
             comp.value[i, j], fastemd.sinkhorn(p[i], q[j], cost, lam=5, method=method).value
         )
+    turned = [np.asfortranarray(x) for x in (p, q, cost)]
+    np.testing.assert_array_equal(
+        fastemd.sinkhorn(*turned, lam=5, method=method).value,
+        fastemd.sinkhorn(p, q, cost, lam=5, method=method).value,
+    )
     empty = fastemd.sinkhorn(p[:0], q[0], cost, lam=5, method=method)
     assert empty.value.shape == (0,)
     assert empty.grad.shape == (0, 12)
@@ -113,6 +118,20 @@ def test_sinkhorn__takes_a_space_for_its_cost_matrix(method, space, rng):
     assert comp.value.dtype == comp.grad.dtype == np.float32
     for ours, theirs in zip(comp, ref, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_references__take_a_tolerance(rng):
+    p, q, cost = _problem(rng)
+    for function in (
+        lambda **options: fastemd.sinkhorn(1.001 * p, q, cost, lam=5, **options).value,
+        lambda **options: fastemd.exact_emd(1.001 * p, q, cost, **options)[0],
+    ):
+        with pytest.raises(ValueError, match="row 0 has unequal masses"):
+            function()
+        with pytest.raises(ValueError, match=r"unequal masses.*tolerance 1.0e-04"):
+            function(validate=1e-4)
+        assert np.isfinite(function(validate=0.01)).all()
+        assert np.isfinite(function(validate=False)).all()
 
 
 def test_sinkhorn__types(rng):

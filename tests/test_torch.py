@@ -279,7 +279,7 @@ def test_spaces__live_as_long_as_needed(rng):
     assert adapter.operators.space_of(number).n_bins == 5  # its twin answers
     del twin
     gc.collect()
-    first = torch.autograd.grad(value.sum(), p, create_graph=True)[0]
+    first = torch.autograd.grad(value.square().sum(), p, create_graph=True)[0]
     torch.autograd.grad(first.square().sum(), q)
     del value, first
     gc.collect()
@@ -310,6 +310,78 @@ def _case(rng, kind, options, shape=(4,)):
     if "ignore_index" in options:
         pytest.skip("for labels")
     return x, y.softmax(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["paper", "log"])
+def test_sinkhorn__has_the_gradient_of_the_paper(method, dtype, rng):
+    p, q = (x.detach().softmax(-1).to(dtype) for x in _logits(rng))
+    p.requires_grad_()
+    cost = torch.from_numpy(rng.random((5, 5))).to(dtype)
+    for ground in (cost, TREE):
+        options = {"lam": 4.0, "max_iter": 300, "method": method}
+        matrix = cost.numpy() if ground is cost else TREE
+        ref = fastemd.sinkhorn(p.detach().numpy(), q.numpy(), matrix, **options)
+        value = adapter.sinkhorn(p, q, ground, **options)
+        weights = torch.arange(4.0, dtype=dtype)
+        (grad,) = torch.autograd.grad((value * weights).sum(), p)
+        assert value.dtype == grad.dtype == dtype
+        assert_close(value.detach(), ref.value)
+        centred = ref.grad - ref.grad.mean(-1, keepdims=True)
+        assert_close(grad, weights.numpy()[:, None] * centred, rtol=1e-6)
+    double = adapter.sinkhorn(p, q, TREE, lam=4.0, dtype=torch.float64)
+    double.sum().backward()
+    assert double.dtype == torch.float64
+    assert p.grad.dtype == dtype
+
+
+def test_sinkhorn__lets_a_descent_arrive(rng):
+    """Where the plan costs least; an empty bin gives no NaN."""
+    x = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    q = torch.tensor([0.0, 0.7, 0.3, 0.0, 0.0], dtype=torch.float64)
+    for _ in range(300):
+        loss = adapter.sinkhorn(x.softmax(-1), q, TREE, lam=50.0, max_iter=200, method="log")
+        (grad,) = torch.autograd.grad(loss, x)
+        x.data -= grad
+    assert adapter.emd(x.softmax(-1), q, TREE, 1) < 0.05
+    p = q.clone().requires_grad_()
+    adapter.sinkhorn(p, q.flip(0), TREE, lam=5.0).backward()
+    assert p.grad.isfinite().all()
+    assert (p.grad[q == 0] == 0).all()
+
+
+def test_sinkhorn__broadcasts_and_maps(rng):
+    p, q = (x.detach().softmax(-1) for x in _logits(rng))
+
+    def loss(p, q):
+        return adapter.sinkhorn(p, q, TREE, lam=2.0)
+
+    ref = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(p, q[0])
+    p.requires_grad_()
+    loss(p[:, None], q[:1]).sum().backward()
+    torch.testing.assert_close(p.grad, ref)
+    one = p.detach()[0].requires_grad_()
+    loss(one, q).sum().backward()
+    assert one.grad.shape == (5,)
+
+
+def test_sinkhorn__refuses(rng):
+    p, q = (x.softmax(-1) for x in _logits(rng))
+    value = adapter.sinkhorn(p, q.detach(), TREE, lam=2.0)
+    (grad,) = torch.autograd.grad(value.square().sum(), p, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+    for bad, error, message in (
+        ({"q": q}, TypeError, "q: it requires grad"),
+        ({"cost": torch.ones(5, 5, requires_grad=True)}, TypeError, "cost: it requires grad"),
+        ({"cost": np.ones((5, 5))}, TypeError, "cost: expected a torch.Tensor"),
+        ({"p": 2 * p}, ValueError, "p and q: row 0 has unequal masses"),
+        ({"dtype": torch.float16}, TypeError, "dtype"),
+    ):
+        with pytest.raises(error, match=message):
+            adapter.sinkhorn(**{"p": p, "q": q.detach(), "cost": TREE, "lam": 2.0} | bad)
+    wide = {"p": 1.001 * p, "q": q.detach(), "cost": TREE, "lam": 2.0}
+    assert adapter.sinkhorn(**wide, validate=0.01).isfinite().all()
 
 
 @each_option

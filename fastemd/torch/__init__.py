@@ -10,7 +10,7 @@ from torch import Tensor
 from fastemd import validation
 from fastemd.ground import GroundSpace
 from fastemd.registry import number_of
-from fastemd.torch.operators import values
+from fastemd.torch.operators import distances, values
 
 _number_of = torch.compiler.assume_constant_result(number_of)
 
@@ -74,6 +74,71 @@ def emd(
         p, q = torch.broadcast_tensors(p, q)
     constants = validation.check_rho(rho), tolerance
     return values(p, q, "emd", _number_of(space), *constants)
+
+
+def sinkhorn(
+    p: Tensor,
+    q: Tensor,
+    cost: Tensor | GroundSpace,
+    *,
+    lam: float,
+    max_iter: int = 100,
+    tol: float = 0.0,
+    method: str = "paper",
+    dtype: torch.dtype | None = None,
+    validate: bool | float = True,
+) -> Tensor:
+    """Sinkhorn distance between histograms, differentiable once in `p`: a loss to compare with.
+
+    Parameters
+    ----------
+    p, q : Tensor, (..., N)
+        Histograms over N bins: finite, >= 0 and of equal mass. Leading axes broadcast.
+    cost : Tensor, (N, N), or Chain or Tree
+        What moving one unit of mass from a bin of `p` to a bin of `q` costs, or the ground space.
+    lam, max_iter, tol, method, validate
+        As for `fastemd.sinkhorn`.
+    dtype : torch.float32 or torch.float64, optional
+        To compute in and to return; by default the common type, as for `emd`. With a large `lam`
+        "paper" needs float64.
+
+    Returns
+    -------
+    Tensor, (...)
+        The cost of the transport plan of the last iteration.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `fastemd.sinkhorn`; and TypeError if `q` or `cost` requires grad, of which there is none.
+
+    Notes
+    -----
+    The gradient is the paper's, ``log(u) / lam``, less its mean over the bins that are not empty;
+    an empty bin has none. It is that of the minimum, ``<T, cost> - h(T) / lam``, and not that of
+    the value. `emd` takes a thousandth of the time.
+
+    Examples
+    --------
+    >>> import torch, fastemd, fastemd.torch
+    >>> logits = torch.tensor([[0.0, 1.0, 2.0]], requires_grad=True)
+    >>> target = torch.tensor([1.0, 0.0, 0.0])
+    >>> loss = fastemd.torch.sinkhorn(logits.softmax(-1), target, fastemd.Chain(3), lam=3)
+    >>> loss.backward(torch.ones(1))
+    >>> logits.grad
+    tensor([[-0.1891, -0.1877,  0.3768]])
+    """
+    given = {"p": p, "q": q, **({} if isinstance(cost, GroundSpace) else {"cost": cost})}
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            validation.not_a_tensor(name, tensor)
+        if name != "p" and tensor.requires_grad:
+            validation.no_gradient(name)
+    common = _computing_type(p.dtype, q.dtype)
+    options = {"lam": lam, "max_iter": max_iter, "tol": tol, "method": method}
+    options["dtype"] = str(dtype or common).removeprefix("torch.")
+    options["validate"] = _mass_tolerance(p.dtype, q.dtype) if validate is True else validate
+    return distances(p.to(common), q.to(common), cost, options)
 
 
 class EMDLoss(torch.nn.Module):

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from fastemd import validation
 from fastemd.functions import emd_value_and_grad
+from fastemd.ground import GroundSpace
 from fastemd.hessians import emd_hvp
 from fastemd.losses import LossCall
 from fastemd.registry import space_of
+from fastemd.sinkhorn import sinkhorn
 
 # The kernels as operators, which torch.compile takes as they are: values and derivatives of rows,
 # and second derivatives times vectors. Declared like this they cost 3 us per call, by
@@ -162,6 +164,44 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
         return _Product.apply(*_rows_first(info, in_dims, inputs)), 0
+
+
+def distances(p: Tensor, q: Tensor, cost: Tensor | GroundSpace, options: dict[str, Any]) -> Tensor:
+    """Sinkhorn distances by `fastemd.sinkhorn`, differentiable in `p`."""
+    value: Tensor = _Sinkhorn.apply(p, q, cost, options)[0]
+    return value
+
+
+class _Sinkhorn(torch.autograd.Function):
+    """Sinkhorn distances and what `fastemd.sinkhorn` calls their gradient with respect to `p`."""
+
+    @staticmethod
+    def forward(
+        p: Tensor, q: Tensor, cost: Tensor | GroundSpace, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        cost = cost.detach() if isinstance(cost, Tensor) else cost
+        result: Any = sinkhorn(p.detach(), q.detach(), cost, **options)
+        filled = result.grad.isfinite()
+        mean = result.grad.where(filled, 0.0).sum(-1, True) / filled.sum(-1, True)
+        return result.value, (result.grad - mean).where(filled, 0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, to_value: Tensor, to_grad: Tensor) -> tuple[Any, ...]:
+        (grad,) = ctx.saved_tensors
+        to_p = (to_value.unsqueeze(-1) * grad).sum_to_size(ctx.shape)
+        return to_p.to(ctx.dtype), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
+        p, q = _rows_first(info, in_dims[:2], inputs[:2])
+        return _Sinkhorn.apply(p, q, *inputs[2:]), (0, 0)
 
 
 # Torch asks for the signatures in every call; taken from here that is 25 us faster.

@@ -17,6 +17,7 @@ from fastemd.validation.arguments import (
     mixed_devices,
     mixed_libraries,
     no_cuda,
+    no_gradient,
     no_third_derivative,
     not_a_tensor,
     not_an_array,

@@ -79,6 +79,10 @@ def unknown_device(name: str, device: str) -> NoReturn:
     )
 
 
+def no_gradient(name: str) -> NoReturn:
+    raise TypeError(f"{name}: it requires grad, but there is none with respect to it; detach it")
+
+
 def no_third_derivative(operator: str, rho: float) -> NoReturn:
     raise NotImplementedError(
         f"third derivatives of {operator} with rho={rho:g} are not available; "
