@@ -26,6 +26,7 @@ class Device:
     cast: Callable[[Any, np.dtype[Any]], Any]  # an array to a type
     spread: Callable[[Any, Shape], Any]  # an array broadcast to a shape, in memory of its own
     assign: Callable[[Any, Any], object]  # to an array the numbers of another one
+    product: Callable[[Any, Any], Any]  # of two matrices that `empty` made, in their precision
     stream: Callable[[], int]  # the handle of its current stream, 0 for the default one
     finish: Callable[[Any], Any] = lambda result: result  # what the user gets of `empty`'s
 
@@ -82,7 +83,7 @@ def device_of(value: Any) -> Device | None:
 
 def _torch(value: Any) -> Device:
     torch = sys.modules["torch"]
-    types = {"f": torch.float32, "d": torch.float64, "l": torch.int64}
+    types = {"f": torch.float32, "d": torch.float64, "l": torch.int64, "?": torch.bool}
     device = value.device
     return Device(
         device.index,
@@ -90,6 +91,7 @@ def _torch(value: Any) -> Device:
         lambda array, dtype: array.to(types[dtype.char]),
         lambda array, shape: array.expand(shape).contiguous(),
         lambda array, numbers: array.copy_(numbers),
+        torch.matmul,
         lambda: int(torch.cuda.current_stream(device).cuda_stream),
     )
 
@@ -108,6 +110,7 @@ def _cupy(value: Any) -> Device:
         lambda array, dtype: array.astype(dtype),
         lambda array, shape: cupy.ascontiguousarray(cupy.broadcast_to(array, shape)),
         lambda array, numbers: array.__setitem__(..., numbers),
+        cupy.matmul,
         lambda: int(cupy.cuda.get_current_stream(index).ptr),
     )
 
@@ -119,7 +122,7 @@ def _numba(value: Any) -> Device:
     def refuse(array: Any, wanted: Any) -> Any:
         raise TypeError(
             f"Numba's device arrays cannot be brought to {wanted}; give arrays of one type, whose "
-            "batch shapes need no copy to broadcast"
+            "batch shapes need no copy to broadcast, or another library's"
         )
 
     return Device(
@@ -128,6 +131,7 @@ def _numba(value: Any) -> Device:
         refuse,
         refuse,
         lambda array, numbers: array.copy_to_device(numbers),
+        lambda left, right: refuse(left, "a product of matrices"),
         lambda: 0,
     )
 
@@ -147,12 +151,17 @@ def _jax(value: Any) -> Device:
         target.wait(index)
         return jnp.asarray(result)
 
+    def product(left: Any, right: Any) -> Any:
+        given = finish(left), finish(right)
+        return jnp.matmul(*given, precision="highest").block_until_ready()
+
     return Device(
         index,
         target.empty,
         lambda array, dtype: array.astype(dtype),
         lambda array, shape: jnp.array(jnp.broadcast_to(array, shape)),
         refuse_out,
+        product,
         lambda: 0,
         finish,
     )

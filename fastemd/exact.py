@@ -72,6 +72,8 @@ def exact_emd(
            [0. , 0. , 0. ],
            [0. , 0. , 0. ]])
     """
+    if pairs.library_of(p, q, cost).device is not None:
+        validation.only_on_cpu("exact distances")
     given = pairs.checked(p, q, cost, validate, np.float64)
     n_rows, n_bins = given.p.shape
     plan = np.zeros((n_rows, n_bins, n_bins))

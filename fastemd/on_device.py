@@ -85,13 +85,14 @@ class Launch:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Describes a new array."""
-        return self._note(self.device.empty(shape, dtype))
+        return self.note(self.device.empty(shape, dtype))
 
     def scratch(self, size: int) -> Array:
         """Describes new memory for float64."""
         return self.empty((size,), np.dtype(np.float64))
 
-    def _note(self, made: Any) -> Array:
+    def note(self, made: Any) -> Array:
+        """Describes an array that is kept as long as the launch."""
         self._descriptions.append(description(made))
         self.made[id(self._descriptions[-1])] = made
         return self._descriptions[-1]
@@ -119,7 +120,7 @@ class Launch:
         rows = arrays.broadcast_rows(spread, shape)
         if rows is None:
             copies = (self.device.spread(x, (*batch, n_bins)) for x in self.given.values())
-            rows = [self._note(copy).reshape(-1, 1, n_bins) for copy in copies]
+            rows = [self.note(copy).reshape(-1, 1, n_bins) for copy in copies]
             if per_bin:
                 return [np.broadcast_to(x, (len(x), n_bins, n_bins)) for x in rows]
             return [x.reshape(1, -1, n_bins) for x in rows]
@@ -143,6 +144,32 @@ class Launch:
             self.complaints, self.scratch, self.device.index, self.stream,
         )  # fmt: skip
 
+    def run_blocks(self, operation: str, state: Any, n_rows: int) -> None:
+        """Launch an operation of Sinkhorn's, a block of threads for every row."""
+        if n_rows:
+            where = self.device.index, self.stream
+            self.launcher.run_blocks(operation, state, n_rows, *where)
+
+    def product(self, left: Array, right: Array) -> tuple[Array, Any]:
+        """Describes the product of two matrices that `empty` made; and the product itself."""
+        made = self.device.product(self.made[id(left)], self.made[id(right)])
+        return description(made), made
+
+    def read(self, array: Array) -> Array:
+        """Wait, and copy to the host what is described."""
+        with self.target.on_device(self.device.index):
+            self.target.wait(self.device.index)
+            result: Array = self.target.argument(array).copy_to_host()
+        return result
+
+    def check(
+        self, levels: Levels, dtype: np.dtype[Any], batch: tuple[int, ...], tolerance: float
+    ) -> int | None:
+        """Only look at the user's histograms; if it waits, return the first bad row, or None."""
+        nothing = np.empty((1, 1, 0), dtype)
+        rows = [*self.rows(dtype, batch), nothing]
+        return self.run("check", levels, rows, 1.0, nothing[0, 0], nothing, False, tolerance)
+
     def column(self, value: Any, batch: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """A number for every row, of a type, one after the other."""
         array = description(value)
@@ -151,7 +178,7 @@ class Launch:
             array = description(value)
         if array.shape != batch or not array.flags.c_contiguous:
             value = self.device.spread(value, batch)
-        return self._note(value).reshape(-1)
+        return self.note(value).reshape(-1)
 
     def run_loss(
         self, operation: str, levels: Levels, rho: float, labels: Array | None,

@@ -22,19 +22,22 @@ class Pairs(NamedTuple):
     library: arrays.Library  # that they came from
 
 
+def library_of(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> arrays.Library:
+    """The library that all arrays come from."""
+    costs = {} if isinstance(cost, GroundSpace) else {"cost": cost}
+    return arrays.library_of({"p": p, "q": q, **costs})
+
+
 def checked(
     p: ArrayLike,
     q: ArrayLike,
     cost: ArrayLike | GroundSpace,
-    validate: bool | float = True,
+    validate: bool | float | None,
     dtype: object = None,
 ) -> Pairs:
     """The arguments as arrays of `dtype`, by default of the type they call for, or an error."""
     given = None if dtype is None else validation.check_dtype(dtype)
-    costs = {} if isinstance(cost, GroundSpace) else {"cost": cost}
-    library = arrays.library_of({"p": p, "q": q, **costs})
-    if library.device is not None:
-        validation.only_on_cpu("the exact and the Sinkhorn distance")
+    library = library_of(p, q, cost)
     if isinstance(cost, GroundSpace):
         matrix, deciding = cost.cost_matrix(), []
     else:

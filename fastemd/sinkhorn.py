@@ -11,6 +11,7 @@ from fastemd.eager import eager
 from fastemd.ground import GroundSpace
 from fastemd.kernels.sinkhorn import FLUSH, divide, finish, log_divide, log_finish
 from fastemd.pairs import Pairs
+from fastemd.sinkhorn_on_device import Solver
 
 Array = NDArray[Any]
 METHODS = ("paper", "log")
@@ -53,7 +54,7 @@ def sinkhorn(
     tol: float = 0.0,
     method: str = "paper",
     dtype: Any = None,
-    validate: bool | float = True,
+    validate: bool | float | None = None,
 ) -> SinkhornResult:
     """Sinkhorn distance between histograms and its gradient, by a number of iterations.
 
@@ -81,9 +82,10 @@ def sinkhorn(
     dtype : {float32, float64}, optional
         Default: float32 if all arrays are float32, else float64. "log" only rounds its results
         to it. "paper" may need float64 where float32 histograms are far apart.
-    validate : bool or float
-        Whether to check the histograms; a float is the relative tolerance between two masses,
-        otherwise the root of the coarser type's precision.
+    validate : bool or float, optional
+        Whether to check the histograms, by default yes; a float is the relative tolerance between
+        two masses, otherwise the root of the coarser type's precision. Of arrays on a CUDA device
+        `synchronize` tells the outcome, unless this is True, and that of the costs always.
 
     Returns
     -------
@@ -157,6 +159,13 @@ def sinkhorn(
     max_iter = validation.check_count("max_iter", max_iter)
     tol = validation.check_amount("tol", tol, zero=True)
     validation.check_choice("method", method, METHODS)
+    library = pairs.library_of(p, q, cost)
+    if library.device is not None:
+        solver = Solver(library, p, q, cost, validate, dtype, in_float64=method == "log")
+        if method == "paper":
+            return SinkhornResult(*solver.as_printed(lam, max_iter, tol))
+        lams = _stages(lam, solver.highest())
+        return SinkhornResult(*solver.with_logarithms(lams, max_iter, tol, SETTLED))
     given = pairs.checked(p, q, cost, validate, dtype)
     solve = _as_printed if method == "paper" else _with_logarithms
     with np.errstate(all="ignore"):
@@ -233,7 +242,7 @@ def _with_logarithms(given: Pairs, lam: float, max_iter: int, tol: float) -> dic
     """The same iterations on ``phi = log(u)`` and ``psi = log(v)``, in stages if `lam` is large."""
     p, q, cost = (array.astype(np.float64, copy=False) for array in given[:3])
     progress = _Progress(len(p))
-    lams = _stages(min(lam, FINEST / cost.max()), cost.max())
+    lams = _stages(lam, cost.max())
     lam_before, before, slope = 0.0, np.zeros_like(p), np.zeros_like(p)
     for stage, lam in enumerate(lams, 1):
         phi = before + slope * (lam - lam_before)
@@ -259,6 +268,7 @@ def _with_logarithms(given: Pairs, lam: float, max_iter: int, tol: float) -> dic
 
 def _stages(lam: float, highest: float) -> list[float]:
     """The lambdas to go through; `highest` is the highest cost."""
+    lam = min(lam, FINEST / highest) if highest > 0.0 else lam
     lams = [lam]
     if lam * highest > REACH:
         while lams[0] * highest > START:

@@ -19,6 +19,23 @@ def main(space, char):
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=CC)
     from fastemd.kernels import cuda as operations
     from fastemd.kernels import cuda_losses, device
+    from fastemd.kernels import cuda_sinkhorn as operations_of_sinkhorn
+
+    def state_of(operation, real, result):
+        """The type of the state and of its fields, for matrices of a type."""
+        matrix, log_matrix, result_matrix = (real, 2), ("d", 2), (result, 2)
+        row, count, number, whole = ("d", 1), ("l", 1), ("d", 0), ("l", 0)
+        if "prepare" in operation:
+            kinds = *[matrix] * 6, number, number, count
+            return operations_of_sinkhorn.Costs, kinds
+        if "start" in operation:
+            kinds = log_matrix, log_matrix, number, log_matrix, row, count, count, whole
+            return operations_of_sinkhorn.Start, kinds
+        if "finish" in operation:
+            kinds = matrix, matrix, log_matrix, row, matrix, matrix, number, number, number
+            return operations_of_sinkhorn.End, (*kinds, (result, 1), result_matrix, row, ("?", 1))
+        kinds = matrix, matrix, matrix, log_matrix, row, log_matrix, row, matrix, whole
+        return operations_of_sinkhorn.Step, (*kinds, row, count, count, number, whole)
 
     def compile_only(function, signature):
         ptx, _ = cuda.compile_ptx(function, signature, cc=CC)
@@ -31,6 +48,9 @@ def main(space, char):
         for rho in powers:
             ptx, _ = device._kernel(operation, space, rho, char)
             print(operation, rho, len(ptx))
+    for operation in operations_of_sinkhorn.OPERATIONS:
+        made = "d" if "log" in operation else char
+        print(operation, len(device._block_kernel(operation, *state_of(operation, made, char))))
     print("factors", len(device._factors_kernel(char)))
     print("sum", len(device._sum_kernel(char)))
 

@@ -25,7 +25,8 @@ settings.load_profile(
 # What is to hold wherever the arrays are.
 BEHAVIOUR = {
     "test_accuracy.py", "test_batches.py", "test_cuda.py", "test_flows.py", "test_gradients.py",
-    "test_hessians.py", "test_identities.py", "test_losses.py", "test_out.py", "test_validation.py",
+    "test_hessians.py", "test_identities.py", "test_losses.py", "test_out.py", "test_sinkhorn.py",
+    "test_validation.py",
     "test_values.py",
 }  # fmt: skip
 if device.DEVICE == "torch":

@@ -51,6 +51,7 @@ def _make(_):
         np.errstate(over="ignore")(lambda array, dtype: DeviceArray(array.numpy().astype(dtype))),
         lambda array, shape: DeviceArray(np.array(np.broadcast_to(array.numpy(), shape))),
         lambda array, numbers: array.numpy().__setitem__(..., numbers.numpy()),
+        np.errstate(all="ignore")(lambda a, b: DeviceArray(np.matmul(a.numpy(), b.numpy()))),
         lambda: 0,
     )
 
@@ -117,16 +118,14 @@ def on_host(value):
 def through(function):
     """The function on arrays on the device, for NumPy arrays."""
     parameters = inspect.signature(function).parameters
-    arrays = [
-        name for name in ("p", "q", "v", "x", "target", "sample_weight") if name in parameters
-    ]
+    arrays = ("p", "q", "v", "cost", "x", "target", "sample_weight")
 
     @functools.wraps(function)
     def call(*args, **keywords):
         bound = inspect.signature(function).bind(*args, **keywords)
         given = bound.arguments
         for name in arrays:
-            if name in given:
+            if name in given and not isinstance(given[name], fastemd.Chain | fastemd.Tree):
                 given[name] = on_device(given[name])
         out = given.get("out")
         buffers = () if out is None else tuple(out) if isinstance(out, tuple | list) else (out,)
@@ -156,7 +155,7 @@ def _all(function, result):
 
 FUNCTIONS = (
     "emd", "emd_grad", "emd_value_and_grad", "emd_hessian", "emd_hessian_diag", "emd_hvp",
-    "emd_flow", "embed", "emd_loss", "emd_loss_hessian_diag",
+    "emd_flow", "embed", "emd_loss", "emd_loss_hessian_diag", "sinkhorn",
 )  # fmt: skip
 
 

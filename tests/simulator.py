@@ -15,6 +15,7 @@ from greenlet import getcurrent, greenlet
 from numba.cuda.simulator import kernel, kernelapi
 
 from fastemd import arrays, devices, on_device
+from fastemd.kernels import device as launcher
 from fastemd.kernels import threads
 
 
@@ -47,7 +48,7 @@ def install():
     """Simulate like this, with so few threads that every loop over bins and rows has a tail."""
     kernel.BlockManager = Block
     kernelapi.threading = SimpleNamespace(current_thread=getcurrent)
-    threads.block_of = lambda n_edges: (4, 2)
+    threads.block_of, launcher.TEAM = lambda n_edges: (4, 2), 4
 
 
 def take_tensors():

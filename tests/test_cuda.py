@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from device import DeviceArray, device, on_device, plain, simulator
-from operations import assert_agrees
+from operations import OPERATIONS, assert_agrees
 from strategies import random_pair
 
 import fastemd
@@ -65,6 +65,37 @@ def test_functions__without_room_in_shared_memory(operation, small_case, rng, mo
         assert_agrees(operation, arrays, small_case, 3.7, validate=validate)
 
 
+@simulator
+def test_calls__do_not_wait_for_the_device(small_case, rng, monkeypatch):
+    from fastemd import target
+
+    def waits(index):
+        raise AssertionError("somebody waits")
+
+    space = small_case.space
+    given = {op: [on_device(x) for x in op.draw(rng, (2,), space.n_bins)] for op in OPERATIONS}
+    x, labels = on_device(rng.normal(size=(2, space.n_bins))), on_device([0, 1])
+    with monkeypatch.context() as patch:
+        patch.setattr(target, "wait", waits)
+        for operation, arrays in given.items():
+            rho = (2,) if operation.takes_rho else ()
+            getattr(plain, operation.name)(*arrays, space, *rho)
+        plain.emd_loss(x, labels, space, sample_weight=on_device([0.5, 1]), ignore_index=-1)
+        for method in ("paper", "log"):
+            plain.sinkhorn(*given[OPERATIONS[0]], space, lam=1, max_iter=20, method=method)
+        with pytest.raises(AssertionError, match="somebody waits"):
+            plain.emd(*given[OPERATIONS[0]], space, 2, validate=True)
+    fastemd.synchronize()
+
+
+@simulator
+def test_sinkhorn__has_the_constants_of_the_cpu():
+    from fastemd.kernels import cuda_sinkhorn, sinkhorn
+
+    for name in ("FLUSH", "TRUST", "HIGHEST"):
+        assert getattr(cuda_sinkhorn, name) == getattr(sinkhorn, name)
+
+
 # ---------------------------------------------------------------------------------- complaints
 
 
@@ -116,6 +147,18 @@ def test_losses__complain_when_they_are_waited_for(spoil, small_case, rng):
         fastemd.synchronize()
 
 
+@device
+@pytest.mark.parametrize("bad", [np.nan, -1.0, np.inf])
+def test_sinkhorn__complains_of_a_bad_cost(bad, rng):
+    p, q, cost = *random_pair(rng, (3, 4)), rng.random((4, 4))
+    cost[2, 1] = bad
+    plain.sinkhorn(*map(on_device, (p, q, cost)), lam=1.0, max_iter=2)
+    with pytest.raises(ValueError, match="row 2 of an earlier call"):
+        fastemd.synchronize()
+    with pytest.raises(ValueError, match=r"cost: expected a square matrix \(N, N\), got"):
+        plain.sinkhorn(*map(on_device, (p, q, cost[:3])), lam=1.0)
+
+
 # ------------------------------------------------------------------------------ arrays of others
 
 
@@ -133,8 +176,6 @@ def test_functions__refuse_to_mix_devices(small_case, rng):
         plain.emd(on_device(p), q, small_case.space, 2)
     with pytest.raises(TypeError, match="computed on the CPU only"):
         fastemd.exact_emd(on_device(p), on_device(q), small_case.space)
-    with pytest.raises(TypeError, match="computed on the CPU only"):
-        fastemd.sinkhorn(on_device(p), on_device(q), small_case.space, lam=1.0)
 
 
 class Stranger:

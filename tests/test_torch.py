@@ -375,11 +375,11 @@ def test_sinkhorn__refuses(rng):
         ({"q": q}, TypeError, "q: it requires grad"),
         ({"cost": torch.ones(5, 5, requires_grad=True)}, TypeError, "cost: it requires grad"),
         ({"cost": np.ones((5, 5))}, TypeError, "cost: expected a torch.Tensor"),
-        ({"p": 2 * p}, ValueError, "p and q: row 0 has unequal masses"),
+        ({"p": 2 * p}, ValueError, "p and q: row 0 has unequal masses|row 0 of an earlier call"),
         ({"dtype": torch.float16}, TypeError, "dtype"),
     ):
         with pytest.raises(error, match=message):
-            adapter.sinkhorn(**{"p": p, "q": q.detach(), "cost": TREE, "lam": 2.0} | bad)
+            _waited_for(adapter.sinkhorn(**{"p": p, "q": q.detach(), "cost": TREE, "lam": 2} | bad))
     wide = {"p": 1.001 * p, "q": q.detach(), "cost": TREE, "lam": 2.0}
     assert adapter.sinkhorn(**wide, validate=0.01).isfinite().all()
 

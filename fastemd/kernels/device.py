@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import from_dtype, types
 from numpy.typing import NDArray
 
-from fastemd.kernels import cuda, cuda_losses, threads
+from fastemd.kernels import cuda, cuda_losses, cuda_sinkhorn, threads
+from fastemd.kernels.cuda_sinkhorn import Costs, End, Start, Step  # noqa: F401
 from fastemd.levels import Levels
 from fastemd.target import argument, compiled, on_device, stream_of, upload
 
@@ -119,6 +120,26 @@ def _factors_kernel(char: str) -> Any:
 def _sum_kernel(char: str) -> Any:
     result = types.Array(_float if char == "d" else types.float32, 1, "C")
     return compiled(threads.sum_kernel(), (_floats, result))
+
+
+@functools.cache
+def _block_kernel(operation: str, state: type[Any], kinds: tuple[tuple[str, int], ...]) -> Any:
+    fields = [
+        types.Array(from_dtype(np.dtype(char)), ndim, "C") if ndim else from_dtype(np.dtype(char))
+        for char, ndim in kinds
+    ]
+    signature = (types.NamedTuple(fields, state),)
+    return compiled(threads.block_kernel(cuda_sinkhorn.OPERATIONS[operation]), signature)
+
+
+def run_blocks(operation: str, state: Any, n_rows: int, index: int, stream: int) -> None:
+    """Launch an operation of `fastemd.kernels.cuda_sinkhorn`, a block of threads a row."""
+    kinds = [np.asarray(x) if isinstance(x, float | int) else x for x in state]
+    state_type: Any = type(state)
+    kernel = _block_kernel(operation, state_type, tuple((x.dtype.char, x.ndim) for x in kinds))
+    with on_device(index):
+        given = (argument(x) if isinstance(x, np.ndarray) else x for x in state)
+        kernel[n_rows, TEAM, stream_of(stream), 16 * TEAM](state_type(*given))
 
 
 def find_factors(

@@ -271,6 +271,16 @@ def loss_kernel(operation, weigh, up, down, function, n_scratch):
     return run
 
 
+def block_kernel(operation):
+    """The kernel that does an operation on every row, a block each; `state` is a named tuple."""
+
+    def run(state):
+        team = Team(cuda.threadIdx.x, cuda.blockDim.x, cuda.shared.array(0, float64))
+        operation(team, cuda.blockIdx.x, state)
+
+    return run
+
+
 def factors_kernel():
     """The kernel, of one block, that finds what every row of a loss counts.
 

@@ -6,6 +6,7 @@ from fastemd.validation.arguments import (
     check_choice,
     check_columns,
     check_cost,
+    check_cost_shape,
     check_count,
     check_dtype,
     check_one_histogram,

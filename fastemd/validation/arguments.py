@@ -126,9 +126,13 @@ def check_out_pair(out: object) -> tuple[Any, Any]:
     return out[0], out[1]
 
 
+def check_cost_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise ValueError(f"cost: expected a square matrix (N, N), got shape {shape}")
+
+
 def check_cost(matrix: Array) -> None:
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
-        raise ValueError(f"cost: expected a square matrix (N, N), got shape {matrix.shape}")
+    check_cost_shape(matrix.shape)
     if matrix.min() >= 0 and matrix.max() < np.inf:
         return
     for bad in np.argwhere(~np.isfinite(matrix))[:1]:
