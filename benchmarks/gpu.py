@@ -1,0 +1,151 @@
+"""Print the table of times on a CUDA device.
+
+    python -m benchmarks.gpu
+
+float32 tensors of torch that are on the device already, the ImageNet tree and a chain of 1000.
+Results are compared with those of the CPU first. A time on the device is that of a replay of a
+captured CUDA graph, between two events, so that no launch from Python is in it; a call is the time
+until Python has it back. Medians of rounds in which all take turns. ``--device cpu`` runs the same
+on the CPU, by the clock, to see that the script works.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+
+import fastemd
+import fastemd.torch
+from benchmarks.common import histograms, logits
+
+ROUNDS = 30
+PAPER = 25e-3  # seconds, EMD^2 of 512 rows on the ImageNet tree, on its GPU
+
+
+def captured(run):
+    """A replay of what `run` does on the device."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def on_device(run):
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return 1e-3 * begin.elapsed_time(end)
+
+
+def by_the_clock(run):
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def call(run):
+    """Until Python has it back; the device is idle before."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return by_the_clock(run)
+
+
+def medians(contenders, measure):
+    times = {name: [] for name in contenders}
+    for _ in range(ROUNDS):
+        for name, run in contenders.items():
+            times[name].append(measure(run))
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def trained(loss, x):
+    """Forward and backward."""
+
+    def run():
+        x.grad = None
+        loss(x).backward()
+
+    return run
+
+
+def cumsum_loss(target):
+    """What one writes in torch for a chain: EMD^2 of a softmax."""
+    return lambda x: (x.softmax(-1) - target).cumsum(-1)[:, :-1].square().sum(-1).mean()
+
+
+def problems(device, n_rows):
+    """By name: what is timed."""
+    tree, chain = fastemd.datasets.imagenet_tree(), fastemd.Chain(1000)
+    p, q = (torch.from_numpy(histograms((n_rows, 1000), np.float32, i)).to(device) for i in (0, 1))
+    x, labels = (torch.from_numpy(array).to(device) for array in logits((n_rows, 1000), np.float32))
+    out, value = torch.empty_like(p), p.new_empty(n_rows)
+    x.requires_grad_()
+    fused = fastemd.torch.EMDLoss(tree, cross_entropy=1.0)
+    detached = x.detach()
+    keywords = {"out": (value, out), "validate": False if device == "cuda" else None}
+    return {
+        "torch.sub": lambda: torch.sub(p, q, out=out),
+        "tree: value and gradient": lambda: fastemd.emd_value_and_grad(p, q, tree, 2, **keywords),
+        "chain: value and gradient": lambda: fastemd.emd_value_and_grad(p, q, chain, 2, **keywords),
+        "tree: loss with CE and gradient": lambda: fastemd.emd_loss(
+            detached, labels, tree, cross_entropy=1.0
+        ),
+        "torch: cross entropy, both ways": trained(
+            lambda x: torch.nn.functional.cross_entropy(x, labels), x
+        ),
+        "EMDLoss with CE, both ways": trained(lambda x: fused(x, labels), x),
+        "chain: EMDLoss, both ways": trained(lambda x: fastemd.torch.EMDLoss(chain)(x, labels), x),
+        "chain: cumsum in torch, both ways": trained(cumsum_loss(q), x),
+    }
+
+
+def check(device):
+    """The numbers are those of the CPU."""
+    p, q = (histograms((64, 1000), np.float32, i) for i in (0, 1))
+    for space in (fastemd.datasets.imagenet_tree(), fastemd.Chain(1000)):
+        given = (torch.from_numpy(x).to(device) for x in (p, q))
+        comp = fastemd.emd_value_and_grad(*given, space, 2)
+        for ours, ref in zip(comp, fastemd.emd_value_and_grad(p, q, space, 2), strict=True):
+            np.testing.assert_allclose(ours.cpu().numpy(), ref, rtol=3e-7, atol=1e-7)
+    fastemd.synchronize()
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--rows", type=int, nargs="+", default=[512, 8192, 65536])
+    arguments = parser.parse_args()
+    device = arguments.device
+    check(device)
+    if device == "cuda":
+        print(torch.cuda.get_device_name(), "CUDA", torch.version.cuda, end=", ")
+    print("torch", torch.__version__)
+    for n_rows in arguments.rows:
+        runs = problems(device, n_rows)
+        for run in runs.values():
+            run()  # compiles, allocates
+        calls = medians(runs, call)
+        if device == "cuda":
+            replays = {name: captured(run) for name, run in runs.items()}
+            times = medians(replays, on_device)
+        else:
+            times = medians(runs, by_the_clock)
+        print(f"\n| {n_rows} rows | us | of torch.sub | call, us |\n| --- | --: | --: | --: |")
+        for name, seconds in times.items():
+            ratio = seconds / times["torch.sub"]
+            print(f"| {name} | {1e6 * seconds:.1f} | {ratio:.2f} | {1e6 * calls[name]:.1f} |")
+        if n_rows == 512:
+            value = PAPER / times["tree: value and gradient"]
+            print(f"\nThe paper's 25 ms over the tree's value and gradient: {value:.0f}")
+
+
+if __name__ == "__main__":
+    main()
