@@ -24,9 +24,9 @@ class Device:
     index: int
     empty: Callable[[Shape, np.dtype[Any]], Any]
     cast: Callable[[Any, np.dtype[Any]], Any]  # an array to a type
-    spread: Callable[[Any, Shape], Any]  # an array broadcast to a shape, in memory of its own
+    spread: Callable[[Any, Shape], Any]  # an array broadcast to a shape, contiguous
     assign: Callable[[Any, Any], object]  # to an array the numbers of another one
-    product: Callable[[Any, Any], Any]  # of two matrices that `empty` made, in their precision
+    product: Callable[[Any, Any], Any] | None  # of two matrices that `empty` made, in their type
     stream: Callable[[], int]  # the handle of its current stream, 0 for the default one
     finish: Callable[[Any], Any] = lambda result: result  # what the user gets of `empty`'s
 
@@ -83,15 +83,19 @@ def device_of(value: Any) -> Device | None:
 
 def _torch(value: Any) -> Device:
     torch = sys.modules["torch"]
-    types = {"f": torch.float32, "d": torch.float64, "l": torch.int64, "?": torch.bool}
     device = value.device
+
+    def product(left: Any, right: Any) -> Any:
+        with torch.autocast(device.type, enabled=False):
+            return torch.matmul(left, right)
+
     return Device(
         device.index,
-        lambda shape, dtype: torch.empty(shape, dtype=types[dtype.char], device=device),
-        lambda array, dtype: array.to(types[dtype.char]),
+        lambda shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype.name), device=device),
+        lambda array, dtype: array.to(getattr(torch, dtype.name)),
         lambda array, shape: array.expand(shape).contiguous(),
         lambda array, numbers: array.copy_(numbers),
-        torch.matmul,
+        product,
         lambda: int(torch.cuda.current_stream(device).cuda_stream),
     )
 
@@ -100,17 +104,20 @@ def _cupy(value: Any) -> Device:
     cupy = sys.modules["cupy"]
     index = value.device.id
 
-    def empty(shape: Shape, dtype: np.dtype[Any]) -> Any:
-        with cupy.cuda.Device(index):
-            return cupy.empty(shape, dtype)
+    def there(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            with cupy.cuda.Device(index):
+                return function(*args)
+
+        return call
 
     return Device(
         index,
-        empty,
-        lambda array, dtype: array.astype(dtype),
-        lambda array, shape: cupy.ascontiguousarray(cupy.broadcast_to(array, shape)),
-        lambda array, numbers: array.__setitem__(..., numbers),
-        cupy.matmul,
+        there(cupy.empty),
+        there(lambda array, dtype: array.astype(dtype)),
+        there(lambda array, shape: cupy.ascontiguousarray(cupy.broadcast_to(array, shape))),
+        there(lambda array, numbers: array.__setitem__(..., numbers)),
+        there(cupy.matmul),
         lambda: int(cupy.cuda.get_current_stream(index).ptr),
     )
 
@@ -122,7 +129,7 @@ def _numba(value: Any) -> Device:
     def refuse(array: Any, wanted: Any) -> Any:
         raise TypeError(
             f"Numba's device arrays cannot be brought to {wanted}; give arrays of one type, whose "
-            "batch shapes need no copy to broadcast, or another library's"
+            "batch shapes need no copy to broadcast"
         )
 
     return Device(
@@ -131,18 +138,23 @@ def _numba(value: Any) -> Device:
         refuse,
         refuse,
         lambda array, numbers: array.copy_to_device(numbers),
-        lambda left, right: refuse(left, "a product of matrices"),
+        None,
         lambda: 0,
     )
 
 
 def _jax(value: Any) -> Device:
-    """JAX tells nobody its stream: what it computes is waited for, and so is the kernel."""
-    import jax.numpy as jnp  # is there, the array brought it
+    """JAX tells nobody its stream: what it computes is waited for, and so is the kernel.
+
+    Inside it may use float64, also where the user has not enabled that.
+    """
+    import jax  # is there, the array brought it
+    import jax.numpy as jnp
 
     from fastemd import target
 
     index = int(value.__dlpack_device__()[1])
+    scope: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
 
     def refuse_out(array: Any, numbers: Any) -> Any:
         raise TypeError("out: JAX arrays cannot be written to")
@@ -152,13 +164,18 @@ def _jax(value: Any) -> Device:
         return jnp.asarray(result)
 
     def product(left: Any, right: Any) -> Any:
-        given = finish(left), finish(right)
-        return jnp.matmul(*given, precision="highest").block_until_ready()
+        with scope.enable_x64(True):
+            given = finish(left), finish(right)
+            return jnp.matmul(*given, precision="highest").block_until_ready()
+
+    def cast(array: Any, dtype: np.dtype[Any]) -> Any:
+        with scope.enable_x64(True):
+            return array.astype(dtype).block_until_ready()
 
     return Device(
         index,
         target.empty,
-        lambda array, dtype: array.astype(dtype),
+        cast,
         lambda array, shape: jnp.array(jnp.broadcast_to(array, shape)),
         refuse_out,
         product,

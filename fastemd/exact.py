@@ -15,13 +15,7 @@ OPTIONS = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 
 
 
 @eager
-def exact_emd(
-    p: ArrayLike,
-    q: ArrayLike,
-    cost: ArrayLike | GroundSpace,
-    *,
-    validate: bool | float = True,
-) -> tuple[Any, Any]:
+def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tuple[Any, Any]:
     """Earth Mover's Distance and an optimal transport plan, by linear programming.
 
     Parameters
@@ -32,9 +26,6 @@ def exact_emd(
         What moving one unit of mass from a bin of `p` to a bin of `q` costs, finite and >= 0; or
         the ground space whose ``cost_matrix()`` says so. All arrays come from one library, as do
         the results.
-    validate : bool or float
-        Whether to check the histograms; a float is the relative tolerance between two masses,
-        otherwise the root of the coarser type's precision.
 
     Returns
     -------
@@ -42,8 +33,7 @@ def exact_emd(
         ``sum(plan * cost)``.
     plan : ndarray of float64, (..., N, N)
         How much mass goes from which bin of `p` to which bin of `q`: rows sum to `p`, columns to
-        `q`; where the masses differ by what `validate` allows, the last mass of `q` gives way. If
-        there are several optimal plans, one of them.
+        `q`. If there are several optimal plans, one of them.
 
     Raises
     ------
@@ -74,7 +64,7 @@ def exact_emd(
     """
     if pairs.library_of(p, q, cost).device is not None:
         validation.only_on_cpu("exact distances")
-    given = pairs.checked(p, q, cost, validate, np.float64)
+    given = pairs.checked(p, q, cost, True, np.float64)
     n_rows, n_bins = given.p.shape
     plan = np.zeros((n_rows, n_bins, n_bins))
     for row in range(n_rows):

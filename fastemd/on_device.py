@@ -133,6 +133,10 @@ class Launch:
         """Launch an operation; if it waits, return the first bad row, or None."""
         rest = rho, value, out, float(bool(project)), tolerance
         self._launch(operation, levels, rows, rest)
+        return self.first_bad()
+
+    def first_bad(self) -> int | None:
+        """If the call waits: the first bad row that was noted."""
         return _first_bad(self.device.index, self.complaints) if self.waits else None
 
     def _launch(
@@ -152,6 +156,7 @@ class Launch:
 
     def product(self, left: Array, right: Array) -> tuple[Array, Any]:
         """Describes the product of two matrices that `empty` made; and the product itself."""
+        assert self.device.product is not None
         made = self.device.product(self.made[id(left)], self.made[id(right)])
         return description(made), made
 
@@ -210,7 +215,7 @@ class Launch:
             self.launcher.add_up(values.reshape(-1), total.reshape(1), *where)
             return self.made[id(total)]
         made = self.made[id(values)]
-        return made if values.dtype == dtype else self.device.cast(made, dtype)
+        return made if values.dtype == dtype else self.device.cast(self.device.finish(made), dtype)
 
     def on_host(self, batch: tuple[int, ...]) -> dict[str, Array]:
         """Copies of the user's arrays."""

@@ -164,8 +164,9 @@ def sinkhorn(
         solver = Solver(library, p, q, cost, validate, dtype, in_float64=method == "log")
         if method == "paper":
             return SinkhornResult(*solver.as_printed(lam, max_iter, tol))
-        lams = _stages(lam, solver.highest())
-        return SinkhornResult(*solver.with_logarithms(lams, max_iter, tol, SETTLED))
+        highest = solver.highest()
+        lams = _stages(lam, highest)
+        return SinkhornResult(*solver.with_logarithms(lams, highest, max_iter, tol, SETTLED))
     given = pairs.checked(p, q, cost, validate, dtype)
     solve = _as_printed if method == "paper" else _with_logarithms
     with np.errstate(all="ignore"):

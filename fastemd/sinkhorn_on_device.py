@@ -22,8 +22,8 @@ Array = NDArray[Any]
 
 LOOK = 16  # iterations between two looks
 
-# The cost matrices of spaces, by device and type.
-_uploaded: weakref.WeakKeyDictionary[GroundSpace, dict[tuple[int, str], Any]]
+# The cost matrices of spaces and their largest entries, by device and type.
+_uploaded: weakref.WeakKeyDictionary[GroundSpace, dict[tuple[int, str], tuple[Any, float]]]
 _uploaded = weakref.WeakKeyDictionary()
 
 _any_space = functools.lru_cache(maxsize=8)(Chain)  # to check masses, for which all are alike
@@ -42,6 +42,8 @@ class Solver:
         assert library.device is not None
         space = cost if isinstance(cost, GroundSpace) else None
         given = {"p": p, "q": q}
+        if library.device.product is None:
+            validation.no_products()
         self.library, self.launch = library, Launch(library.device, given, validate is True)
         wanted = None if dtype is None else validation.check_dtype(dtype)
         described = [] if space else [arrays.real("cost", cost)]
@@ -82,21 +84,27 @@ class Solver:
         kept = _uploaded.setdefault(space, {})
         key = index, self.computing.char
         if key not in kept:
+            host = space.cost_matrix()
             with target.on_device(index):
-                kept[key] = target.upload(space.cost_matrix().astype(self.computing))
-        return kept[key], lambda: float(space.cost_matrix().max())
+                kept[key] = target.upload(host.astype(self.computing)), float(host.max())
+        matrix, highest = kept[key]
+        return matrix, lambda: highest
 
     def _new(self, *shape: int, dtype: Any = None) -> Array:
         return self.launch.empty(shape, np.dtype(dtype or self.computing))
 
+    @functools.cached_property
+    def _matrices(self) -> list[Array]:
+        return [self._new(self.n_bins, self.n_bins) for _ in range(5)]
+
     def _prepare(self, operation: str, lam: float, unit: float) -> Any:
-        n = self.n_bins
-        matrices = [self._new(n, n) for _ in range(3)]
-        exponents = [self._new(n, n) if operation == "log_prepare" else self.cost for _ in range(2)]
+        """All that depends on lambda and the costs, which are checked."""
         costs = self.launch.launcher.Costs(
-            self.cost, *matrices, *exponents, lam, unit, self.launch.complaints
+            self.cost, *self._matrices, lam, unit, self.launch.complaints
         )
-        self.launch.run_blocks(operation, costs, n)
+        self.launch.run_blocks(operation, costs, self.n_bins)
+        if self.launch.first_bad() is not None:
+            validation.check_cost(self.launch.read(self.cost))
         return costs
 
     def _begin(self, tol: float, limit: int) -> None:
@@ -159,11 +167,11 @@ class Solver:
         return self._end("finish", self.step_p, self.step_p.scaling, costs, tol)
 
     def with_logarithms(
-        self, lams: list[float], max_iter: int, tol: float, settled: float
+        self, lams: list[float], highest: float, max_iter: int, tol: float, settled: float
     ) -> list[Any]:
         """On logarithms, through the stages `lams`."""
         self._begin(tol, max_iter)
-        unit, before = self.highest() or 1.0, self._new(self.n_rows, self.n_bins)
+        unit, before = highest or 1.0, self._new(self.n_rows, self.n_bins)
         lam_before, ratio = 0.0, 0.0
         for stage, lam in enumerate(lams, 1):
             costs = self._prepare("log_prepare", lam, unit)
@@ -178,7 +186,6 @@ class Solver:
             if stage < len(lams):
                 ratio = (lams[stage] - lam) / (lam - lam_before)
                 lam_before = lam
-        self._start(before, 0.0)
         self._half("log_divide", self.step_q, self.step_p.scaling, costs.kernel)
         return self._end("log_finish", self.step_p, self.step_p.potential, costs, tol)
 

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from device import DeviceArray, device, on_device, plain, simulator
+from device import DeviceArray, device, on_device, on_host, plain, simulator
 from operations import OPERATIONS, assert_agrees
 from strategies import random_pair
 
@@ -92,7 +92,7 @@ def test_calls__do_not_wait_for_the_device(small_case, rng, monkeypatch):
 def test_sinkhorn__has_the_constants_of_the_cpu():
     from fastemd.kernels import cuda_sinkhorn, sinkhorn
 
-    for name in ("FLUSH", "TRUST", "HIGHEST"):
+    for name in ("TRUST", "HIGHEST"):
         assert getattr(cuda_sinkhorn, name) == getattr(sinkhorn, name)
 
 
@@ -147,6 +147,41 @@ def test_losses__complain_when_they_are_waited_for(spoil, small_case, rng):
         fastemd.synchronize()
 
 
+@simulator
+@pytest.mark.parametrize("tol", [0.0, 1e-3])
+@pytest.mark.parametrize("lam", [20.0, 3000.0, 50_000.0])
+def test_sinkhorn__goes_through_the_stages_of_the_cpu(lam, tol, rng):
+    p, q = random_pair(rng, (4, 7))
+    cost = rng.random((7, 7))
+    keywords = {"lam": lam, "max_iter": 400, "tol": tol, "method": "log"}
+    comp = fastemd.sinkhorn(p, q, cost, **keywords)
+    ref = plain.sinkhorn(p, q, cost, **keywords)
+    np.testing.assert_array_equal(comp.n_iter, ref.n_iter)
+    np.testing.assert_array_equal(comp.converged, ref.converged)
+    np.testing.assert_allclose(comp.error, ref.error, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(comp.value, ref.value, rtol=1e-9)
+
+
+@device
+@pytest.mark.parametrize("method", ["paper", "log"])
+def test_sinkhorn__ends_when_all_rows_have(method, rng):
+    p, q = random_pair(rng, (3, 5))
+    comp = fastemd.sinkhorn(
+        p, q, rng.random((5, 5)), lam=5, max_iter=10**9, tol=1e-3, method=method
+    )
+    assert comp.converged.all()
+
+
+@device
+def test_sinkhorn__waits_for_a_bad_cost_if_told_to(rng):
+    p, q, cost = *random_pair(rng, (3, 4)), rng.random((4, 4))
+    cost[2, 1] = -1.0
+    for method in ("paper", "log"):
+        with pytest.raises(ValueError, match=r"cost: a negative cost, -1\.0 from bin 2 to 1"):
+            fastemd.sinkhorn(p, q, cost, lam=1.0, method=method)
+    assert fastemd.emd(p, q, fastemd.Chain(4), 2, validate=True).shape == (3,)
+
+
 @device
 @pytest.mark.parametrize("bad", [np.nan, -1.0, np.inf])
 def test_sinkhorn__complains_of_a_bad_cost(bad, rng):
@@ -157,6 +192,16 @@ def test_sinkhorn__complains_of_a_bad_cost(bad, rng):
         fastemd.synchronize()
     with pytest.raises(ValueError, match=r"cost: expected a square matrix \(N, N\), got"):
         plain.sinkhorn(*map(on_device, (p, q, cost[:3])), lam=1.0)
+
+
+@device
+@pytest.mark.parametrize("weights", [[np.nan, 1, 1], [1, np.inf, 1], [1, 1, np.nan]])
+def test_losses__of_a_weight_that_is_no_number_are_none(weights, small_case, rng):
+    x, labels = on_device(rng.normal(size=(3, small_case.n_bins))), on_device([0, 1, 2])
+    loss, _ = plain.emd_loss(x, labels, small_case.space, sample_weight=on_device(weights))
+    assert np.isnan(on_host(loss))
+    with pytest.raises(ValueError, match=r"row \d of an earlier call"):
+        fastemd.synchronize()
 
 
 # ------------------------------------------------------------------------------ arrays of others

@@ -48,7 +48,7 @@ def test_sinkhorn__does_what_the_algorithm_says(method, n_iter, lam, rng):
     assert not comp.converged.any()
 
 
-@pytest.mark.parametrize("n_iter", [1, 25, pytest.param(600, marks=cpu)])
+@pytest.mark.parametrize("n_iter", [1, 4, 25, pytest.param(600, marks=cpu)])
 @pytest.mark.parametrize("lam", [0.1, 100, 1e3, 1e5])
 def test_sinkhorn__in_the_log_domain_takes_any_lambda(lam, n_iter, rng):
     p, q, cost = _problem(rng, n=30)
@@ -78,7 +78,7 @@ def test_sinkhorn__rows_stop_by_themselves(method, rng):
     comp = fastemd.sinkhorn(p, q, cost, **keywords)
     assert comp.converged.all()
     assert (comp.error <= 1e-4).all()
-    assert np.unique(comp.n_iter).size > n_rows // 8
+    assert np.unique(comp.n_iter).size > (1 if SIMULATED else 5)
     for row, (a, b) in enumerate(zip(p, q, strict=True)):
         alone = fastemd.sinkhorn(a, b, cost, **keywords)
         assert alone.n_iter == comp.n_iter[row]
@@ -126,18 +126,16 @@ def test_sinkhorn__takes_a_space_for_its_cost_matrix(method, space, rng):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_references__take_a_tolerance(rng):
+def test_sinkhorn__takes_a_tolerance(rng):
     p, q, cost = _problem(rng)
-    for function in (
-        lambda **options: fastemd.sinkhorn(1.001 * p, q, cost, lam=5, **options).value,
-        lambda **options: fastemd.exact_emd(1.001 * p, q, cost, **options)[0],
-    ):
-        with pytest.raises(ValueError, match="row 0 has unequal masses"):
-            function()
-        with pytest.raises(ValueError, match=r"tolerance 1.0e-04|row 0 of an earlier call"):
-            function(validate=1e-4)
-        assert np.isfinite(function(validate=0.01)).all()
-        assert np.isfinite(function(validate=False)).all()
+    with pytest.raises(ValueError, match="row 0 has unequal masses"):
+        fastemd.sinkhorn(1.001 * p, q, cost, lam=5)
+    with pytest.raises(ValueError, match=r"tolerance 1.0e-04|row 0 of an earlier call"):
+        fastemd.sinkhorn(1.001 * p, q, cost, lam=5, validate=1e-4)
+    for validate in (0.01, False):
+        assert np.isfinite(
+            fastemd.sinkhorn(1.001 * p, q, cost, lam=5, validate=validate).value
+        ).all()
 
 
 def test_sinkhorn__types(rng):

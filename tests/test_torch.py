@@ -363,6 +363,27 @@ def test_sinkhorn__broadcasts_and_maps(rng):
     one = p.detach()[0].requires_grad_()
     loss(one, q).sum().backward()
     assert one.grad.shape == (5,)
+    wide = torch.stack([q, q.flip(0), q.flip(1), q])
+    mapped = torch.func.vmap(loss)(p.detach(), wide)  # (5,) and (4, 5) inside
+    torch.testing.assert_close(mapped, loss(p.detach()[:, None], wide))
+    with pytest.raises(TypeError, match="cost: vmap cannot map over it"):
+        torch.func.vmap(lambda cost: adapter.sinkhorn(p, q, cost, lam=2.0))(torch.ones(2, 5, 5))
+
+
+def test_sinkhorn__of_rows_that_fail_has_no_gradient():
+    p = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]], requires_grad=True)
+    q = torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.5, 0.0]])
+    value = adapter.sinkhorn(p, q, fastemd.Chain(3), lam=200.0, max_iter=3)
+    value.sum().backward()
+    assert value.isnan().tolist() == [True, False]
+    assert p.grad.isnan().any(-1).tolist() == [True, False]
+
+
+def test_sinkhorn__under_autocast_keeps_its_precision(rng):
+    p, q = (x.detach().softmax(-1).float() for x in _logits(rng))
+    ref = adapter.sinkhorn(p, q, TREE, lam=2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(adapter.sinkhorn(p, q, TREE, lam=2.0), ref)
 
 
 def test_sinkhorn__refuses(rng):

@@ -14,7 +14,7 @@ from fastemd.kernels.threads import complain, largest, sums
 from fastemd.target import device
 
 # Those of `fastemd.kernels.sinkhorn`, whose cache wants them in its file.
-FLUSH, TRUST, HIGHEST = 1e-150, 1e-133, 709.78
+TRUST, HIGHEST = 1e-133, 709.78
 
 
 class Costs(NamedTuple):
@@ -24,7 +24,7 @@ class Costs(NamedTuple):
     kernel: np.ndarray  # K = exp(-lam cost - 1)
     back: np.ndarray  # K'
     costed: np.ndarray  # (K * cost)', the cost in units of `unit`
-    exponents: np.ndarray  # lam cost + 1, and its transpose; in the log domain only
+    exponents: np.ndarray  # lam cost + 1, and its transpose; filled in the log domain only
     exponents_back: np.ndarray
     lam: float
     unit: float
@@ -103,8 +103,6 @@ def log_prepare(team, i, s):
             complain(s.complaints, 0, i)
         exponent = s.lam * cost + 1.0
         k = math.exp(-exponent)
-        if k < FLUSH:
-            k = 0.0
         s.exponents[i, j] = exponent
         s.exponents_back[j, i] = exponent
         s.kernel[i, j] = k
@@ -196,8 +194,7 @@ def scale(team, b, s, highest):
     if team.thread == 0:
         s.shift[b] = shift
     for k in range(team.thread, s.potential.shape[1], team.n_threads):
-        factor = math.exp(s.potential[b, k] - shift)
-        s.scaling[b, k] = factor if factor > FLUSH else 0.0
+        s.scaling[b, k] = math.exp(s.potential[b, k] - shift)
 
 
 @device

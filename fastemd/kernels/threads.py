@@ -301,14 +301,15 @@ def factors_kernel():
             if labels.size > 0 and labels[i] == ignore_index:
                 factor = 0.0
             factors[i] = factor
-            most = max(most, factor)
+            if most == most and not factor <= most:
+                most = factor
         if mean:
             most = largest(team, most)  # the sum of the factors might overflow
             for i in range(thread, factors.size, n_threads):
-                total += factors[i] / most if most > 0.0 else 0.0
+                total += factors[i] / most if most != 0.0 else 0.0
             total, _ = sums(team, total, 0.0)
             for i in range(thread, factors.size, n_threads):
-                factors[i] = factors[i] / most / total if total > 0.0 else 0.0
+                factors[i] = factors[i] / most / total if total != 0.0 else 0.0
 
     return run
 

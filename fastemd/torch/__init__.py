@@ -132,13 +132,19 @@ def sinkhorn(
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             validation.not_a_tensor(name, tensor)
+        if name == "cost":
+            validation.check_cost_shape(tuple(tensor.shape))
         if name != "p" and tensor.requires_grad:
             validation.no_gradient(name)
     common = _computing_type(p.dtype, q.dtype)
     options = {"lam": lam, "max_iter": max_iter, "tol": tol, "method": method}
     options["dtype"] = str(dtype or common).removeprefix("torch.")
     options["validate"] = _mass_tolerance(p.dtype, q.dtype) if validate is True else validate
-    return distances(p.to(common), q.to(common), cost, options)
+    for name, tensor in (("p", p), ("q", q)):
+        n_bins = cost.n_bins if isinstance(cost, GroundSpace) else cost.shape[-1]
+        validation.check_bins_axis(name, tuple(tensor.shape), n_bins)
+    p, q = torch.broadcast_tensors(p.to(common), q.to(common))
+    return distances(p, q, cost, options)
 
 
 class EMDLoss(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,25 +45,28 @@ def _(first: Tensor, *rest: Any) -> Tensor:
     return first.new_empty(first.shape)
 
 
-def _implements(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """On the CPU and CUDA; whenever Numba starts its threads torch keeps the number of its own.
+def _keeping_threads(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Whenever Numba starts its threads torch keeps the number of its own.
 
     If both use the same OpenMP library, that changes it once per process.
     """
 
-    def register(function: Callable[..., Any]) -> Any:
-        @functools.wraps(function)
-        def run(*args: Any) -> Any:
-            threads = torch.get_num_threads()
-            try:
-                return function(*args)
-            finally:
-                if torch.get_num_threads() != threads:
-                    torch.set_num_threads(threads)
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        threads = torch.get_num_threads()
+        try:
+            return function(*args)
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
-        return torch.library.impl(name, ("cpu", "cuda"))(run)
+    return run
 
-    return register
+
+def _implements(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """On the CPU and on CUDA."""
+    register = torch.library.impl(name, ("cpu", "cuda"))
+    return lambda function: register(_keeping_threads(function))
 
 
 @_implements("fastemd::emd")
@@ -167,7 +171,7 @@ class _Product(torch.autograd.Function):
 
 
 def distances(p: Tensor, q: Tensor, cost: Tensor | GroundSpace, options: dict[str, Any]) -> Tensor:
-    """Sinkhorn distances by `fastemd.sinkhorn`, differentiable in `p`."""
+    """Sinkhorn distances by `fastemd.sinkhorn`, differentiable in `p`, of the shape of `q`."""
     value: Tensor = _Sinkhorn.apply(p, q, cost, options)[0]
     return value
 
@@ -176,12 +180,12 @@ class _Sinkhorn(torch.autograd.Function):
     """Sinkhorn distances and what `fastemd.sinkhorn` calls their gradient with respect to `p`."""
 
     @staticmethod
+    @_keeping_threads
     def forward(
         p: Tensor, q: Tensor, cost: Tensor | GroundSpace, options: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        cost = cost.detach() if isinstance(cost, Tensor) else cost
         result: Any = sinkhorn(p.detach(), q.detach(), cost, **options)
-        filled = result.grad.isfinite()
+        filled = result.grad != -math.inf
         mean = result.grad.where(filled, 0.0).sum(-1, True) / filled.sum(-1, True)
         return result.value, (result.grad - mean).where(filled, 0.0)
 
@@ -189,17 +193,18 @@ class _Sinkhorn(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
-        ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
+        ctx.dtype = inputs[0].dtype
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, to_value: Tensor, to_grad: Tensor) -> tuple[Any, ...]:
         (grad,) = ctx.saved_tensors
-        to_p = (to_value.unsqueeze(-1) * grad).sum_to_size(ctx.shape)
-        return to_p.to(ctx.dtype), None, None, None
+        return (to_value.unsqueeze(-1) * grad).to(ctx.dtype), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
+        if in_dims[2] is not None:
+            validation.one_cost()
         p, q = _rows_first(info, in_dims[:2], inputs[:2])
         return _Sinkhorn.apply(p, q, *inputs[2:]), (0, 0)
 

@@ -83,6 +83,17 @@ def no_gradient(name: str) -> NoReturn:
     raise TypeError(f"{name}: it requires grad, but there is none with respect to it; detach it")
 
 
+def one_cost() -> NoReturn:
+    raise TypeError("cost: vmap cannot map over it, all rows have one")
+
+
+def no_products() -> NoReturn:
+    raise TypeError(
+        "sinkhorn: Numba's device arrays have no product of matrices; give arrays of PyTorch, CuPy "
+        "or JAX"
+    )
+
+
 def no_third_derivative(operator: str, rho: float) -> NoReturn:
     raise NotImplementedError(
         f"third derivatives of {operator} with rho={rho:g} are not available; "
