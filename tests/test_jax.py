@@ -33,6 +33,21 @@ def way(request, monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_emd__beside_another_device(known, monkeypatch, rng):
+    """The program has a way for each, and takes that of the CPU."""
+    monkeypatch.setattr(programs, "only_the_cpu", lambda: False)
+    monkeypatch.setattr(programs, "KNOWN", known)
+    jax.clear_caches()
+    x, y = _logits(rng)
+    for function in (jax.vmap(jax.grad(_loss)), jax.jit(jax.vmap(jax.grad(_loss)))):
+        assert_close(function(x, y), jax.grad(lambda x: _dense(x, y).sum())(x))
+    text = str(jax.make_jaxpr(_loss)(x, y))
+    assert ("platform_index" in text) == known
+    assert "pure_callback" in text
+    jax.clear_caches()
+
+
 def _logits(rng, shape=(4,)):
     return jnp.array(rng.standard_normal((2, *shape, TREE.n_bins)))
 

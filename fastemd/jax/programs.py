@@ -144,13 +144,27 @@ def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
         _RUN[operation]([np.asarray(array) for array in given], out, text)
         return out
 
-    kinds, text = results(jax.ShapeDtypeStruct, arguments[0]), json.dumps(constants)
-    if KNOWN:
+    def directly(*given: Any) -> Any:
         launch = jax.ffi.ffi_call(f"fastemd_{operation}", kinds, vmap_method="broadcast_all")
-        out = launch(*arguments, constants=text)
+        return launch(*given, constants=text)
+
+    def by_host(*given: Any) -> Any:
+        return jax.pure_callback(call_back, kinds, *given, vmap_method="broadcast_all")
+
+    kinds, text = results(jax.ShapeDtypeStruct, arguments[0]), json.dumps(constants)
+    if not KNOWN:
+        out = by_host(*arguments)
+    elif only_the_cpu():
+        out = directly(*arguments)
     else:
-        out = jax.pure_callback(call_back, kinds, *arguments, vmap_method="broadcast_all")
+        out = jax.lax.platform_dependent(*arguments, cpu=directly, default=by_host)
     return [_spread_as(arguments[0], array) for array in out]
+
+
+@functools.cache
+def only_the_cpu() -> bool:
+    """Whether JAX has no other device."""
+    return bool(jax.default_backend() == "cpu")
 
 
 def _spread_as(other: Any, array: Any) -> Any:
