@@ -84,8 +84,8 @@ def sinkhorn(
         to it. "paper" may need float64 where float32 histograms are far apart.
     validate : bool or float, optional
         Whether to check the histograms, by default yes; a float is the relative tolerance between
-        two masses, otherwise the root of the coarser type's precision. Of arrays on a CUDA device
-        `synchronize` tells the outcome, unless this is True, and that of the costs always.
+        two masses, otherwise the root of the coarser type's precision. Costs are always checked.
+        Of arrays on a CUDA device `synchronize` tells the outcome, unless this is True.
 
     Returns
     -------
