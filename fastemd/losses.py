@@ -158,7 +158,7 @@ class LossCall:
     ) -> tuple[Any, Any]:
         """The loss, one per row without reduction, and its derivatives (..., N)."""
         if self.launch is not None:
-            return self._on_device(self.launch, operation, ignore_index, reduction)
+            return self._on_device(self.launch, operation, ignore_index, reduction, out)
         target, ignored = self._without(ignore_index)
         factors, weights = self.factors(ignored, reduction)
         if out is None:
@@ -242,8 +242,9 @@ class LossCall:
         return target, vs[0] if vs else arrays.nothing(self.dtype.char)
 
     def _on_device(
-        self, launch: Launch, operation: str, ignore_index: int | None, reduction: str
-    ) -> tuple[Any, Any]:
+        self, launch: Launch, operation: str, ignore_index: int | None, reduction: str,
+        out: Array | None,
+    ) -> tuple[Any, Any]:  # fmt: skip
         """`values_and_derivatives`, none of which has been computed yet."""
         validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
         if ignore_index is not None:
@@ -253,9 +254,18 @@ class LossCall:
             labels = launch.column(launch.given.pop("target"), self.batch, np.dtype(np.int64))
         if self._given_weights() is not None:
             weights = launch.column(self.weight["sample_weight"], self.batch, np.dtype(np.float64))
-        out = launch.empty((*self.batch, self.space.n_bins), self.dtype)
+        made = out is None
+        if out is None:
+            out = launch.empty((*self.batch, self.space.n_bins), self.dtype)
         values = launch.run_loss(
             operation, self.space.levels, self.rho, labels, ignore_index, weights, reduction, out,
             self.normalize, self.cross_entropy, self.tolerance,
         )  # fmt: skip
-        return self.library.take(values), self.library.take(launch.made[id(out)])
+        return self.library.take(values), self.library.take(launch.made[id(out)]) if made else out
+
+    def put(self, values: Any, out: Array) -> None:
+        """The losses of all rows into memory that is there, or described, on a device."""
+        if self.launch is None:
+            out[...] = values
+        else:
+            self.launch.device.assign(out, values)

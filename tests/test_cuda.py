@@ -3,16 +3,21 @@
 They run on a device as device.py says, say ``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests``.
 """
 
+import ctypes
+import json
 import sys
 
 import numpy as np
 import pytest
 from device import DeviceArray, device, on_device, on_host, plain, simulator
+from frameworks import needed
 from operations import OPERATIONS, assert_agrees
 from strategies import random_pair
 
 import fastemd
 from fastemd.levels import FAN, levels
+from fastemd.losses import LossCall
+from fastemd.registry import number_of
 
 CHAIN = fastemd.Chain(3)
 
@@ -241,3 +246,101 @@ def test_functions__on_cuda_say_what_to_install(monkeypatch):
     monkeypatch.delattr(fastemd, "target", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'fastemd\[cuda12\]'"):
         plain.emd(DeviceArray(np.ones(3)), DeviceArray(np.ones(3)), CHAIN, 2)
+
+
+# ----------------------------------------------------------------------------------------- XLA
+
+
+class OnDevice:
+    """XLA's side of a call of a handler, with memory of the host for that of a device."""
+
+    def __init__(self, name):
+        self.xla, programs = needed("fastemd.jax.xla"), needed("fastemd.jax.programs")
+        self.handler, self.messages, self.held = programs.HANDLERS[name, "CUDA"], [], {}
+        types, xla = dict(self.xla._Api._fields_), self.xla
+
+        def create_error(error):
+            self.messages.append(error.contents.message.decode())
+            return 4711
+
+        def allocate(question):
+            size = question.contents.size
+            memory = ctypes.create_string_buffer(b"\7" * size, size + 8)
+            question.contents.data = ctypes.addressof(memory)
+            self.held[question.contents.data] = memory
+            return
+
+        def free(question):
+            del self.held[question.contents.data]
+            return
+
+        functions = {"create_error": create_error, "allocate": allocate, "free": free}
+        functions |= dict.fromkeys(("get_stream", "get_ordinal"), lambda question: None)
+        self.api = xla._Api(**{k: types[k](function) for k, function in functions.items()})
+
+    def buffers(self, arrays):
+        numbers = {str(dtype): number for number, dtype in self.xla.DTYPES.items()}
+        made = [
+            self.xla._Buffer(
+                dtype=numbers[str(array.dtype)], data=array.ctypes.data, rank=array.ndim,
+                dims=(ctypes.c_int64 * array.ndim)(*array.shape),
+            )
+            for array in arrays
+        ]  # fmt: skip
+        pointers = (ctypes.POINTER(self.xla._Buffer) * len(made))(*map(ctypes.pointer, made))
+        return self.xla._Buffers(size=len(made), buffers=pointers)
+
+    def __call__(self, arguments, results, constants):
+        text = ctypes.create_string_buffer(json.dumps(constants).encode())
+        texts = ctypes.pointer(self.xla._Text(ctypes.addressof(text), len(text) - 1))
+        frame = self.xla._Frame(api=ctypes.pointer(self.api))
+        frame.arguments, frame.results = self.buffers(arguments), self.buffers(results)
+        frame.attributes.texts = ctypes.pointer(texts)
+        code = self.handler(frame)
+        assert not self.held
+        return code
+
+
+@simulator
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_jax__computes_in_the_memory_of_xla(small_case, dtype, rng):
+    space, n = small_case.space, small_case.n_bins
+    p, q = random_pair(rng, (3, n), dtype)
+    value, grad = np.zeros(3, dtype), np.zeros((3, n), dtype)
+    constants = [number_of(space), 1.5, 1e-3]
+    assert OnDevice("emd")([p, q], [value, grad], constants) is None
+    for comp, ref in zip((value, grad), fastemd.emd_value_and_grad(p, q, space, 1.5), strict=True):
+        np.testing.assert_array_equal(comp, ref)
+    v, product = rng.normal(size=(3, n)).astype(dtype), np.zeros((3, n), dtype)
+    assert OnDevice("emd_product")([p, q, v], [product], constants) is None
+    np.testing.assert_array_equal(product, fastemd.emd_hvp(p, q, v, space, 1.5))
+    nothing = p[:0], q[:0]
+    assert OnDevice("emd")(nothing, [value[:0], grad[:0]], constants) is None
+    assert OnDevice("emd")([2 * p, q], [value, grad], constants) is None
+    with pytest.raises(ValueError, match="row 0 of an earlier call"):
+        fastemd.synchronize()
+    call = OnDevice("emd")
+    assert call([p, q], [value, grad], [12345, 1.5, 1e-3]) == 4711
+    assert "space" in call.messages[0]
+
+
+@simulator
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_jax__computes_losses_in_the_memory_of_xla(small_case, labelled, dtype, rng):
+    space, n = small_case.space, small_case.n_bins
+    x = rng.normal(size=(3, n)).astype(dtype)
+    target = np.array([0, 2, 1], np.int32) if labelled else random_pair(rng, (3, n), dtype)[0]
+    loss, grad = np.zeros(3, dtype), np.zeros((3, n), dtype)
+    constants = [number_of(space), 2.0, 1e-3, "softmax", 0.5, 2 if labelled else None]
+    assert OnDevice("loss")([x, target], [loss, grad], constants) is None
+    options = {"cross_entropy": 0.5, "ignore_index": constants[-1], "reduction": "none"}
+    ref = fastemd.emd_loss(x, target, space, **options)
+    np.testing.assert_array_equal(loss, ref[0])
+    np.testing.assert_array_equal(grad, ref[1])
+    v, product = rng.normal(size=(3, n)).astype(dtype), np.zeros((3, n), dtype)
+    assert OnDevice("loss_product")([x, target, v], [product], constants) is None
+    call = LossCall(space, 2, "softmax", 0.5, x=x, target=target, v=v)
+    ref = call.values_and_derivatives("loss_product", constants[-1], "none")[1]
+    np.testing.assert_allclose(product, ref, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-6)
+    fastemd.synchronize()

@@ -55,7 +55,8 @@ def emd(
     The first derivative is `fastemd.emd_grad`, projected onto what conserves the mass; it comes
     with the value, in one pass. The second derivative is `fastemd.emd_hvp`. ``jit``, ``grad``,
     ``vmap`` and ``jacrev`` work in any order; forward mode (``jvp``, ``jacfwd``) does not.
-    On other devices than the CPU the arrays go to the host and the results back.
+    On CUDA bad histograms are complained of later, by `fastemd.synchronize`. On other devices the
+    arrays go to the host and the results back.
 
     Examples
     --------

@@ -83,7 +83,7 @@ _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 # -- the kernels in JAX's programs -----------------------------------------------------------------
 
 
-def _run_emd(arguments: list[Array], results: list[Array], constants: str) -> None:
+def _run_emd(arguments: list[Any], results: list[Array], constants: str) -> None:
     number, rho, tolerance = json.loads(constants)
     space = space_of(number)
     names = dict(zip(("p", "q"), arguments, strict=True))
@@ -92,27 +92,28 @@ def _run_emd(arguments: list[Array], results: list[Array], constants: str) -> No
     call.run("gradient", value, grad)
 
 
-def _run_emd_product(arguments: list[Array], results: list[Array], constants: str) -> None:
+def _run_emd_product(arguments: list[Any], results: list[Array], constants: str) -> None:
     number, rho, _ = json.loads(constants)
     space = space_of(number)
     call = Call(space, rho, False, **dict(zip(("p", "q", "v"), arguments, strict=True)))
     call.run("hvp", None, results[0])
 
 
-def _run_loss(arguments: list[Array], results: list[Array], constants: str) -> None:
-    results[0][...] = _loss("loss", arguments, results[1], constants)
+def _run_loss(arguments: list[Any], results: list[Array], constants: str) -> None:
+    _loss("loss", arguments, results, constants)
 
 
-def _run_loss_product(arguments: list[Array], results: list[Array], constants: str) -> None:
-    _loss("loss_product", arguments, results[0], constants)
+def _run_loss_product(arguments: list[Any], results: list[Array], constants: str) -> None:
+    _loss("loss_product", arguments, results, constants)
 
 
-def _loss(operation: str, arguments: list[Array], out: Array, constants: str) -> Array:
+def _loss(operation: str, arguments: list[Any], results: list[Array], constants: str) -> None:
     number, rho, tolerance, normalize, cross_entropy, ignore_index = json.loads(constants)
     names = dict(zip(("x", "target", "v"), arguments, strict=False))
     call = LossCall(space_of(number), rho, normalize, cross_entropy, tolerance=tolerance, **names)
-    values: Array = call.values_and_derivatives(operation, ignore_index, "none", out)[0]
-    return values
+    values = call.values_and_derivatives(operation, ignore_index, "none", results[-1])[0]
+    if len(results) == 2:
+        call.put(values, results[0])
 
 
 _RUN = {
@@ -121,11 +122,15 @@ _RUN = {
     "loss": _run_loss,
     "loss_product": _run_loss_product,
 }
-_HANDLERS = {name: xla.handler(run) for name, run in _RUN.items()}
+HANDLERS = {
+    (name, platform): xla.handler(run, on_device=platform == "CUDA")
+    for name, run in _RUN.items()
+    for platform in ("cpu", "CUDA")
+}
 KNOWN = xla.version(jax.ffi.include_dir()) in xla.KNOWN
 if KNOWN:
-    for _name, _handler in _HANDLERS.items():
-        jax.ffi.register_ffi_target(f"fastemd_{_name}", jax.ffi.pycapsule(_handler), "cpu")
+    for (_name, _platform), _handler in HANDLERS.items():
+        jax.ffi.register_ffi_target(f"fastemd_{_name}", jax.ffi.pycapsule(_handler), _platform)
 
 
 def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
@@ -157,7 +162,7 @@ def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
     elif only_the_cpu():
         out = directly(*arguments)
     else:
-        out = jax.lax.platform_dependent(*arguments, cpu=directly, default=by_host)
+        out = jax.lax.platform_dependent(*arguments, cpu=directly, cuda=directly, default=by_host)
     return [_spread_as(arguments[0], array) for array in out]
 
 

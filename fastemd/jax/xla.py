@@ -1,11 +1,13 @@
-"""Functions on NumPy arrays as handlers of XLA's foreign function interface, by ctypes.
+"""Functions on arrays as handlers of XLA's foreign function interface, by ctypes.
 
 XLA calls a handler with pointers to its own memory, from a thread of its own, in about 20 us; JAX's
-`pure_callback` takes more than ten times as long. The structures are those of XLA's
-``xla/ffi/api/c_api.h`` in the versions of `KNOWN`, as far as they are read here.
+`pure_callback` takes more than ten times as long. On a CUDA device the memory is there, and the
+handler is to launch what works on it, on the stream that XLA tells. The structures are those of
+XLA's ``xla/ffi/api/c_api.h`` in the versions of `KNOWN`, as far as they are read here.
 """
 
 import ctypes
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,10 @@ import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
+from fastemd import devices
+
 Array = NDArray[Any]
-Function = Callable[[list[Array], list[Array], str], None]
+Function = Callable[[list[Any], list[Array], str], None]
 
 KNOWN = {(0, 3)}  # versions of the interface for which the tests have passed
 METADATA = 1
@@ -25,6 +29,7 @@ DONE = 1  # instead of the address of an error
 DTYPES: dict[int, np.dtype[Any]] = {
     number: np.dtype(name) for number, name in ((4, "int32"), (11, "float32"), (12, "float64"))
 }
+ALIGNMENT = 256  # bytes
 
 _pointer, _size, _int, _int64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int64
 
@@ -54,10 +59,40 @@ _Attributes = _struct(
     ("texts", ctypes.POINTER(ctypes.POINTER(_Text))),
 )
 _Error = _struct(("message", ctypes.c_char_p), ("code", _int))
+_Stream = _struct(("context", _pointer), ("stream", _pointer))
+_Ordinal = _struct(("context", _pointer), ("ordinal", ctypes.c_int32))
+_Allocation = _struct(
+    ("context", _pointer), ("size", _size), ("alignment", _size), ("data", _pointer)
+)
+_Release = _struct(("context", _pointer), ("size", _size), ("data", _pointer))
+
+
+def _function(argument: type[ctypes.Structure]) -> Any:
+    """Returns the address of an error, or 0."""
+    return ctypes.CFUNCTYPE(_pointer, ctypes.POINTER(argument))
+
+
 _Api = _struct(
     ("version", _Version),
     ("internal", _pointer),
-    ("create_error", ctypes.CFUNCTYPE(_pointer, ctypes.POINTER(_Error))),
+    ("create_error", _function(_Error)),
+    ("get_message", _pointer),
+    ("destroy_error", _pointer),
+    ("register_handler", _pointer),
+    ("get_stream", _function(_Stream)),
+    ("register_type", _pointer),
+    ("get_context", _pointer),
+    ("set_state", _pointer),
+    ("get_state", _pointer),
+    ("allocate", _function(_Allocation)),
+    ("free", _function(_Release)),
+    ("schedule", _pointer),
+    ("count_threads", _pointer),
+    ("create_future", _pointer),
+    ("set_available", _pointer),
+    ("set_error", _pointer),
+    ("get_run_id", _pointer),
+    ("get_ordinal", _function(_Ordinal)),
 )
 _Frame = _struct(
     ("api", ctypes.POINTER(_Api)),
@@ -105,11 +140,80 @@ def version(headers: str) -> tuple[int, int] | None:
     return (int(found[0]), int(found[1])) if len(found) == 2 else None
 
 
-def handler(function: Function) -> Any:
+class Execution:
+    """What XLA runs on a device: its stream, and memory until the handler is done."""
+
+    def __init__(self, frame: Any) -> None:
+        self._api, self._context = frame.api.contents, frame.context
+        self._held: list[tuple[int, int]] = []
+        self.index: int = self._ask("get_ordinal", _Ordinal).ordinal
+        self.stream: int = self._ask("get_stream", _Stream).stream or 0
+
+    def _ask(self, name: str, kind: type[ctypes.Structure], *values: Any) -> Any:
+        question = kind(ctypes.sizeof(kind), None, self._context, *values)
+        if getattr(self._api, name)(ctypes.byref(question)):
+            raise RuntimeError(f"XLA refuses to {name.replace('_', ' ')}")
+        return question
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "Memory":
+        """New memory, which later work on the stream may have again when the handler is done."""
+        size = max(1, math.prod(shape)) * dtype.itemsize
+        data = self._ask("allocate", _Allocation, size, ALIGNMENT).data
+        self._held.append((size, data))
+        return Memory(self, data, shape, dtype)
+
+    def release(self) -> None:
+        """Give the memory back."""
+        for held in self._held:
+            self._ask("free", _Release, *held)
+
+
+class Memory:
+    """An array on a device, in XLA's memory."""
+
+    def __init__(
+        self, execution: Execution, data: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self.execution, self.data, self.shape, self.dtype = execution, data, shape, dtype
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape, "typestr": self.dtype.str, "data": (self.data, False), "version": 3
+        }  # fmt: skip
+
+
+def _device(memory: Memory) -> devices.Device:
+    from fastemd.kernels import device as launcher
+
+    execution = memory.execution
+
+    def assign(result: Array, numbers: Memory) -> None:
+        given = devices.description(numbers).reshape(-1), result.reshape(-1)
+        launcher.convert(*given, execution.index, execution.stream)
+
+    def cast(memory: Memory, dtype: np.dtype[Any]) -> Memory:
+        made = execution.empty(memory.shape, dtype)
+        assign(devices.description(made), memory)
+        return made
+
+    def spread(memory: Memory, shape: tuple[int, ...]) -> Memory:
+        raise NotImplementedError  # JAX has done so
+
+    return devices.Device(
+        execution.index, execution.empty, cast, spread, assign, None, lambda: execution.stream
+    )
+
+
+devices.LIBRARIES["fastemd"] = _device
+
+
+def handler(function: Function, on_device: bool = False) -> Any:
     """A handler that calls ``function(arguments, results, text)``.
 
-    `text` is the call's only attribute. What `function` raises becomes the error of the call.
-    Keep a reference to the handler as long as it may be called.
+    All are NumPy arrays. On a device the arguments are `Memory`, and the results only describe what
+    is there. `text` is the call's only attribute. What `function` raises becomes the error of the
+    call. Keep a reference to the handler as long as it may be called.
     """
 
     def handle(frame: Any, told: Any) -> None:
@@ -124,7 +228,10 @@ def handler(function: Function) -> Any:
         try:
             text = call.attributes.texts[0].contents
             constants = ctypes.string_at(text.start, text.length).decode()
-            function(_arrays(call.arguments), _arrays(call.results), constants)
+            if on_device:
+                _run_on_device(function, call, constants)
+            else:
+                function(_arrays(call.arguments), _arrays(call.results), constants)
         except BaseException as error:
             message = str(error) or type(error).__name__
             told[0] = call.api.contents.create_error(_error(message, INVALID_ARGUMENT))
@@ -132,6 +239,23 @@ def handler(function: Function) -> Any:
             told[0] = DONE
 
     return _shim(_Callback(handle))
+
+
+def _run_on_device(function: Function, call: Any, constants: str) -> None:
+    execution = Execution(call)
+    arguments, results = (
+        [_memory(execution, buffers.buffers[i].contents) for i in range(buffers.size)]
+        for buffers in (call.arguments, call.results)
+    )
+    try:
+        function(arguments, [devices.description(memory) for memory in results], constants)
+    finally:
+        execution.release()
+
+
+def _memory(execution: Execution, buffer: Any) -> Memory:
+    shape = tuple(buffer.dims[: buffer.rank])
+    return Memory(execution, buffer.data or ALIGNMENT, shape, DTYPES[buffer.dtype])
 
 
 def _error(message: str, code: int) -> Any:

@@ -153,6 +153,21 @@ def find_factors(
         )
 
 
+@functools.cache
+def _convert_kernel(chars: str) -> Any:
+    arrays = [types.Array(from_dtype(np.dtype(char)), 1, "C") for char in chars]
+    return compiled(threads.convert_kernel(), tuple(arrays))
+
+
+def convert(values: Array, out: Array, index: int, stream: int) -> None:
+    """Put numbers into an array of another type."""
+    if values.size:
+        with on_device(index):
+            kernel = _convert_kernel(values.dtype.char + out.dtype.char)
+            n_blocks = min(-(-values.size // TEAM), BLOCKS_WITHOUT)
+            kernel[n_blocks, TEAM, stream_of(stream)](argument(values), argument(out))
+
+
 def add_up(values: Array, out: Array, index: int, stream: int) -> None:
     """Put the sum of `values` into ``out[0]``."""
     with on_device(index):

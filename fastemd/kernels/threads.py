@@ -314,6 +314,16 @@ def factors_kernel():
     return run
 
 
+def convert_kernel():
+    """The kernel that puts `values` into `out`, of another type."""
+
+    def run(values, out):
+        for i in range(cuda.grid(1), values.size, cuda.gridsize(1)):
+            out[i] = values[i]
+
+    return run
+
+
 def sum_kernel():
     """The kernel, of one block, that puts the sum of `values` into ``out[0]``."""
 
