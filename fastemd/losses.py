@@ -251,17 +251,18 @@ class LossCall:
             validation.check_ignore_index(ignore_index, self.labelled)
         labels = weights = None
         if self.labelled:
-            labels = launch.column(launch.given.pop("target"), self.batch, np.dtype(np.int64))
+            target = launch.given.pop("target")
+            labels = launch.contiguous(target, self.batch, np.dtype(np.int64)).reshape(-1)
         if self._given_weights() is not None:
-            weights = launch.column(self.weight["sample_weight"], self.batch, np.dtype(np.float64))
-        made = out is None
+            weight = self.weight["sample_weight"]
+            weights = launch.contiguous(weight, self.batch, np.dtype(np.float64)).reshape(-1)
         if out is None:
             out = launch.empty((*self.batch, self.space.n_bins), self.dtype)
         values = launch.run_loss(
             operation, self.space.levels, self.rho, labels, ignore_index, weights, reduction, out,
             self.normalize, self.cross_entropy, self.tolerance,
         )  # fmt: skip
-        return self.library.take(values), self.library.take(launch.made[id(out)]) if made else out
+        return self.library.take(values), self.library.take(launch.made.get(id(out), out))
 
     def put(self, values: Any, out: Array) -> None:
         """The losses of all rows into memory that is there, or described, on a device."""

@@ -175,15 +175,15 @@ class Launch:
         rows = [*self.rows(dtype, batch), nothing]
         return self.run("check", levels, rows, 1.0, nothing[0, 0], nothing, False, tolerance)
 
-    def column(self, value: Any, batch: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """A number for every row, of a type, one after the other."""
+    def contiguous(self, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """A user's array of a type, spread to a shape, in one piece; a copy if need be."""
         array = description(value)
         if array.dtype != dtype:
             value = self.device.cast(value, dtype)
             array = description(value)
-        if array.shape != batch or not array.flags.c_contiguous:
-            value = self.device.spread(value, batch)
-        return self.note(value).reshape(-1)
+        if array.shape != shape or not array.flags.c_contiguous:
+            value = self.device.spread(value, shape)
+        return self.note(value)
 
     def run_loss(
         self, operation: str, levels: Levels, rho: float, labels: Array | None,
@@ -222,6 +222,5 @@ class Launch:
         result = {}
         for name, value in self.given.items():
             spread = self.device.spread(value, (*batch, description(value).shape[-1]))
-            with self.target.on_device(self.device.index):
-                result[name] = self.target.argument(description(spread)).copy_to_host()
+            result[name] = self.read(description(spread))
         return result

@@ -64,22 +64,18 @@ class Solver:
             )
             if bad is not None:
                 validation.blame(self.launch.on_host(self.batch), self.batch, bad, tolerance)
-        self.p, self.q = (self._copy(x, (*self.batch, self.n_bins)) for x in given.values())
+        self.p, self.q = (self._given(x, (*self.batch, self.n_bins)) for x in given.values())
         self.cost, self.highest = self._costs(space, cost)
 
-    def _copy(self, value: Any, shape: tuple[int, ...]) -> Array:
-        """Of the type to compute in, as (rows, N)."""
-        copy = self.launch.device.spread(value, shape)
-        described = self.launch.note(copy)
-        if described.dtype != self.computing:
-            described = self.launch.note(self.launch.device.cast(copy, self.computing))
-        return described.reshape(-1, self.n_bins)
+    def _given(self, value: Any, shape: tuple[int, ...]) -> Array:
+        """A user's array, of the type to compute in, as (rows, N)."""
+        return self.launch.contiguous(value, shape, self.computing).reshape(-1, self.n_bins)
 
     def _costs(self, space: GroundSpace | None, cost: Any) -> tuple[Any, Callable[[], float]]:
         """The matrix, on the device, and how to find its largest entry."""
         if space is None:
-            copy = self._copy(cost, (self.n_bins, self.n_bins))
-            return copy, lambda: float(self.launch.read(copy).max())
+            matrix = self._given(cost, (self.n_bins, self.n_bins))
+            return matrix, lambda: float(self.launch.read(matrix).max())
         target, index = self.launch.target, self.launch.device.index
         kept = _uploaded.setdefault(space, {})
         key = index, self.computing.char
@@ -99,7 +95,7 @@ class Solver:
 
     def _prepare(self, operation: str, lam: float, unit: float) -> Any:
         """All that depends on lambda and the costs, which are checked."""
-        costs = self.launch.launcher.Costs(
+        costs = self.launch.launcher.cuda_sinkhorn.Costs(
             self.cost, *self._matrices, lam, unit, self.launch.complaints
         )
         self.launch.run_blocks(operation, costs, self.n_bins)
@@ -119,7 +115,7 @@ class Solver:
         half = {name: self._new(rows, n) for name in ("sums", "scaling")}
         half |= {name: self._new(rows, n, dtype=np.float64) for name in ("potential", "other")}
         half |= {name: self._new(rows, dtype=np.float64) for name in ("shift", "other_shift")}
-        step = self.launch.launcher.Step(
+        step = self.launch.launcher.cuda_sinkhorn.Step(
             mass=self.p, **half, exponents=self.cost, counts=1, **flat, tol=tol, limit=limit
         )
         self.launch.run_blocks("begin", step, rows)
@@ -147,7 +143,7 @@ class Solver:
         grad = self._new(*self.batch, self.n_bins, dtype=self.dtype)
         converged = self._new(*self.batch, dtype=bool)
         sums, product = self.launch.product(self.step_q.scaling, costs.costed)
-        end = self.launch.launcher.End(
+        end = self.launch.launcher.cuda_sinkhorn.End(
             scaling, sums, self.step_q.potential, self.step_q.shift, costs.cost, costs.exponents,
             costs.lam, costs.unit, tol, value.reshape(-1), grad.reshape(-1, self.n_bins),
             step.error, converged.reshape(-1),
@@ -191,7 +187,7 @@ class Solver:
 
     def _start(self, before: Array, ratio: float) -> None:
         step = self.step_p
-        start = self.launch.launcher.Start(
+        start = self.launch.launcher.cuda_sinkhorn.Start(
             step.potential, before, ratio, step.scaling, step.shift, step.n_iter, step.going,
             step.limit,
         )  # fmt: skip

@@ -13,7 +13,6 @@ from numba import from_dtype, types
 from numpy.typing import NDArray
 
 from fastemd.kernels import cuda, cuda_losses, cuda_sinkhorn, threads
-from fastemd.kernels.cuda_sinkhorn import Costs, End, Start, Step  # noqa: F401
 from fastemd.levels import Levels
 from fastemd.target import argument, compiled, on_device, stream_of, upload
 
