@@ -65,7 +65,9 @@ def emd(
     >>> logits.grad
     tensor([[-0.2288, -0.1765,  0.4053]])
     """
-    _check_tensors(space, p=p, q=q)
+    if not isinstance(space, GroundSpace):
+        validation.not_a_space(space)
+    _check_tensors(space.n_bins, p=p, q=q)
     _check_devices(p=p, q=q)
     dtype = _computing_type(p.dtype, q.dtype)
     tolerance = validation.check_validate(validate, _mass_tolerance(p.dtype, q.dtype))
@@ -128,21 +130,21 @@ def sinkhorn(
     >>> logits.grad
     tensor([[-0.1891, -0.1877,  0.3768]])
     """
-    given = {"p": p, "q": q, **({} if isinstance(cost, GroundSpace) else {"cost": cost})}
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            validation.not_a_tensor(name, tensor)
-        if name == "cost":
-            validation.check_cost_shape(tuple(tensor.shape))
-        if name != "p" and tensor.requires_grad:
+    if isinstance(cost, GroundSpace):
+        n_bins = cost.n_bins
+    else:
+        if not isinstance(cost, Tensor):
+            validation.not_a_tensor("cost", cost)
+        validation.check_cost_shape(tuple(cost.shape))
+        n_bins = len(cost)
+    _check_tensors(n_bins, p=p, q=q)
+    for name, tensor in (("q", q), ("cost", cost)):
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
             validation.no_gradient(name)
     common = _computing_type(p.dtype, q.dtype)
     options = {"lam": lam, "max_iter": max_iter, "tol": tol, "method": method}
     options["dtype"] = str(dtype or common).removeprefix("torch.")
     options["validate"] = _mass_tolerance(p.dtype, q.dtype) if validate is True else validate
-    for name, tensor in (("p", p), ("q", q)):
-        n_bins = cost.n_bins if isinstance(cost, GroundSpace) else cost.shape[-1]
-        validation.check_bins_axis(name, tuple(tensor.shape), n_bins)
     p, q = torch.broadcast_tensors(p.to(common), q.to(common))
     return distances(p, q, cost, options)
 
@@ -230,7 +232,7 @@ class EMDLoss(torch.nn.Module):
 
     def forward(self, x: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The loss; see the class."""
-        _check_tensors(self.space, x=x)
+        _check_tensors(self.space.n_bins, x=x)
         if not isinstance(target, Tensor) or target.requires_grad:
             validation.bad_target(target)
         if sample_weight is not None and not isinstance(sample_weight, Tensor):
@@ -293,13 +295,11 @@ def _weights(sample_weight: Tensor, losses: Tensor) -> Tensor:
         validation.do_not_broadcast(shapes)
 
 
-def _check_tensors(space: GroundSpace, **tensors: Any) -> None:
-    if not isinstance(space, GroundSpace):
-        validation.not_a_space(space)
+def _check_tensors(n_bins: int, **tensors: Any) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             validation.not_a_tensor(name, tensor)
-        validation.check_bins_axis(name, tuple(tensor.shape), space.n_bins)
+        validation.check_bins_axis(name, tuple(tensor.shape), n_bins)
 
 
 def _check_devices(**tensors: Tensor | None) -> None:
