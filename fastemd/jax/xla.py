@@ -7,6 +7,7 @@ XLA's ``xla/ffi/api/c_api.h`` in the versions of `KNOWN`, as far as they are rea
 """
 
 import ctypes
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -231,7 +232,7 @@ def handler(function: Function, on_device: bool = False) -> Any:
             if on_device:
                 _run_on_device(function, call, constants)
             else:
-                function(_arrays(call.arguments), _arrays(call.results), constants)
+                function(_arrays(call.arguments, _array), _arrays(call.results, _array), constants)
         except BaseException as error:
             message = str(error) or type(error).__name__
             told[0] = call.api.contents.create_error(_error(message, INVALID_ARGUMENT))
@@ -243,12 +244,10 @@ def handler(function: Function, on_device: bool = False) -> Any:
 
 def _run_on_device(function: Function, call: Any, constants: str) -> None:
     execution = Execution(call)
-    arguments, results = (
-        [_memory(execution, buffers.buffers[i].contents) for i in range(buffers.size)]
-        for buffers in (call.arguments, call.results)
-    )
+    memory = functools.partial(_memory, execution)
+    results = [devices.description(result) for result in _arrays(call.results, memory)]
     try:
-        function(arguments, [devices.description(memory) for memory in results], constants)
+        function(_arrays(call.arguments, memory), results, constants)
     finally:
         execution.release()
 
@@ -282,8 +281,8 @@ def _shim(callback: Any) -> Any:
     return shim
 
 
-def _arrays(buffers: Any) -> list[Array]:
-    return [_array(buffers.buffers[i].contents) for i in range(buffers.size)]
+def _arrays(buffers: Any, make: Callable[[Any], Any]) -> list[Any]:
+    return [make(buffers.buffers[i].contents) for i in range(buffers.size)]
 
 
 def _array(buffer: Any) -> Array:
