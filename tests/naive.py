@@ -115,6 +115,7 @@ def emd_flow(p, q, g):
 
 
 def _slope(phi, w, rho):
+    phi = np.where(w > 0, phi, 0 * phi)  # an edge of length 0 costs nothing
     return rho * w * np.sign(phi) * np.abs(phi) ** (rho - 1)
 
 
@@ -123,6 +124,7 @@ def _curvature(phi, w, rho):
         return np.zeros_like(phi)
     if rho == 2:
         return np.broadcast_to(2 * w, phi.shape)
+    phi = np.where(w > 0, phi, 0 * phi)
     size = np.where(np.abs(phi) < SMALLEST_NORMAL, np.inf if rho < 2 else 0.0, np.abs(phi))
     return rho * (rho - 1) * w * size ** (rho - 2)
 
@@ -132,7 +134,8 @@ def _centre(x, project):
 
 
 def emd(p, q, g, rho):
-    return (_weights(g) * np.abs(emd_flow(p, q, g)) ** rho).sum(axis=-1)
+    phi = np.where(_weights(g) > 0, emd_flow(p, q, g), 0)
+    return (_weights(g) * np.abs(phi) ** rho).sum(axis=-1)
 
 
 def emd_grad(p, q, g, rho, project=True):

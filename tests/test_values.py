@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from operations import BY_NAME, assert_agrees, assert_close
-from strategies import problems, random_pair, rhos
+from strategies import chain_case, problems, random_pair, rhos, tree_case
 
 import fastemd
 
@@ -127,3 +127,19 @@ def test_emd__of_one_row_is_a_numpy_scalar(small_case, rng):
         comp = fastemd.emd(p, q, small_case.space, 2)
         assert type(comp) is dtype
         assert math.isclose(comp, naive.emd(p, q, small_case.ground, 2), rel_tol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["emd", "emd_grad", "emd_hessian", "emd_hessian_diag", "emd_hvp"])
+@pytest.mark.parametrize("kind", ["chain", "tree"])
+def test_functions_are_finite_where_a_power_overflows_on_an_edge_of_length_0(name, kind):
+    """3^999 and 2^998 are beyond float64; on an edge without length they cost nothing."""
+    if kind == "chain":
+        case = chain_case(3, [0.0, 1.0])
+    else:  # bins on inner nodes hang on edges of length 0
+        case = tree_case(naive.Ground([1, 3, 3, -1], [0.0, 1.0, 1.0, 0.0], [0, 1, 2]))
+    arrays = [np.array(x) for x in ([3.0, 0.0, 1.0], [0.0, 3.0, 1.0], [1.0, 2.0, -1.0])]
+    operation = BY_NAME[name]
+    arrays = arrays[: len(operation.arrays)]
+    for rho in (1000, 2.5):
+        assert_agrees(operation, arrays, case, rho)
+        assert all(np.isfinite(x).all() for x in operation(arrays, case.space, rho))

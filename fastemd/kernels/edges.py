@@ -19,6 +19,12 @@ from numba.extending import register_jitable
 SMALLEST_FLOW = 2.0**-1022  # below the smallest normal float64, a flow is none
 
 
+@register_jitable
+def size(x, w):
+    """The size of a flow; on an edge of length 0, where its power may overflow, 0 (or NaN)."""
+    return abs(x) * (1.0 if w > 0.0 else 0.0)
+
+
 # The slope ``rho length sgn(x) |x|^(rho - 1)``; the edge's cost is x slope / rho.
 
 
@@ -39,7 +45,7 @@ def slope_2(x, w, rho):
 
 @register_jitable
 def slope_any(x, w, rho):
-    return math.copysign(w * abs(x) ** (rho - 1.0), x)
+    return math.copysign(w * size(x, w) ** (rho - 1.0), x)
 
 
 # The curvature ``rho (rho - 1) length |x|^(rho - 2)``, the derivative of the slope.
@@ -57,9 +63,9 @@ def curvature_constant(x, w, rho):
 
 @register_jitable
 def curvature_any(x, w, rho):
-    flows = abs(x) >= SMALLEST_FLOW
-    none = (abs(x) < SMALLEST_FLOW) * 1.0
-    return w * (flows * (abs(x) + none) ** (rho - 2.0))
+    flow = size(x, w)
+    flows, none = flow >= SMALLEST_FLOW, (flow < SMALLEST_FLOW) * 1.0
+    return w * (flows * (flow + none) ** (rho - 2.0))
 
 
 # Both, from the factor of the slope.
