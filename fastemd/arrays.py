@@ -1,7 +1,9 @@
 """The one door for arrays: a user's array in, rows that the kernels read, results out."""
 
+import decimal
 import functools
 import math
+import numbers
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -125,12 +127,7 @@ def real(name: str, value: object) -> Array:
     """The argument `name` as an array of real numbers, no copy if it is one."""
     library = _library(name, value)
     if library is NUMPY:
-        if isinstance(value, np.ma.MaskedArray):
-            validation.not_an_array(name, value, "; fill the masked entries first")
-        try:
-            array = np.asarray(value)
-        except (TypeError, ValueError):
-            validation.not_an_array(name, value)
+        array = _on_host(name, value)
     else:
         plain = value.resolve_neg() if hasattr(value, "resolve_neg") else value
         array = _view(name, plain, library)
@@ -139,11 +136,49 @@ def real(name: str, value: object) -> Array:
     return array
 
 
+def _on_host(name: str, value: Any) -> Array:
+    """What NumPy makes of an array, a list or a data frame."""
+    if np.ma.is_masked(value):
+        validation.not_an_array(name, value, "; fill the masked entries first")
+    if not hasattr(value, "__array__"):
+        for method in ("toarray", "todense"):
+            if hasattr(value, method):
+                validation.sparse(name, value, method)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        validation.not_an_array(name, value)
+    return _numbers(name, array) if array.dtype == object and array.size else array
+
+
+def _numbers(name: str, array: Array) -> Array:
+    """An array of objects that are numbers, as columns of data frames may be."""
+    kinds = {type(x) for x in array.flat}
+    if all(issubclass(kind, numbers.Integral) for kind in kinds):
+        try:
+            return array.astype(np.int64)
+        except OverflowError:
+            return array.astype(np.float64)
+    wanted = numbers.Real, decimal.Decimal
+    if not all(issubclass(kind, wanted) for kind in kinds):
+        for index in np.ndindex(array.shape):
+            if not isinstance(array[index], wanted):
+                validation.missing_entry(name, index, array[index])
+    return array.astype(np.float64)
+
+
 def unwrap(name: str, value: object, n_bins: int) -> Array:
     """The same, of shape (..., n_bins)."""
     array = real(name, value)
     validation.check_bins_axis(name, array.shape, n_bins)
     return array
+
+
+def histograms(name: str, value: object, space: Any) -> Array:
+    """The same, over the bins of a ground space; the names of a data frame are in their order."""
+    if hasattr(value, "iloc"):
+        validation.check_order(name, value, space.bins)
+    return unwrap(name, value, space.n_bins)
 
 
 def ready_rows(values: Collection[Any], n_bins: int) -> list[Array] | None:
@@ -166,6 +201,14 @@ def ready_rows(values: Collection[Any], n_bins: int) -> list[Array] | None:
             return None
         rows.append(value.reshape(1, -1, n_bins))
     return rows
+
+
+def as_int64(number: int, dtype: np.dtype[Any]) -> int | None:
+    """What an entry of an integer type that equals `number` becomes as int64; None: none does."""
+    limits = np.iinfo(dtype)
+    if not limits.min <= number <= limits.max:
+        return None
+    return number if number < 2**63 else number - 2**64
 
 
 def result_type(arrays: Iterable[Array]) -> np.dtype[Any]:

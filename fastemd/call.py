@@ -38,7 +38,7 @@ class Call:
             if self.library.device is not None:
                 self.launch = Launch(self.library.device, inputs, validate is True)
             for name, value in inputs.items():
-                inputs[name] = arrays.unwrap(name, value, space.n_bins)
+                inputs[name] = arrays.histograms(name, value, space)
             if self.library is not arrays.NUMPY and self.launch is None:
                 self.rows = arrays.ready_rows(inputs.values(), space.n_bins)
         if self.rows is None:
@@ -46,8 +46,8 @@ class Call:
             self.dtype = arrays.result_type(inputs.values())
         else:
             self.batch, self.dtype = self.inputs["p"].shape[:-1], self.inputs["p"].dtype
-        others = (inputs["q"].dtype.char,) if "q" in inputs else ()
-        usual = validation.mass_tolerance(inputs["p"].dtype.char, *others)
+        chars = [inputs[name].dtype.char for name in ("p", "q") if name in inputs]
+        usual = validation.mass_tolerance(*chars)
         self.tolerance = validation.check_validate(validate, usual)
         self.outs: dict[int, Array] = {}  # the memory of what the user gave, by its id
 
@@ -86,10 +86,7 @@ class Call:
         rows: Array | None = None,
         project: bool = True,
     ) -> None:
-        """Launch into `value` (batch,) and `rows` (*batch, columns), and check in the same pass.
-
-        Only if that pass would write to the user's `out`, a checking pass goes first.
-        """
+        """Launch into `value` (batch,) and `rows` (*batch, columns), and check in the same pass."""
         n_rows = math.prod(self.batch)
         if n_rows == 0:
             return
@@ -98,19 +95,9 @@ class Call:
         values = nothing[0, 0] if value is None else value.reshape(-1)
         columns = nothing if rows is None else rows.reshape(*p.shape[:2], rows.shape[-1])
         launch = self._launch if self.launch is None else self._launch_on_device
-        plan = self._plan(operation)
         n_launched = p.shape[0] * p.shape[1]
-        tolerance, bad = self.tolerance, n_launched
-        if (
-            self.outs
-            and tolerance >= 0.0
-            and (self.launch is None or self.launch.waits)
-            and any(out is value or out is rows for out in self.outs.values())
-        ):
-            bad = launch("check", plan, (p, q, v), nothing[0, 0], nothing, True, tolerance)
-            tolerance = -1.0
-        if bad == n_launched:
-            bad = launch(operation, plan, (p, q, v), values, columns, project, tolerance)
+        plan, tolerance = self._plan(operation), self.tolerance
+        bad = launch(operation, plan, (p, q, v), values, columns, project, tolerance)
         if bad < n_launched:
             inputs = self.inputs if self.launch is None else self.launch.on_host(self.batch)
             bad //= n_launched // n_rows

@@ -117,7 +117,7 @@ def emd_value_and_grad(
     {p_q}
     {rho}
     out : pair of arrays, (...) and (..., N), optional
-        Where to write value and gradient. On an error nothing is written.
+        Where to write value and gradient. If an error is raised, their contents are undefined.
     {project}
     {validate}
 

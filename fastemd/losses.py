@@ -38,9 +38,7 @@ def emd_loss(
     loss : number or array, (...)
         One number, or one per row if `reduction` is "none".
     grad_x : array, (..., N)
-        Its gradient with respect to `x`; without reduction, that of every row's own loss. If `x`
-        is broadcast to the rows of the target, it has a part for each of them: the gradient is
-        their sum.
+        Its gradient with respect to `x`; without reduction, that of every row's own loss.
 
     {loss_raises}
 
@@ -88,7 +86,7 @@ def emd_loss_hessian_diag(
     -------
     array, (..., N)
         The second derivatives of the loss in every entry of `x`; without reduction, of every
-        row's own loss. If `x` is broadcast, as for `emd_loss`.
+        row's own loss.
 
     {loss_raises}
 
@@ -138,20 +136,19 @@ class LossCall:
         self.launch: Launch | None = None
         if self.library.device is not None:
             self.launch = Launch(self.library.device, inputs)
-        self.target = arrays.real("target", inputs.pop("target"))
+        target = inputs.pop("target")
+        self.target = arrays.real("target", target)
         validation.check_target(self.target.dtype)
         self.labelled = self.target.dtype.kind in "iu"
-        self.inputs = {name: arrays.unwrap(name, a, space.n_bins) for name, a in inputs.items()}
-        if self.labelled:
-            validation.check_labels_shape(self.target.shape, self.inputs["x"].shape)
-            shapes = {**self.inputs, "target": self.target[..., None]}
-        else:
-            self.target = arrays.unwrap("target", self.target, space.n_bins)
-            shapes = self.inputs = {**self.inputs, "target": self.target}
-        self.batch = arrays.batch_shape(shapes)
+        self.inputs = {name: arrays.histograms(name, a, space) for name, a in inputs.items()}
+        self.batch = arrays.batch_shape(self.inputs)
+        shape = *self.batch, space.n_bins
+        validation.check_target_shape(self.target.shape, shape, self.labelled)
+        if not self.labelled:
+            self.inputs["target"] = self.target = arrays.histograms("target", target, space)
         self.dtype = arrays.result_type(self.inputs.values())
         chars = (a.dtype.char for name, a in self.inputs.items() if name != "v")
-        self.tolerance = tolerance or validation.mass_tolerance(*chars, "d")
+        self.tolerance = tolerance or validation.mass_tolerance(*chars)
 
     def values_and_derivatives(
         self, operation: str, ignore_index: int | None, reduction: str, out: Array | None = None
@@ -159,13 +156,12 @@ class LossCall:
         """The loss, one per row without reduction, and its derivatives (..., N)."""
         if self.launch is not None:
             return self._on_device(self.launch, operation, ignore_index, reduction, out)
-        target, ignored = self._without(ignore_index)
-        factors, weights = self.factors(ignored, reduction)
+        factors, weights = self.factors(self._ignored(ignore_index), reduction)
         if out is None:
             shape = *self.batch, self.space.n_bins
             out = arrays.empty(shape, self.dtype, self.library.alignment)
-        values = self.run(operation, target, factors, out)
-        with np.errstate(over="ignore"):  # what is beyond the type is infinite
+        values = self.run(operation, factors, out)
+        with np.errstate(all="ignore"):  # results beyond the type are infinite
             if reduction == "none":
                 values = (values * weights).reshape(self.batch)
             else:
@@ -173,31 +169,32 @@ class LossCall:
             values = np.asarray(values, self.dtype)
         return self.library.take(values), self.library.take(out)
 
-    def _without(self, ignore_index: int | None) -> tuple[Array, Array | None]:
-        """The target with a class that exists where it is to be ignored, and where that is."""
+    def _ignored(self, ignore_index: int | None) -> Array | None:
+        """Whether the label of a row is to be ignored."""
         if ignore_index is None:
-            return self.target, None
-        validation.check_ignore_index(ignore_index, self.labelled)
-        ignored = self.target == ignore_index
-        return np.where(ignored, 0, self.target), ignored
+            return None
+        ignored: Array = self.target == validation.check_ignore_index(ignore_index, self.labelled)
+        return ignored
 
     def factors(self, ignored: Array | None, reduction: str) -> tuple[Array, Array]:
-        """What every row counts in the result, and before the reduction; (rows,) of float64."""
+        """The weights of all rows in the result, and before the reduction; (rows,) of float64."""
         validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
         n_rows = math.prod(self.batch)
         weights = np.ones(n_rows)
         given = self._given_weights()
-        if given is not None:
-            weights = given.astype(np.float64).reshape(n_rows)
-            validation.check_weights(weights, self.batch)
-            if reduction == "mean":  # their sum might overflow
+        with np.errstate(all="ignore"):
+            if given is not None:
+                weights = given.astype(np.float64).reshape(n_rows)
+            if ignored is not None:
+                weights[np.broadcast_to(ignored, self.batch).reshape(n_rows)] = 0.0
+            if given is not None:
+                validation.check_weights(weights, self.batch)
+            if reduction != "mean":
+                return weights, weights
+            if given is not None:  # their sum might overflow
                 weights /= weights.max(initial=0.0) or 1.0
-        if ignored is not None:
-            weights[np.broadcast_to(ignored, self.batch).reshape(n_rows)] = 0.0
-        if reduction != "mean":
-            return weights, weights
-        total = weights.sum()
-        return (weights / total if total > 0.0 else weights), weights
+            total = weights.sum()
+            return (weights / total if total > 0.0 else weights), weights
 
     def _given_weights(self) -> Array | None:
         """`sample_weight` for all rows."""
@@ -209,7 +206,7 @@ class LossCall:
                 validation.do_not_broadcast({name: given.shape, "x": self.batch})
         return None
 
-    def run(self, operation: str, target: Array, factors: Array, out: Array) -> Array:
+    def run(self, operation: str, factors: Array, out: Array) -> Array:
         """Put the derivatives times `factors` into `out`, return the losses of all rows."""
         values = factors.copy()
         n_rows = values.size
@@ -217,24 +214,23 @@ class LossCall:
             return values
         x, *others = arrays.as_rows(list(self.inputs.values()), self.batch, self.dtype)
         bad = kernels.run_loss(
-            operation, self.space.plan, (x, *self._rows(x, target, others)), self.rho, values,
+            operation, self.space.plan, (x, *self._rows(x, others)), self.rho, values,
             out.reshape(*x.shape[:2], self.space.n_bins), self.tolerance,
             self.labelled, self.normalize, self.cross_entropy,
         )  # fmt: skip
         if bad < n_rows:
             validation.blame_loss(
-                self.inputs["x"], target, self.inputs.get("v"), self.batch, bad,
-                self.labelled, self.normalize, self.cross_entropy if factors[bad] else 0.0,
-                self.tolerance,
+                self.inputs["x"], self.target, self.inputs.get("v"), self.batch, bad,
+                self.labelled, self.normalize, self.cross_entropy, self.tolerance,
             )  # fmt: skip
         return values
 
-    def _rows(self, x: Array, target: Array, others: list[Array]) -> tuple[Array, Array]:
+    def _rows(self, x: Array, others: list[Array]) -> tuple[Array, Array]:
         """The target and v as the kernel reads them: labels as numbers of the type of x."""
         if not self.labelled:
             *vs, target = others
         else:
-            vs = others
+            vs, target = others, self.target
             if target.shape != self.batch:
                 target = np.broadcast_to(target, self.batch)
             target = np.ascontiguousarray(target, np.int64)
@@ -248,7 +244,8 @@ class LossCall:
         """`values_and_derivatives`, none of which has been computed yet."""
         validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
         if ignore_index is not None:
-            validation.check_ignore_index(ignore_index, self.labelled)
+            ignore_index = validation.check_ignore_index(ignore_index, self.labelled)
+            ignore_index = arrays.as_int64(ignore_index, self.target.dtype)
         labels = weights = None
         if self.labelled:
             target = launch.given.pop("target")

@@ -18,7 +18,7 @@ from fastemd.levels import Levels
 
 Array = NDArray[Any]
 
-NO_CLASS, NO_ROW = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+NO_ROW = np.iinfo(np.int64).max
 
 # By device, and whether calls wait: the first bad row, and the first one of bad weight.
 _complaints: dict[tuple[int, bool], Any] = {}
@@ -197,16 +197,18 @@ class Launch:
             labels = np.empty(0, np.int64)
         if weights is None:
             weights = np.empty(0)
-        ignored = NO_CLASS if ignore_index is None else min(max(ignore_index, NO_CLASS), NO_ROW)
+        ignored = labels[:0] if ignore_index is None else labels
         factors = self.scratch(n_rows)
         values = self.empty(batch, np.dtype(np.float64))
         mean = reduction == "mean"
-        self.launcher.find_factors(weights, labels, ignored, mean, factors, self.complaints, *where)
+        self.launcher.find_factors(
+            weights, ignored, ignore_index or 0, mean, factors, self.complaints, *where
+        )
         if n_rows:
             x, *others = self.rows(dtype, batch)
             others = [*([nothing] if labels.size else []), *others, nothing]
             rest = (
-                rho, values.reshape(-1), out.reshape(*x.shape[:2], -1), labels, ignored, factors,
+                rho, values.reshape(-1), out.reshape(*x.shape[:2], -1), labels, factors,
                 NORMALIZE[normalize], cross_entropy, tolerance,
             )  # fmt: skip
             self._launch(operation, levels, [x, *others[:2]], rest)

@@ -44,7 +44,12 @@ def checked(
         matrix = arrays.real("cost", cost)
         validation.check_cost(matrix)
         deciding = [matrix]
-    inputs = {name: arrays.unwrap(name, value, len(matrix)) for name, value in (("p", p), ("q", q))}
+    inputs = {"p": p, "q": q}
+    for name, value in inputs.items():
+        if isinstance(cost, GroundSpace):
+            inputs[name] = arrays.histograms(name, value, cost)
+        else:
+            inputs[name] = arrays.unwrap(name, value, len(matrix))
     batch = arrays.batch_shape(inputs)
     result_type = given or arrays.result_type([*inputs.values(), *deciding])
     usual = validation.mass_tolerance(*(array.dtype.char for array in inputs.values()))
@@ -56,6 +61,8 @@ def checked(
         np.broadcast_to(array, (*batch, len(matrix))).astype(result_type, order="C").reshape(shape)
         for array in inputs.values()
     )
+    for rows in (p_rows, q_rows):
+        rows[rows < 0.0] = 0.0  # within the tolerance
     return Pairs(p_rows, q_rows, np.ascontiguousarray(matrix, result_type), batch, library)
 
 
@@ -65,7 +72,8 @@ def check_masses(inputs: dict[str, Array], batch: tuple[int, ...], tolerance: fl
         p_mass, q_mass = (array.sum(axis=-1, dtype=np.float64) for array in inputs.values())
         highest = np.maximum(p_mass, q_mass)
         good: Any = (np.abs(p_mass - q_mass) <= tolerance * highest) & (highest < np.inf)
-        for array in inputs.values():
-            good = good & (array.min(axis=-1) >= 0)
+        for array, mass in zip(inputs.values(), (p_mass, q_mass), strict=True):
+            negative = -np.minimum(array, 0).sum(axis=-1, dtype=np.float64)
+            good = good & (negative <= tolerance * mass)
     for row in np.flatnonzero(~np.broadcast_to(good, batch)):
         validation.blame(inputs, batch, int(row), tolerance)

@@ -235,23 +235,63 @@ def test_mean__of_nothing_is_0(shape):
     assert (grad == 0.0).all()
 
 
-def test_shapes__broadcast(small_case, rng):
+def test_emd_loss_broadcasts_the_target_to_the_rows_of_x(small_case, rng):
     n = small_case.n_bins
-    x, target = rng.standard_normal((3, 1, n)), rng.integers(0, n, (3, 4))
-    soft = rng.dirichlet(np.ones(n), (4,))
-    weight = rng.random((3, 1))
-    for given in (target, soft):
-        keywords = {"reduction": "none", "sample_weight": weight}
-        loss, grad = fastemd.emd_loss(x, given, small_case.space, **keywords)
-        assert loss.shape == (3, 4)
-        wide = np.ascontiguousarray(np.broadcast_to(x, (3, 4, n)))
-        flat = np.array(np.broadcast_to(given, (3, 4) if given is target else (3, 4, n)))
-        ref = fastemd.emd_loss(wide, flat, small_case.space, **keywords)
-        np.testing.assert_array_equal(loss, ref[0])
-        np.testing.assert_array_equal(grad, ref[1])
-    one = fastemd.emd_loss(x[0, 0], target[0, 0], small_case.space, reduction="none")
+    x, weight = rng.standard_normal((3, 4, n)), rng.random((3, 1))
+    labels, soft = rng.integers(0, n, (3, 4)), rng.dirichlet(np.ones(n), (3, 4))
+    keywords = {"reduction": "none", "sample_weight": weight}
+    for whole, rows in ((labels, (3, 4)), (soft, (3, 4, n))):
+        for target in (whole, whole[:, :1], whole[:1], whole[1], whole[1, 2], whole[1, 2:3]):
+            loss, grad = fastemd.emd_loss(x, target, small_case.space, **keywords)
+            assert loss.shape == (3, 4)
+            wide = np.array(np.broadcast_to(target, rows))
+            ref = fastemd.emd_loss(x, wide, small_case.space, **keywords)
+            np.testing.assert_array_equal(loss, ref[0])
+            np.testing.assert_array_equal(grad, ref[1])
+    one = fastemd.emd_loss(x[0, 0], labels[0, 0], small_case.space, reduction="none")
     assert one[0].shape == ()
     assert one[1].shape == (n,)
+
+
+@pytest.mark.parametrize(
+    ("x", "target", "message"),
+    [
+        ((4, 3), [[0], [1], [2], [0]], r"labels of shape \(4, 1\) .* x, of shape \(4, 3\); "
+         r".*target.squeeze\(-1\)"),
+        ((4, 3), np.eye(3)[[[0], [1], [2], [0]]], r"histograms of shape \(4, 1, 3\) .* "
+         r"of shape \(4, 3\); .*target.squeeze\(-2\)"),
+        ((3,), [1], r"labels of shape \(1,\) .* of shape \(3,\); .*squeeze"),
+        ((3,), np.eye(3)[[1]], r"histograms of shape \(1, 3\) .* of shape \(3,\); .*squeeze"),
+        ((1, 3), [0, 1], r"labels of shape \(2,\) .* of shape \(1, 3\); give one"),
+        ((2, 1, 3), [0, 1], r"labels of shape \(2,\) .* of shape \(2, 1, 3\)"),
+        ((3, 3), np.eye(3)[:2], r"histograms of shape \(2, 3\) .* of shape \(3, 3\); give one"),
+        ((0, 3), [0, 1], r"labels of shape \(2,\) .* of shape \(0, 3\)"),
+    ],
+)  # fmt: skip
+def test_emd_loss_refuses_a_target_that_would_enlarge_the_batch(x, target, message):
+    for function in (fastemd.emd_loss, fastemd.emd_loss_hessian_diag):
+        with pytest.raises(ValueError, match="target: " + message):
+            function(np.zeros(x), target, CHAIN, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("x", "target"),
+    [((3, 3), (3,)), ((4, 3), (4,)), ((3,), ()), ((4, 3), (4, 1)), ((2, 3, 3), (2, 3)),
+     ((2, 4, 3), (2, 4, 1))],
+)  # fmt: skip
+def test_emd_loss_refuses_floating_point_labels(x, target):
+    with pytest.raises(ValueError, match="labels must be integers") as caught:
+        fastemd.emd_loss(np.zeros(x), np.zeros(target), CHAIN)
+    assert str(target) in str(caught.value)
+    assert str(x) in str(caught.value)
+    assert ("target[None]" in str(caught.value)) == (target == (3,))
+
+
+def test_emd_loss_of_one_bin_has_column_histograms():
+    loss, grad = fastemd.emd_loss(np.zeros((4, 1)), np.ones((4, 1)), fastemd.Chain(1))
+    assert loss == 0.0
+    assert grad.shape == (4, 1)
+    assert fastemd.emd_loss(np.zeros((4, 1)), np.zeros(4, int), fastemd.Chain(1))[0] == 0.0
 
 
 @pytest.mark.parametrize("kind", ["int8", "int32", "uint16", "uint64", ">i4"])
@@ -337,7 +377,7 @@ THIRDS = np.full((4, 3), 1 / 3)
         (_with((2, 1), np.nan), [0] * 4, {}, "x: row 2 has a logit nan at bin 1"),
         (_with((2, 1), np.inf), [0] * 4, {}, "x: row 2 has a logit inf at bin 1"),
         (_with(1, -np.inf), [0] * 4, {}, "x: row 1 has no class left"),
-        (GOOD, [0, 1, 2, 3], {}, "target: row 3 is class 3; there are 3"),
+        (GOOD, [0, 1, 2, 3], {}, r"target: row 3 is class 3; classes are 0..2; set ignore_index"),
         (GOOD, [0, -1, 2, 3], {}, "target: row 1 is class -1"),
         (GOOD, np.uint64([0, 1, 2**63, 0]), {}, "target: row 2 is class 9223372036854775808"),
         (GOOD, _with((1, 1), 0.5, THIRDS), {}, "target: row 1 sums to 1.16.*, not to 1"),
@@ -365,14 +405,30 @@ THIRDS = np.full((4, 3), 1 / 3)
         (_with(slice(3), 1.0), [0] * 4, {"normalize": "l1"}, "x: row 3 sums to 0"),
         (_with((3, 0), 0.5, THIRDS), [0] * 4, {"normalize": None}, "x: row 3 sums to 1.1"),
         (GOOD, [0] * 3, {}, "do not broadcast"),
-        (GOOD, np.eye(3, dtype=int)[[0, 1, 2, 0]], {}, "target: integers are class indices"),
-        (GOOD[0], np.eye(3, dtype=int)[0], {}, r"target: .* of x's whole shape \(3,\)"),
+        (
+            GOOD,
+            np.eye(3, dtype=int)[[0, 1, 2, 0]],
+            {},
+            r"target: integers are labels, .* got the shape of x, \(4, 3\)",
+        ),
+        (GOOD[0], np.eye(3, dtype=int)[0], {}, r"target: .* the shape of x, \(3,\)"),
         (GOOD, THIRDS[:, :2], {}, "target: the last axis must hold the 3 bins"),
+        (
+            GOOD.T,
+            [0] * 4,
+            {},
+            r"x: .* the 3 bins .* \(3, 4\); the axis of 3 .* axis 0: move it last",
+        ),
         (GOOD[:, :2], [0] * 4, {}, "x: the last axis must hold the 3 bins"),
         (GOOD, [0] * 4, {"sample_weight": [1, 1, -1, 1]}, "sample_weight: row 2 is -1.0"),
         (GOOD, [0] * 4, {"sample_weight": [1, np.nan, 1, 1]}, "sample_weight: row 1 is nan"),
         (GOOD, [0] * 4, {"sample_weight": [1, 1]}, "sample_weight and x: .* do not broadcast"),
-        (GOOD, THIRDS, {"ignore_index": 0}, "ignore_index: needs integer targets"),
+        (
+            GOOD,
+            THIRDS,
+            {"ignore_index": 0},
+            "ignore_index: needs labels .*; set sample_weight to 0",
+        ),
         (GOOD, [0] * 4, {"cross_entropy": -1.0}, "cross_entropy: expected"),
         (GOOD, [0] * 4, {"reduction": "max"}, "reduction: expected one of"),
         (GOOD, [0] * 4, {"normalize": "l2"}, "normalize: expected"),
@@ -390,7 +446,7 @@ def test_losses__say_what_is_wrong(x, target, keywords, message):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"cross_entropy": True}, "cross_entropy: expected a number"),
+        ({"cross_entropy": True}, "cross_entropy: expected a number >= 0"),
         ({"ignore_index": 1.0}, "ignore_index: expected an integer"),
         ({"reduction": None}, "reduction: expected one of"),
         ({"sample_weight": "heavy"}, "sample_weight: expected an array"),
@@ -413,21 +469,27 @@ def test_hvp__names_a_bad_v():
 FLAT = fastemd.Chain(2, gaps=[0])  # only the cross entropy is left
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("normalize", NORMALIZE)
-@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
+@pytest.mark.parametrize("kind", ["labels", "histograms", "ignored labels"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_rows_that_count_nothing__may_exclude_their_target(normalize, labelled, reduction, rng):
-    """As if they were not there, whatever would be infinite in them."""
-    x, target = _problem(rng, (20, 7), normalize, labelled)
+@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, -3.0])
+def test_losses_do_not_read_rows_that_do_not_count(normalize, kind, reduction, junk, dtype, rng):
+    """A row of weight 0 or with the ignored label has loss 0 and gradient 0, whatever it holds."""
+    x, target = _problem(rng, (20, 7), normalize, kind != "histograms", dtype)
     idle = rng.random(20) < 0.5
-    none = -np.inf if normalize == "softmax" else 0.0
-    x[idle] = none
-    x[idle, 3] = 1.0 if normalize is None else 1e-200
-    target = target if labelled else np.where(idle[:, None], np.eye(7)[0], target)
+    idle[[3, 4]] = True, False
+    x[idle] = junk
+    x[3] = -np.inf if normalize == "softmax" else 0.0
     keywords = {"normalize": normalize, "cross_entropy": 1.0, "reduction": reduction}
     counts = {"sample_weight": 1.0 - idle}
-    if labelled and reduction == "mean":
+    if kind == "ignored labels":
         counts, target = {"ignore_index": -100}, np.where(idle, -100, target)
+        counts["sample_weight"] = np.where(idle, rng.choice([np.nan, np.inf, -1.0], 20), 1.0)
+    elif kind == "labels":
+        target = np.where(idle, -5, target)
+    else:
+        target = np.where(idle[:, None], junk, target).astype(dtype)
     space = fastemd.Chain(7)
     loss, grad = fastemd.emd_loss(x, target, space, **keywords, **counts)
     ref = fastemd.emd_loss(x[~idle], target[~idle], space, **keywords)
@@ -435,13 +497,83 @@ def test_rows_that_count_nothing__may_exclude_their_target(normalize, labelled, 
     assert_close(grad[~idle], ref[1])
     assert (grad[idle] == 0.0).all()
     assert reduction != "none" or (loss[idle] == 0.0).all()
-    v = rng.standard_normal(x.shape)
+    v = np.where(idle[:, None], junk, rng.standard_normal(x.shape)).astype(dtype)
     second = fastemd.emd_loss_hessian_diag(x, target, space, **keywords, **counts)
     product = emd_loss_hvp(x, target, v, space, **keywords, **counts)
     assert (second[idle] == 0.0).all()
     assert (product[idle] == 0.0).all()
     ref = fastemd.emd_loss_hessian_diag(x[~idle], target[~idle], space, **keywords)
-    np.testing.assert_allclose(second[~idle], ref)
+    np.testing.assert_allclose(second[~idle], ref, rtol=1e-6)
+    ref = emd_loss_hvp(x[~idle], target[~idle], v[~idle], space, **keywords)
+    np.testing.assert_allclose(product[~idle], ref, rtol=1e-4 if dtype == np.float32 else 1e-7)
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 9])
+def test_losses_do_not_read_any_row_if_none_counts(n_rows):
+    x, target = np.full((n_rows, 3), np.nan), np.full(n_rows, 99)
+    for function in (fastemd.emd_loss, fastemd.emd_loss_hessian_diag):
+        for counts in ({"sample_weight": 0.0}, {"ignore_index": 99}):
+            result = function(x, target, CHAIN, cross_entropy=1.0, **counts)
+            loss, derivatives = result if isinstance(result, tuple) else (0.0, result)
+            assert loss == 0.0
+            assert (derivatives == 0.0).all()
+
+
+def test_emd_loss_drops_ignored_rows_before_it_scales_the_weights(rng):
+    x, target = _problem(rng, (4, 3))
+    target[1] = -100
+    weight = np.array([1.0, 1e300, 2.0, 3.0])
+    keywords = {"ignore_index": -100, "sample_weight": weight}
+    kept = [0, 2, 3]
+    for reduction in ("mean", "sum"):
+        loss, grad = fastemd.emd_loss(x, target, CHAIN, reduction=reduction, **keywords)
+        ref = fastemd.emd_loss(
+            x[kept], target[kept], CHAIN, sample_weight=weight[kept], reduction=reduction
+        )
+        assert_close(loss, ref[0])
+        assert_close(grad[kept], ref[1])
+        assert (grad[1] == 0.0).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "ignored"),
+    [("uint8", 156, -100), ("int8", 0, 256), ("int8", 1, 2**40 + 1), ("int64", 1, 2**64 + 1),
+     ("uint64", 1, 1 - 2**64), ("uint64", 0, -(2**70))],
+)  # fmt: skip
+def test_emd_loss_ignores_equal_labels_only(kind, label, ignored):
+    """A number that the type of the labels cannot hold ignores none."""
+    x, target = np.zeros((3, 200)), np.array([label] * 3, kind)
+    space, keywords = fastemd.Chain(200), {"reduction": "none", "cross_entropy": 1.0}
+    loss = fastemd.emd_loss(x, target, space, ignore_index=ignored, **keywords)[0]
+    np.testing.assert_array_equal(loss, fastemd.emd_loss(x, target, space, **keywords)[0])
+    assert (loss > 0.0).all()
+
+
+def test_emd_loss_ignores_large_unsigned_labels():
+    target = np.array([0, 2**64 - 1, 2], np.uint64)
+    loss = fastemd.emd_loss(
+        np.zeros((3, 3)), target, CHAIN, ignore_index=2**64 - 1, reduction="none"
+    )[0]
+    assert (loss > 0.0).tolist() == [True, False, True]
+
+
+@cpu
+def test_losses_do_not_raise_under_errstate():
+    x = np.array([[0.0, -800.0, 1.0], [3e38, -3e38, 0.0], [1e-320, 0.0, 0.0]])
+    weight = np.array([1e308, 1e-320, 1e308])
+    with np.errstate(all="ignore"):
+        kinds = [x, x.astype(np.longdouble), x.clip(-1e38, 1e38).astype(np.float32)]
+    with np.errstate(all="raise"):
+        for given in kinds:
+            for reduction in ("mean", "sum", "none"):
+                keywords = {"sample_weight": weight, "reduction": reduction, "cross_entropy": 1.0}
+                fastemd.emd_loss(given, [0, 1, 2], CHAIN, **keywords)
+                fastemd.emd_loss_hessian_diag(given, [0, 1, 2], CHAIN, **keywords)
+
+
+def test_losses_refuse_a_cross_entropy_beyond_float64():
+    with pytest.raises(ValueError, match="cross_entropy: expected a finite number >= 0, got inf"):
+        fastemd.emd_loss(GOOD, [0] * 4, CHAIN, cross_entropy=10**400)
 
 
 def test_ignored_rows__are_those_of_torch_with_masked_classes():
@@ -458,30 +590,24 @@ def test_ignored_rows__are_those_of_torch_with_masked_classes():
 
 
 @cpu
-def test_losses__blame_the_row_that_counts():
+def test_losses_name_the_first_invalid_row_that_counts():
     x = _with((slice(1, 4), 0), -np.inf)
     keywords = {"cross_entropy": 1.0, "sample_weight": [1, 0, 1, 1]}
     for target in ([0] * 4, THIRDS):
         with pytest.raises(ValueError, match="target: row 2 has mass at bin 0"):
             fastemd.emd_loss(x, target, CHAIN, **keywords)
-    with pytest.raises(ValueError, match="x: row 1 has a logit nan"):
-        fastemd.emd_loss(_with((1, 2), np.nan, x), [0] * 4, CHAIN, **keywords)
-    with pytest.raises(ValueError, match="v: row 1 is not finite"):
-        emd_loss_hvp(x, [0, 0, 1, 1], _with((1, 2), np.inf), CHAIN, **keywords)
+    with pytest.raises(ValueError, match="x: row 2 has a logit nan"):
+        fastemd.emd_loss(_with((slice(1, 3), 2), np.nan, x), [0] * 4, CHAIN, **keywords)
+    v = _with((slice(1, 3), 2), np.inf)
+    with pytest.raises(ValueError, match="v: row 2 is not finite"):
+        emd_loss_hvp(x, [0, 0, 1, 1], v, CHAIN, **keywords)
 
 
-@pytest.mark.parametrize(
-    ("x", "labels"),
-    [
-        (np.zeros((3, 1, 4)), np.zeros((3, 4), int)),
-        (np.zeros((1, 4)), np.zeros((2, 4), int)),
-        (np.zeros((4, 4)), np.zeros(4, int)),
-        (np.zeros(4), np.zeros((2, 4), int)),
-    ],
-)
-def test_labels__broadcast_as_often_as_there_are_bins(x, labels):
-    loss, _ = fastemd.emd_loss(x, labels, fastemd.Chain(4), reduction="none")
-    assert loss.shape == np.broadcast_shapes(x.shape[:-1], labels.shape)
+def test_labels_broadcast_where_there_are_as_many_rows_as_bins():
+    loss, _ = fastemd.emd_loss(np.zeros((4, 4)), np.zeros(4, int), fastemd.Chain(4))
+    assert loss.shape == ()
+    loss, _ = fastemd.emd_loss(np.zeros((4, 4, 4)), np.zeros((4, 4), int), fastemd.Chain(4))
+    assert loss.shape == ()
 
 
 @pytest.mark.parametrize("least", [1e-100, 1e-160, 1e-300, 5e-324])

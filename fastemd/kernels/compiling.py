@@ -99,6 +99,18 @@ def admit(tile, value, with_v, first, n_rows, tolerance):
 
 
 @register_jitable
+def admit_one(tile, value, with_v, first, n_rows, tolerance):
+    """The same for rows that are compared with none."""
+    if tolerance < 0.0:
+        return n_rows
+    for r in range(min(n_lanes(tile.x), n_rows - first)):
+        p_row = integer_at(tile.p_rows, r)
+        if not is_histogram_pair(p_row, p_row, tile.n_bins, tolerance, tile.like):
+            return first + r
+    return n_rows
+
+
+@register_jitable
 def whole_lines(n_numbers):
     """Bytes that so many float64 numbers take in scratch."""
     return (8 * n_numbers + LINE - 1) // LINE * LINE
@@ -131,7 +143,8 @@ def tiles(
     aside = staged + streamed * whole_lines(lanes * per_row // 8)
     room = whole_lines(lanes * (n_bins * p.itemsize + LINE) // 8)  # for the rows of a tile
     crowded = lanes > 1 and (are_crowded(p) or are_crowded(q) or are_crowded(v))
-    scratch = np.empty((aside + crowded * (2 + with_v) * room) // 8 + 8)
+    blank = aside + crowded * (2 + with_v) * room
+    scratch = np.empty(blank // 8 + n_bins + 8)
     start = aligned(address(scratch))
     tile = Tile(
         n_bins, n_edges, n_out,
@@ -141,7 +154,7 @@ def tiles(
         place(start + x + 2 * per_scratch), place(start + x + 3 * per_scratch),
         place(start + 7 * TABLE), place(start + 8 * TABLE), place(start + 9 * TABLE),
         start + 4 * TABLE, start + 5 * TABLE, p.size * p.itemsize >= AHEAD_FROM,
-        start + 6 * TABLE, start + staged, lanes * per_row,
+        start + 6 * TABLE, start + staged, lanes * per_row, start + blank,
         rho, project, labelled, how, cross_entropy, p.dtype.type(0), out.dtype.type(0),
     )  # fmt: skip
     for e in range(n_edges):
@@ -312,12 +325,12 @@ def serial_kernel(kernel, dtype):
         function = _hessian_kernel()
     else:
         sweeps = (chain_join, chain_above) if space == "chain" else (tree_join, tree_above)
-        functions, factor = CURVATURE, curvature_factor
+        functions, factor, check = CURVATURE, curvature_factor, admit
+        tile, n_scratch = TILES.get(operation), 2 if operation == "hvp" else 1
         if operation == "gradient":
             functions, factor = SLOPE, slope_factor
         elif operation == "embed":
-            factor = no_factor
-        tile, check, n_scratch = TILES.get(operation), admit, 2 if operation == "hvp" else 1
+            factor, check = no_factor, admit_one
         if operation in LOSSES:
             tile, functions, n_scratch = LOSSES[operation]
             factor, check = slope_factor, admit_losses

@@ -55,6 +55,7 @@ class Tile(NamedTuple):
     pending: int  # what the last tile staged on its way to memory, see `fastemd.kernels.memory`
     staged: int
     staged_bytes: int
+    blank: int  # of a loss, the zeros that stand in for a row that does not count
     rho: float
     project: float  # 1 to conserve the total mass, 0 for the raw derivatives
     labelled: bool  # of a loss, see `fastemd.kernels.losses`
@@ -336,11 +337,6 @@ def curvature_tile(tile, join, above, curvature):
 
 
 @register_jitable
-def check_tile(tile, join, above, _):
-    return splat(tile.x, 0.0)
-
-
-@register_jitable
 def write(tile, column, given):
     """Write ``column(tile, k, given)`` for every column of the result."""
     rows, like = tile.out_rows, tile.like_out
@@ -366,5 +362,4 @@ TILES = {
     "flow": flow_tile,
     "embed": embed_tile,
     "curvature": curvature_tile,
-    "check": check_tile,
 }

@@ -280,17 +280,25 @@ ROWS = {
 
 @device
 def is_histogram_pair(row, tolerance):
-    """Whether p and q are finite and non-negative and their masses equal, and v is finite."""
-    mass_p, mass_q = 0.0, 0.0
+    """Whether p and q are histograms of equal mass, up to the tolerance, and v is finite."""
+    mass_p, mass_q, negative_p, negative_q = 0.0, 0.0, 0.0, 0.0
     for k in range(row.thread, row.n_bins, row.n_threads):
         p = np.float64(row.p[k])
-        mass_p += p if p >= 0.0 else np.nan
+        mass_p += p
+        negative_p -= min(p, 0.0)
         if row.q.size > 0:
             q = np.float64(row.q[k])
-            mass_q += q if q >= 0.0 else np.nan
+            mass_q += q
+            negative_q -= min(q, 0.0)
         if row.v.size > 0:
             mass_p += 0.0 * row.v[k]
     mass_p, mass_q = sums(row, mass_p, mass_q)
+    negative_p, negative_q = sums(row, negative_p, negative_q)
     if row.q.size == 0:
         mass_q = mass_p
-    return mass_p + mass_q < np.inf and abs(mass_p - mass_q) <= tolerance * max(mass_p, mass_q)
+    return (
+        mass_p + mass_q < np.inf
+        and negative_p <= tolerance * mass_p
+        and negative_q <= tolerance * mass_q
+        and abs(mass_p - mass_q) <= tolerance * max(mass_p, mass_q)
+    )

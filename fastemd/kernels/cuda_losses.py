@@ -28,11 +28,18 @@ class Weighed(NamedTuple):
 
 @device
 def x_at(row, k):
-    return np.float64(row.p[k])
+    return np.float64(row.p[k]) if row.factor != 0.0 else 0.0
+
+
+@device
+def vector_at(row, k):
+    return np.float64(row.v[k]) if row.factor != 0.0 else 0.0
 
 
 @device
 def target_at(row, k):
+    if row.factor == 0.0:
+        return 0.0
     if row.label < 0:
         return np.float64(row.q[k])
     return 1.0 if k == row.label else 0.0
@@ -51,31 +58,33 @@ def weigh(row, tolerance):
             highest = x
     highest = largest(row, highest)
     none = -np.inf if row.normalize == SOFTMAX else 0.0
-    excludes = row.cross_entropy > 0.0 and row.factor != 0.0
-    total, mass = 0.0, 0.0
+    excludes = row.cross_entropy > 0.0
+    total, mass, negative_x, negative_q = 0.0, 0.0, 0.0, 0.0
     for k in range(row.thread, row.n_bins, row.n_threads):
         x, q = x_at(row, k), target_at(row, k)
         y = x
         if row.normalize == SOFTMAX:
             y = math.exp(x - highest)
-        elif not x >= 0.0:
-            y = np.nan
+        else:
+            negative_x -= min(x, 0.0)
         row.y[k] = y
         total += y
-        if not q >= 0.0 or (excludes and q > 0.0 and x <= none):
+        if excludes and q > 0.0 and x <= none:
             q = np.nan
         mass += q
+        negative_q -= min(q, 0.0)
     total, mass = sums(row, total, mass)
-    good = abs(mass - 1.0) <= tolerance
+    negative_x, negative_q = sums(row, negative_x, negative_q)
+    good = abs(mass - 1.0) <= tolerance and negative_q <= tolerance * mass
     if row.normalize == SOFTMAX:
         good = good and abs(highest) < np.inf
     else:
-        good = good and SMALLEST <= total < np.inf
+        good = good and SMALLEST <= total < np.inf and negative_x <= tolerance * total
     if row.normalize == NONE:
         good = good and abs(total - 1.0) <= tolerance
         total = 1.0
-    elif row.factor == 0.0:
-        total = max(total, 1.0)  # of no account: 1 / total is finite
+    if row.factor == 0.0:
+        good, total = True, max(total, 1.0)
     return Weighed(good, highest, total, mass)
 
 
@@ -109,11 +118,11 @@ def fill_deviation(row, weighed, form):
 
 @device
 def cross_entropies(row, weighed, form):
-    """Times c, of which this may ask the threads of all rows; 0 of a row that counts nothing."""
+    """Cross entropy times its weight c; 0 for a row that does not count."""
     half, c = 0.0, row.cross_entropy  # half, as the difference of two logits may overflow
     for k in range(row.thread, row.n_bins, row.n_threads):
         q = target_at(row, k)
-        if q > 0.0 and row.factor != 0.0:
+        if q > 0.0:
             if row.normalize == SOFTMAX:
                 logit = max(0.5 * x_at(row, k) - 0.5 * weighed.highest, LOWEST_LOGIT)
                 half += c * q * (0.5 * math.log(weighed.total) - logit)
@@ -132,7 +141,7 @@ def log_ratio(a, b):
 @device
 def adds_entropy(row, k):
     """Whether the derivatives of the cross entropy are to be added in bin `k`: no softmax."""
-    entropic = row.cross_entropy > 0.0 and row.normalize != SOFTMAX and row.factor != 0.0
+    entropic = row.cross_entropy > 0.0 and row.normalize != SOFTMAX
     return entropic and target_at(row, k) > 0.0
 
 
@@ -231,7 +240,7 @@ def product_row(row, up, down, bend, weighed):
     form = form_of(row, weighed)
     mean, along = 0.0, 0.0
     for k in range(row.thread, row.n_bins, row.n_threads):
-        v = np.float64(row.v[k])
+        v = vector_at(row, k)
         mean += centre_at(row, form, k) * v
         along += v
     mean, along = sums(row, mean, along)
@@ -241,7 +250,7 @@ def product_row(row, up, down, bend, weighed):
         along = 0.0
     for k in range(row.thread, row.n_bins, row.n_threads):
         y = row.y[k]
-        change = np.float64(row.v[k]) - mean - y * form.scale * along
+        change = vector_at(row, k) - mean - y * form.scale * along
         row.u[k] = (y * form.a_y + form.a_1) * change
         row.z[k] = row.u[k]
     up(row, row.z)
@@ -255,7 +264,7 @@ def product_row(row, up, down, bend, weighed):
         mean += centre_at(row, form, k) * row.z[k]
         turn += row.u[k] * row.x[k]
         if adds_entropy(row, k):
-            known = np.float64(row.v[k]) if row.normalize == L1 else row.u[k]
+            known = vector_at(row, k) if row.normalize == L1 else row.u[k]
             h = entropy_bend(row, form, k) * known
             row.z[k] += h * form.a_1
             more += h

@@ -111,6 +111,13 @@ def log_prepare(team, i, s):
 
 
 @device
+def mass_at(s, b, k):
+    """A mass; a negative one, which is within the tolerance, counts as 0."""
+    mass = s.mass[b, k]
+    return mass - mass if mass < 0.0 else mass
+
+
+@device
 def begin(team, b, s):
     for k in range(team.thread, s.scaling.shape[1], team.n_threads):
         s.scaling[b, k] = 1.0
@@ -140,11 +147,12 @@ def divide(team, b, s):
     if s.counts:
         missed, total = 0.0, 0.0
         for k in range(team.thread, n, team.n_threads):
-            missed += abs(s.scaling[b, k] * s.sums[b, k] - s.mass[b, k])
-            total += s.mass[b, k]
+            missed += abs(s.scaling[b, k] * s.sums[b, k] - mass_at(s, b, k))
+            total += mass_at(s, b, k)
         note(team, b, s, missed, total)
     for k in range(team.thread, n, team.n_threads):
-        s.scaling[b, k] = s.mass[b, k] / s.sums[b, k] if s.mass[b, k] > 0 else 0.0
+        mass = mass_at(s, b, k)
+        s.scaling[b, k] = mass / s.sums[b, k] if mass > 0 else 0.0
 
 
 @device
@@ -167,7 +175,7 @@ def log_divide(team, b, s):
     n = s.mass.shape[1]
     missed, total, highest = 0.0, 0.0, -np.inf
     for k in range(team.thread, n, team.n_threads):
-        mass = np.float64(s.mass[b, k])
+        mass = np.float64(mass_at(s, b, k))
         if mass == 0.0 and (not s.counts or s.potential[b, k] == -np.inf):
             s.potential[b, k] = -np.inf
             continue

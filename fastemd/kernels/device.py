@@ -40,7 +40,6 @@ def _kernel(operation: str, space: str, rho: str, char: str) -> tuple[Any, int]:
             _floats,
             real,
             _labels,
-            _int,
             _floats,
             _int,
             _float,
@@ -145,7 +144,7 @@ def find_factors(
     weights: Array, labels: Array, ignore_index: int, mean: bool, factors: Array, complaints: Any,
     index: int, stream: int,
 ) -> None:  # fmt: skip
-    """Put into `factors` what every row counts; a row of bad weight goes to ``complaints[1]``."""
+    """Fill `factors`; see `fastemd.kernels.threads.factors_kernel`."""
     with on_device(index):
         _factors_kernel(weights.dtype.char)[1, TEAM, stream_of(stream), 16 * TEAM](
             argument(weights), argument(labels), ignore_index, mean, argument(factors), complaints

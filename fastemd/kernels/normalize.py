@@ -18,6 +18,7 @@ from fastemd.kernels.lanes import (
     multiply_add,
     n_lanes,
     number_at,
+    put_integer,
     put_number,
     splat,
     store,
@@ -52,14 +53,28 @@ def admit_losses(tile, value, with_v, first, n_rows, tolerance):
     """Check the rows of a tile, note what they count and their largest numbers."""
     for r in range(n_lanes(tile.x)):
         row = min(first + r, n_rows - 1)  # beyond the end the last row stands in
-        x_row = integer_at(tile.p_rows, r)
         put_number(tile.factors, r, value[row])
+        if value[row] == 0.0:
+            leave_out(tile, r)
+            continue
+        x_row = integer_at(tile.p_rows, r)
         put_number(tile.highest, r, largest_of_row(x_row, tile.n_bins, tile.like))
         if not (is_normalisable(tile, r, tolerance) and is_target(tile, r, tolerance)):
             return row
         if with_v and not is_finite(integer_at(tile.v_rows, r), tile.n_bins, tile.like):
             return row
     return n_rows
+
+
+@register_jitable
+def leave_out(tile, r):
+    """Let zeros stand in for a row that does not count: logits, label and v, or no mass."""
+    for k in range(tile.n_bins):
+        put_number(tile.blank, k, 0.0)
+    put_integer(tile.p_rows, r, tile.blank)
+    put_integer(tile.q_rows, r, tile.blank)
+    put_integer(tile.v_rows, r, tile.blank)
+    put_number(tile.highest, r, 0.0)
 
 
 @register_jitable
@@ -75,7 +90,7 @@ def is_normalisable(tile, r, tolerance):
 @register_jitable
 def is_target(tile, r, tolerance):
     row, none = integer_at(tile.p_rows, r), -np.inf if tile.normalize == SOFTMAX else 0.0
-    excludes = tile.cross_entropy > 0.0 and number_at(tile.factors, r) != 0.0
+    excludes = tile.cross_entropy > 0.0
     if tile.labelled:
         k = label(tile, r)
         if not 0 <= k < tile.n_bins:

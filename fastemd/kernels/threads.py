@@ -237,12 +237,12 @@ def loss_kernel(operation, weigh, up, down, function, n_scratch):
     """The kernel of a loss; see `histogram_kernel`.
 
     `labels` are (G * R,), without elements if the targets `q` are histograms. `factors` (G * R,)
-    are what every row counts, in its derivatives and its `value`.
+    multiply every row's derivatives and `value`; a row whose factor is 0 is not read.
     """
 
     def run(
-        numbers, lengths, n_edges, n_levels, x, q, v, rho, value, out, labels, ignore_index,
-        factors, normalize, cross_entropy, tolerance, complaints, scratch,
+        numbers, lengths, n_edges, n_levels, x, q, v, rho, value, out, labels, factors,
+        normalize, cross_entropy, tolerance, complaints, scratch,
     ):  # fmt: skip
         n_rows = x.shape[0] * x.shape[1]
         per_row = scratch_per_row(n_scratch, n_edges, cuda.blockDim.x)
@@ -253,9 +253,8 @@ def loss_kernel(operation, weigh, up, down, function, n_scratch):
             label, exists = -1, True
             if labels.size > 0:
                 label = labels[number]
-                exists = 0 <= label < x.shape[2] or label == ignore_index
                 if not 0 <= label < x.shape[2]:
-                    label = 0
+                    label, exists = 0, factors[number] == 0.0
             row = open_row(
                 numbers, lengths, n_edges, n_levels, own, x, q, v, out, number, rho, 1.0,
                 label, factors[number], normalize, cross_entropy,
@@ -284,8 +283,9 @@ def block_kernel(operation):
 def factors_kernel():
     """The kernel, of one block, that finds what every row of a loss counts.
 
-    `weights` and `labels` are (rows,), without elements if there are none. If `mean`, the factors
-    are those of the weighted mean. A row of bad weight goes to ``complaints[1]``.
+    `weights` and `labels` are (rows,), without elements if there are no weights, or no label is
+    ignored. If `mean`, the factors are those of the weighted mean. A row of bad weight goes to
+    ``complaints[1]``.
     """
 
     def run(weights, labels, ignore_index, mean, factors, complaints):
@@ -294,12 +294,12 @@ def factors_kernel():
         most, total = 0.0, 0.0
         for i in range(thread, factors.size, n_threads):
             factor = 1.0
-            if weights.size > 0:
+            if labels.size > 0 and labels[i] == ignore_index:
+                factor = 0.0
+            elif weights.size > 0:
                 factor = np.float64(weights[i])
                 if not 0.0 <= factor < np.inf:
                     complain(complaints, 1, i)
-            if labels.size > 0 and labels[i] == ignore_index:
-                factor = 0.0
             factors[i] = factor
             if most == most and not factor <= most:
                 most = factor

@@ -10,12 +10,14 @@ from fastemd.validation.arguments import (
     check_count,
     check_dtype,
     check_one_histogram,
+    check_order,
     check_out,
     check_out_pair,
     check_rho,
     complex_numbers,
     do_not_broadcast,
     mixed_devices,
+    missing_entry,
     mixed_libraries,
     no_cuda,
     no_gradient,
@@ -28,6 +30,7 @@ from fastemd.validation.arguments import (
     one_cost,
     only_on_cpu,
     outs_overlap,
+    sparse,
     unknown_device,
 )
 from fastemd.validation.histograms import (
@@ -35,17 +38,20 @@ from fastemd.validation.histograms import (
     blame,
     check_validate,
     mass_tolerance,
+    tolerance_of,
 )
 from fastemd.validation.losses import (
     bad_target,
     blame_loss,
     check_boosted,
     check_cross_entropy,
+    check_float_labels,
     check_ignore_index,
-    check_labels_shape,
     check_normalize,
     check_target,
+    check_target_shape,
     check_weights,
+    target_does_not_fit,
 )
 from fastemd.validation.spaces import (
     check_bins,

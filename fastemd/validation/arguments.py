@@ -1,7 +1,7 @@
 """Bad arguments of any function: of another kind, library, shape or range."""
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Sized
 from typing import Any, NoReturn
 
 import numpy as np
@@ -30,6 +30,36 @@ def not_an_array(name: str, value: object, why: str = "") -> NoReturn:
     raise TypeError(f"{name}: expected {wanted} of real numbers, got {_kind(value)}{why}")
 
 
+def sparse(name: str, value: object, method: str) -> NoReturn:
+    raise TypeError(
+        f"{name}: sparse arrays are not supported, got {type(value).__name__}; "
+        f"pass {name}.{method}()"
+    )
+
+
+def missing_entry(name: str, index: tuple[int, ...], entry: object) -> NoReturn:
+    place = index[0] if len(index) == 1 else index
+    raise TypeError(
+        f"{name}: expected real numbers, got an array of objects with {type(entry).__name__} at "
+        f"index {place}; convert it, for example by {name}.astype(float)"
+    )
+
+
+def check_order(name: str, value: Any, bins: Sequence[Hashable]) -> None:
+    """Refuse a data frame or series whose names are the bins in another order."""
+    index = value.columns if hasattr(value, "columns") else value.index
+    names = list(index)
+    if len(names) != len(bins) or names in (list(bins), list(range(len(names)))):
+        return
+    if set(names) == set(bins):
+        attribute = "columns" if hasattr(value, "columns") else "index"
+        short = "df" if attribute == "columns" else "series"
+        raise ValueError(
+            f"{name}: the {attribute} of this {type(value).__name__} holds the bins of the space "
+            f"in another order; pass {short}[list(space.bins)]"
+        )
+
+
 def mixed_libraries(names: Mapping[str, str]) -> NoReturn:
     listed = ", ".join(f"{name} from {library}" for name, library in names.items())
     raise TypeError(f"{' and '.join(names)}: arrays of different libraries: {listed}")
@@ -39,7 +69,9 @@ def not_readable(name: str, value: Any, why: str) -> NoReturn:
     """An array of another library that NumPy cannot see."""
     kinds = [base.__name__ for base in type(value).__mro__]
     dtype = str(getattr(value, "dtype", ""))
-    if getattr(value, "requires_grad", False):
+    if "sparse" in str(getattr(value, "layout", "")):
+        sparse(name, value, "to_dense")
+    elif getattr(value, "requires_grad", False):
         why = f"it requires grad; pass {name}.detach(), or take fastemd.torch to differentiate"
     elif "Tracer" in kinds:
         why = "it is being traced; take fastemd.jax, which works under jit, grad and vmap"
@@ -103,9 +135,13 @@ def no_third_derivative(operator: str, rho: float) -> NoReturn:
 
 def check_bins_axis(name: str, shape: tuple[int, ...], n_bins: int) -> None:
     if not shape or shape[-1] != n_bins:
+        hint = ""
+        if n_bins in shape[:-1]:
+            axis = shape.index(n_bins)
+            hint = f"; the axis of {n_bins} entries is axis {axis}: move it last"
         raise ValueError(
             f"{name}: the last axis must hold the {n_bins} bins of the ground space, "
-            f"got an array of shape {shape}"
+            f"got an array of shape {shape}{hint}"
         )
 
 
@@ -123,6 +159,21 @@ def check_out(name: str, out: object, shape: tuple[int, ...], dtype: np.dtype[An
         raise ValueError(f"{name}: expected shape {shape}, got {out.shape}")
     if not out.flags.writeable:
         raise ValueError(f"{name}: the array is read-only")
+    if not out.flags.c_contiguous and _overlaps_itself(out):
+        raise ValueError(
+            f"{name}: several entries share memory (strides {out.strides}); pass a copy of it"
+        )
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Whether entries may share memory; False for every slice and transpose of an array."""
+    reach = array.itemsize
+    axes = sorted((abs(step), n) for step, n in zip(array.strides, array.shape, strict=True))
+    for step, n in axes:
+        if n > 1 and step < reach:
+            return True
+        reach += (n - 1) * step
+    return False
 
 
 def outs_overlap() -> NoReturn:
@@ -211,6 +262,12 @@ def check_count(name: str, value: object) -> int:
 
 
 def _kind(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array of dtype {value.dtype}"
-    return f"{value!r:.60} ({type(value).__name__})"
+    """An option as it is; of anything else its type and shape, not the user's data."""
+    name = type(value).__name__
+    if value is None or isinstance(value, bool | numbers.Number | str | type):
+        return f"{value!r:.60} ({name})"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        dtype = f" and dtype {value.dtype}" if hasattr(value, "dtype") else ""
+        return f"{name} of shape {shape}{dtype}"
+    return f"{name} of length {len(value)}" if isinstance(value, Sized) else name

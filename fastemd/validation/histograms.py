@@ -2,34 +2,46 @@
 
 import functools
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastemd.validation.arguments import _kind
+
 Array = NDArray[Any]
 
 
 @functools.cache
 def mass_tolerance(*chars: str) -> float:
-    """How far two masses may differ, relative: the root of the coarser type's precision.
+    """Default relative tolerance of masses: `tolerance_of` the coarsest type.
 
-    The types are known by their characters.
+    The types are given by their characters.
     """
-    if len(chars) == 1:  # nothing to compare
-        return sys.float_info.max
-    dtypes = [np.dtype(char) for char in (*chars, "d")]
-    return math.sqrt(max(np.finfo(dtype).eps for dtype in dtypes if dtype.kind == "f"))
+    dtypes = [np.dtype(char) for char in chars]
+    return tolerance_of(*(np.finfo(dtype).eps for dtype in dtypes if dtype.kind == "f"))
+
+
+def tolerance_of(*epsilons: float) -> float:
+    """Relative tolerance of masses for types of these precisions: 1e-5, or the largest root.
+
+    Data of float64 are often rounded to fewer digits on the way, for example to float32.
+    """
+    return max((1e-5, *map(math.sqrt, epsilons)))
 
 
 def check_validate(validate: bool | float | None, default: float) -> float:
-    """The tolerance between two masses; < 0: no checks. None is the default, checks."""
-    if validate is None:
+    """The relative tolerance of masses; < 0: no checks. None and True give the default."""
+    if validate is None or validate is True:
         return default
-    if not isinstance(validate, float | np.floating):
+    if isinstance(validate, bool | np.bool_):
         return default if validate else -1.0
+    if not isinstance(validate, float | np.floating):
+        raise TypeError(
+            "validate: expected True, False or the relative tolerance of masses as a float, got "
+            f"{_kind(validate)}"
+        )
     if not 0.0 <= validate < np.inf:
         raise ValueError(f"validate: expected a bool or a tolerance >= 0, got {validate}")
     return float(validate)
@@ -71,7 +83,7 @@ def blame(
         if name == "v":
             _blame_vector(name, row_name, values)
         else:
-            masses[name] = _blame_masses(name, row_name, values)
+            masses[name] = _blame_masses(name, row_name, values, tolerance)
     if sum(masses.values()) == np.inf:
         names = " and ".join(masses)
         raise ValueError(f"{names}{row_name}: the mass is beyond the range of float64")
@@ -87,16 +99,18 @@ def _blame_vector(name: str, row_name: str, values: Array) -> None:
         raise ValueError(f"{name}{row_name} is not finite, {values[bad]} at bin {bad}")
 
 
-def _blame_masses(name: str, row_name: str, values: Array) -> float:
+def _blame_masses(name: str, row_name: str, values: Array, tolerance: float) -> float:
     """The sum of a histogram, if it is one."""
     _blame_vector(name, row_name, values)
-    for bad in np.flatnonzero(values < 0.0):
+    with np.errstate(all="ignore"):
+        mass, negative = float(values.sum()), -float(values[values < 0.0].sum())
+    if negative > tolerance * mass:
+        bad = values.argmin()
         raise ValueError(
             f"{name}{row_name} has a negative mass, {values[bad]} at bin {bad}; "
-            "histograms must be >= 0"
+            f"histograms must be >= 0 (relative tolerance {tolerance:.1e})"
         )
-    with np.errstate(over="ignore"):
-        return float(values.sum())
+    return mass
 
 
 def _not_one(name: str, row_name: str, mass: float, tolerance: float) -> NoReturn:

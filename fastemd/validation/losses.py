@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd.validation.arguments import _kind
+from fastemd.validation.arguments import _kind, check_amount, check_bins_axis
 from fastemd.validation.histograms import _blame_masses, _blame_vector, _not_one, _row_name
 
 Array = NDArray[Any]
@@ -22,11 +22,7 @@ def bad_target(target: object) -> NoReturn:
 
 
 def check_cross_entropy(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"cross_entropy: expected a number >= 0, got {_kind(value)}")
-    if not 0.0 <= float(value) < np.inf:
-        raise ValueError(f"cross_entropy: expected a finite number >= 0, got {value}")
-    return float(value)
+    return check_amount("cross_entropy", value, zero=True)
 
 
 def check_normalize(value: object) -> None:
@@ -34,11 +30,15 @@ def check_normalize(value: object) -> None:
         raise ValueError(f"normalize: expected 'softmax', 'l1' or None, got {value!r:.60}")
 
 
-def check_ignore_index(value: object, labelled: bool) -> None:
+def check_ignore_index(value: object, labelled: bool) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"ignore_index: expected an integer, got {_kind(value)}")
     if not labelled:
-        raise ValueError("ignore_index: needs integer targets, got histograms")
+        raise ValueError(
+            "ignore_index: needs labels as targets, got histograms; "
+            "set sample_weight to 0 to ignore rows"
+        )
+    return int(value)
 
 
 def check_target(dtype: np.dtype[Any]) -> None:
@@ -49,12 +49,49 @@ def check_target(dtype: np.dtype[Any]) -> None:
         )
 
 
-def check_labels_shape(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
-    if shape == x_shape:
+def check_target_shape(shape: tuple[int, ...], x_shape: tuple[int, ...], labelled: bool) -> None:
+    """Raise unless a target broadcasts to the rows of `x`, and its type fits its shape."""
+    rows, n_bins = x_shape[:-1], x_shape[-1]
+    if not labelled:
+        check_float_labels(shape, x_shape)
+        check_bins_axis("target", shape, n_bins)
+    elif shape == x_shape and n_bins != 1:
         raise ValueError(
-            f"target: integers are class indices, one per row of x, of shape {x_shape[:-1]}, but "
-            f"got them of x's whole shape {shape}; histograms must be floating point"
+            f"target: integers are labels, one per row of x, got the shape of x, {shape}; "
+            "expected histograms as floating point numbers, for example target.astype(float)"
         )
+    target_rows = shape if labelled else shape[:-1]
+    if target_rows != rows and not _broadcasts(target_rows, rows):
+        target_does_not_fit(shape, x_shape, labelled)
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    behind = to[len(to) - len(shape) :]
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape, behind, strict=True))
+
+
+def check_float_labels(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
+    """Raise if a floating point target has the shape of labels."""
+    rows = x_shape[:-1]
+    if shape == rows or (shape == (*rows, 1) and x_shape[-1] != 1):
+        one = "; one histogram for all rows is target[None]" if shape == x_shape[-1:] else ""
+        raise ValueError(
+            f"target: floating point numbers of shape {shape}, which is that of the labels of x "
+            f"{x_shape}; labels must be integers, for example target.astype(int){one}"
+        )
+
+
+def target_does_not_fit(
+    shape: tuple[int, ...], x_shape: tuple[int, ...], labelled: bool
+) -> NoReturn:
+    kind, axis = ("labels", -1) if labelled else ("histograms", -2)
+    hint = f"give one of the {kind} per row of x"
+    if len(shape) >= -axis and shape[axis] == 1:
+        hint = f"remove the axis of length 1 by target.squeeze({axis})"
+    raise ValueError(
+        f"target: {kind} of shape {shape} do not broadcast to the rows of x, of shape {x_shape}; "
+        f"{hint}"
+    )
 
 
 def check_weights(weights: Array, batch: tuple[int, ...]) -> None:
@@ -106,7 +143,7 @@ def blame_loss(
         if (x == -np.inf).all():
             raise ValueError(f"x{row_name} has no class left, all logits are -inf")
     else:
-        mass = _blame_masses("x", row_name, x)
+        mass = _blame_masses("x", row_name, x, tolerance)
         if normalize == "l1" and mass < np.finfo(np.float64).tiny:
             raise ValueError(f"x{row_name} sums to {mass} and cannot be divided by its sum")
         if normalize is None and not abs(mass - 1.0) <= tolerance:
@@ -114,12 +151,15 @@ def blame_loss(
     if labelled:
         label = int(np.broadcast_to(target, batch)[index])
         if not 0 <= label < n_bins:
-            raise ValueError(f"target{row_name} is class {label}; there are {n_bins}")
+            raise ValueError(
+                f"target{row_name} is class {label}; classes are 0..{n_bins - 1}; "
+                "set ignore_index to ignore the rows of another label"
+            )
         q = np.zeros(n_bins)
         q[label] = 1.0
     else:
         q = np.broadcast_to(target, (*batch, n_bins))[index].astype(np.float64)
-        mass = _blame_masses("target", row_name, q)
+        mass = _blame_masses("target", row_name, q, tolerance)
         if not abs(mass - 1.0) <= tolerance:
             _not_one("target", row_name, mass, tolerance)
     for bad in np.flatnonzero((q > 0.0) & (x == (-np.inf if normalize == "softmax" else 0.0))):
