@@ -209,14 +209,16 @@ def test_emd__whole_numbers(rng):
 def test_emd__bad_input(rng):
     p = torch.full((2, TREE.n_bins), 1 / TREE.n_bins)
     for bad, wrong, message in (
-        ({"p": p.numpy()}, TypeError, "p: expected a torch.Tensor, got an array"),
+        ({"p": p.numpy()}, TypeError, "p: expected a torch.Tensor, got ndarray of shape"),
         ({"q": p[:, 1:]}, ValueError, "q: the last axis must hold the 5 bins"),
         ({"q": torch.stack((p[0], -p[1]))}, ValueError, "q: row 1 has a negative mass"),
         ({"space": 3}, TypeError, "space: expected a fastemd.Chain"),
         ({"rho": 0.5}, ValueError, "rho: expected a finite number >= 1"),
-        ({"p": p.repeat(2, 1)}, RuntimeError, "must match"),
+        ({"p": p.repeat(2, 1)}, ValueError, r"p and q: .* do not broadcast: p \(4,\), q \(2,\)"),
+        ({"p": p.to_sparse()}, TypeError, r"p: sparse arrays .* pass p.to_dense\(\)"),
+        ({"p": p.T}, ValueError, "p: the last axis .* 5 entries is axis 0: move it last"),
         ({"p": p * 1j}, TypeError, "expected real numbers, got a dtype of torch.complex64"),
-        ({"q": 1.01 * p, "validate": 1}, ValueError, "unequal masses"),
+        ({"validate": 1}, TypeError, "validate: expected True, False or"),
         ({"q": 1.01 * p, "validate": np.float32(1e-3)}, ValueError, "unequal masses"),
     ):
         with pytest.raises(wrong, match=message):
@@ -262,9 +264,11 @@ def test_operators__pass_the_checks_of_torch(rng):
     torch.library.opcheck(operators.emd.default, (p, q, number, 2.0, 1e-8))
     torch.library.opcheck(operators.emd_hvp.default, (p, q, x, number, 2.0, 1e-8))
     for target in (labels, q):
-        constants = number, 2.0, 1e-8, "softmax", 0.5, None
-        torch.library.opcheck(operators.emd_loss.default, (x, target, *constants))
-        torch.library.opcheck(operators.emd_loss_hvp.default, (x, target, y, *constants))
+        constants = number, 2.0, 1e-5, "softmax", 0.5
+        for counted in (None, torch.tensor([True, False, True, True])):
+            given = x, target, counted
+            torch.library.opcheck(operators.emd_loss.default, (*given, *constants))
+            torch.library.opcheck(operators.emd_loss_hvp.default, (*given, y, *constants))
 
 
 def test_spaces__live_as_long_as_needed(rng):
@@ -502,7 +506,7 @@ def test_loss__broadcasts_and_takes_every_shape(rng):
     ref = loss(x, target)
     assert ref.shape == (3, 4)
     torch.testing.assert_close(loss(x, target[0]), ref)
-    torch.testing.assert_close(loss(x[0, 0], target), loss(x[:1, :1].expand(3, 4, -1), target))
+    torch.testing.assert_close(loss(x, target[:1, :1]), loss(x, target[0, 0].expand(3, 4)))
     torch.testing.assert_close(loss(x[0, 0], target[0, 0]), ref[0, 0])
     for reduction in ("mean", "sum"):
         assert adapter.EMDLoss(TREE, reduction=reduction)(x[:0], target[:0]) == 0
@@ -542,10 +546,15 @@ def test_loss__bad_input(rng):
         ((x, target.tolist()), TypeError, "target: expected a torch.Tensor"),
         ((x, soft.requires_grad_()), TypeError, "target: it requires grad"),
         ((x[:, 1:], target), ValueError, "x: the last axis must hold the 5 bins"),
-        ((x, target + 1), ValueError, "target: row 2 is class 5; there are 5"),
+        ((x, target + 1), ValueError, "target: row 2 is class 5; classes are 0..4; set ignore"),
         ((x * torch.nan, target), ValueError, "x: row 0"),
         ((x, 2 * soft.detach()), ValueError, "target: row 0"),
-        ((x, one_hot), ValueError, "target: integers are class indices"),
+        ((x, one_hot), ValueError, "target: integers are labels, one per row of x"),
+        ((x, target[:, None]), ValueError, r"target: labels of shape \(4, 1\) .*squeeze"),
+        ((x, soft.detach()[:, None]), ValueError, r"target: histograms .*squeeze\(-2\)"),
+        ((x[0], target), ValueError, r"target: labels of shape \(4,\) .* of shape \(5,\)"),
+        ((x, target.float()), ValueError, r"target: .* of shape \(4,\), .* must be integers"),
+        ((x.to_sparse(), target), TypeError, r"x: sparse arrays .* x.to_dense\(\)"),
         ((x, one_hot.bool()), TypeError, "target: expected classes of an integer type"),
         ((x, target, [1.0] * 4), TypeError, "sample_weight: expected a torch.Tensor"),
         ((x, target, torch.ones(3)), ValueError, "do not broadcast: sample_weight"),
@@ -650,3 +659,100 @@ def test_loss__in_two_processes_of_distributed_data_parallel(tmp_path):
     for worker in workers:
         _, complaint = worker.communicate(timeout=300)
         assert worker.returncode == 0, complaint.decode()[-2000:]
+
+
+# ------------------------------------------------------------------- rows that do not count
+
+
+@pytest.mark.parametrize("kind", ["labels", "histograms", "ignored labels"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf])
+def test_emd_loss_module_does_not_read_rows_that_do_not_count(kind, reduction, junk, rng):
+    """Loss, gradient and second derivatives of a row of weight 0 are 0, whatever it holds."""
+    x, _ = _logits(rng)
+    labels, idle = torch.tensor([0, 3, 4, 4]), torch.tensor([False, True, False, True])
+    soft = torch.tensor(rng.dirichlet(np.ones(TREE.n_bins), 4))
+    keep = ~idle
+    given = x.detach().where(keep[:, None], junk).requires_grad_()
+    good = x.detach()[keep].requires_grad_()
+    options, weight = {"cross_entropy": 1.0, "reduction": reduction}, keep.double()
+    target, rest = labels.where(keep, 77), labels[keep]
+    if kind == "histograms":
+        target, rest = soft.where(keep[:, None], junk), soft[keep]
+    if kind == "ignored labels":
+        options["ignore_index"], weight = 77, torch.where(keep, 1.0, junk)
+    loss = adapter.EMDLoss(TREE, **options)(given, target, weight)
+    ref = adapter.EMDLoss(TREE, cross_entropy=1.0, reduction=reduction)(good, rest)
+    torch.testing.assert_close(loss[keep] if reduction == "none" else loss, ref)
+    assert reduction != "none" or (loss[idle] == 0.0).all()
+    v = x.detach()
+    for value, point, direction in ((loss, given, v), (ref, good, v[keep])):
+        (grad,) = torch.autograd.grad(value.sum(), point, create_graph=True)
+        (second,) = torch.autograd.grad((grad * direction).sum(), point)
+        if point is good:
+            torch.testing.assert_close(first[keep], grad)
+            torch.testing.assert_close(product[keep], second)
+        else:
+            first, product = grad, second
+    assert (first[idle] == 0.0).all()
+    assert (product[idle] == 0.0).all()
+
+
+def test_emd_loss_module_does_not_read_rows_under_transforms(rng):
+    x, _ = _logits(rng)
+    x = x.detach()
+    x[1] = torch.nan
+    labels, weight = torch.tensor([0, -100, 4, 4]), torch.tensor([1.0, 2.0, 3.0, 0.0])
+    loss = adapter.EMDLoss(TREE, ignore_index=-100)
+
+    def total(x, labels, weight):
+        return loss(x, labels, weight)
+
+    ref = torch.func.grad(total)(x, labels, weight)
+    assert torch.isfinite(ref).all()
+    assert (ref[[1, 3]] == 0.0).all()
+    compiled = torch.compile(torch.func.grad(total), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, labels, weight), ref)
+    rows = torch.func.vmap(torch.func.grad(lambda *row: loss(*row) * row[2]))(x, labels, weight)
+    torch.testing.assert_close(rows / 4.0, ref)
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "ignored"),
+    [("uint8", 156, -100), ("int8", 0, 256), ("int8", 1, 2**40 + 1), ("int64", 1, 2**64 + 1)],
+)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_emd_loss_module_ignores_equal_labels_only(kind, label, ignored, reduction):
+    """A number that the type of the labels cannot hold ignores none."""
+    x, target = torch.zeros(3, 200), torch.full((3,), label, dtype=getattr(torch, kind))
+    options = {"reduction": reduction, "cross_entropy": 1.0}
+    loss = adapter.EMDLoss(fastemd.Chain(200), ignore_index=ignored, **options)(x, target)
+    assert (loss > 0.0).all()
+    ref = adapter.EMDLoss(fastemd.Chain(200), **options)(x, target)
+    torch.testing.assert_close(loss, ref)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_emd_loss_module_takes_weights_of_any_size(dtype, rng):
+    x, _ = _logits(rng)
+    x, labels = x.detach().float(), torch.tensor([0, -100, 4, 4])
+    loss = adapter.EMDLoss(TREE, ignore_index=-100)
+    ref = loss(x, labels, torch.tensor([1.0, 7.0, 2.0, 2.0], dtype=dtype))
+    huge = torch.finfo(dtype).max / 2
+    weight = torch.tensor([huge / 2, 2 * huge, huge, huge], dtype=dtype)
+    torch.testing.assert_close(loss(x, labels, weight), ref)
+    tiny = torch.tensor([1.0, huge, 2.0, 2.0], dtype=dtype)
+    torch.testing.assert_close(loss(x, labels, tiny), ref)
+
+
+def test_emd_loss_module_differentiates_weights(rng):
+    """The gradient in the weights is the loss of each row, less the mean in a mean."""
+    x, _ = _logits(rng)
+    x, labels = x.detach(), torch.tensor([0, 3, 4, 4])
+    rows = adapter.EMDLoss(TREE, reduction="none")(x, labels)
+    for weight in ([1.0, 2.0, 0.5, 3.0], [1.0, 1.0, 1.0, 1.0]):
+        weight = torch.tensor(weight, dtype=torch.float64, requires_grad=True)
+        mean = adapter.EMDLoss(TREE)(x, labels, weight)
+        (grad,) = torch.autograd.grad(mean, weight)
+        total = weight.detach().sum()
+        torch.testing.assert_close(grad, (rows - mean.detach()) / total)

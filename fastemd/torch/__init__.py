@@ -1,6 +1,5 @@
 """EMD^rho as a function and a loss of PyTorch: differentiable, and under torch's transforms."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,8 @@ def emd(
     rho : float
         The power of the flow, >= 1.
     validate : bool or float
-        Whether to check the numbers; a float is the relative tolerance between two masses, by
-        default the root of the precision of the coarser type given.
+        Whether to check the numbers; a float is the relative tolerance of masses, by default
+        1e-5 for float64, 3.5e-4 for float32 and the root of the precision of coarser types.
 
     Returns
     -------
@@ -71,11 +70,9 @@ def emd(
     _check_devices(p=p, q=q)
     dtype = _computing_type(p.dtype, q.dtype)
     tolerance = validation.check_validate(validate, _mass_tolerance(p.dtype, q.dtype))
-    p, q = p.to(dtype), q.to(dtype)
-    if p.shape != q.shape:
-        p, q = torch.broadcast_tensors(p, q)
+    p, q = _broadcast(p.to(dtype), q.to(dtype))
     constants = validation.check_rho(rho), tolerance
-    return values(p, q, "emd", _number_of(space), *constants)
+    return values(p, q, None, "emd", _number_of(space), *constants)
 
 
 def sinkhorn(
@@ -144,8 +141,9 @@ def sinkhorn(
     common = _computing_type(p.dtype, q.dtype)
     options = {"lam": lam, "max_iter": max_iter, "tol": tol, "method": method}
     options["dtype"] = str(dtype or common).removeprefix("torch.")
-    options["validate"] = _mass_tolerance(p.dtype, q.dtype) if validate is True else validate
-    p, q = torch.broadcast_tensors(p.to(common), q.to(common))
+    tolerance = validation.check_validate(validate, _mass_tolerance(p.dtype, q.dtype))
+    options["validate"] = tolerance >= 0.0 and tolerance
+    p, q = _broadcast(p.to(common), q.to(common))
     return distances(p, q, cost, options)
 
 
@@ -164,14 +162,14 @@ class EMDLoss(torch.nn.Module):
     cross_entropy : float
         Add this many times the cross entropy.
     ignore_index : int, optional
-        Rows with this class count nothing.
+        Rows with this label are ignored.
     reduction : {"mean", "sum", "none"}
         As in `torch.nn.CrossEntropyLoss`, but the mean of nothing is 0.
 
     Raises
     ------
     ValueError
-        If an option is not one of those; when called as `fastemd.emd_loss`.
+        If an option is not one of those; when called, as `fastemd.emd_loss`.
     TypeError
         If an argument is of another kind, neither on the CPU nor on CUDA, or the target requires
         grad.
@@ -182,9 +180,11 @@ class EMDLoss(torch.nn.Module):
 
     Notes
     -----
-    Call it with ``x`` (..., N), ``target`` and, if wanted, ``sample_weight``, what every row counts
-    (>= 0, which is not checked); it broadcasts to the rows. The target is either classes (...) of
-    an integer type or histograms (..., N); no gradient flows to it. The classes are the last axis,
+    Call it with ``x`` (..., N), ``target`` and, if wanted, ``sample_weight``, the weight of every
+    row (>= 0, which is not checked); both broadcast to the rows of ``x``. The target is either
+    labels (...) of an integer type or histograms (..., N); no gradient flows to it. A row of weight
+    0 or with the ignored label is not read: whatever it holds, NaN included, its loss and gradient
+    are 0. The classes are the last axis,
     also where `torch.nn.CrossEntropyLoss` wants them second. float16 and bfloat16 are computed in
     float32, and the loss is of that type.
 
@@ -241,64 +241,86 @@ class EMDLoss(torch.nn.Module):
         labelled = not target.is_floating_point()
         if target.dtype == torch.bool:
             validation.check_target(np.dtype(bool))
-        if self.ignore_index is not None:
-            validation.check_ignore_index(self.ignore_index, labelled)
-        if labelled:
-            validation.check_labels_shape(tuple(target.shape), tuple(x.shape))
-        tolerance = _mass_tolerance(x.dtype, target.dtype)
-        dtype = _computing_type(x.dtype, target.dtype)
-        x = x.to(dtype)
-        rows = target.shape if labelled else target.shape[:-1]
-        if rows != x.shape[:-1]:
-            rows = torch.broadcast_shapes(rows, x.shape[:-1])
-            x = x.expand(*rows, x.shape[-1])
-            target = target.expand(rows if labelled else (*rows, target.shape[-1]))
+        validation.check_target_shape(tuple(target.shape), tuple(x.shape), labelled)
+        dtype, rows = _computing_type(x.dtype, target.dtype), x.shape[:-1]
+        target = target.expand(rows if labelled else x.shape)
+        weight = None if sample_weight is None else _weights(sample_weight, rows, dtype)
+        counted = self._counted(target, labelled, weight)
         losses = values(
-            x,
+            x.to(dtype),
             target if labelled else target.to(dtype),
+            counted,
             "emd_loss",
             _number_of(self.space),
             self.rho,
-            tolerance,
+            _mass_tolerance(x.dtype, target.dtype),
             self.normalize or "none",
             self.cross_entropy,
-            self.ignore_index,
         )
-        return self._reduced(losses, target, sample_weight)
-
-    def _reduced(self, losses: Tensor, target: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """The losses of the rows as `reduction` says; those to ignore are 0 already."""
-        weight = None
-        if sample_weight is not None:
-            weight = _weights(sample_weight, losses)
-        if self.ignore_index is not None and self.reduction == "mean":
-            counted = (target != self.ignore_index).to(losses.dtype)
-            weight = counted if weight is None else counted * weight
         if weight is not None:
-            losses = losses * weight
-        if self.reduction == "none":
-            return losses
-        if self.reduction == "sum":
-            return losses.sum()
+            weight = weight.where(counted, 0.0)
+        elif counted is not None:
+            weight = counted.to(dtype)
+        return self._reduced(losses, weight)
+
+    def _counted(self, target: Tensor, labelled: bool, weight: Tensor | None) -> Tensor | None:
+        """Which rows count, if not all do: without the ignored label, of a weight that is not 0."""
+        counted = None
+        if self.ignore_index is not None:
+            ignored = validation.check_ignore_index(self.ignore_index, labelled)
+            limits = torch.iinfo(target.dtype)
+            if limits.min <= ignored <= limits.max:
+                counted = target != ignored
+        if weight is not None:
+            counted = weight != 0.0 if counted is None else counted & (weight != 0.0)
+        return counted
+
+    def _reduced(self, losses: Tensor, weight: Tensor | None) -> Tensor:
+        """The losses of the rows, of which those that do not count are 0, as `reduction` says."""
         if weight is None:
-            return losses.mean() if losses.numel() else losses.sum()
-        total = weight.sum()
-        return losses.sum() / total.where(total > 0.0, 1.0)
+            if self.reduction == "mean" and losses.numel():
+                return losses.mean()
+            return losses if self.reduction == "none" else losses.sum()
+        if self.reduction == "mean" and losses.numel():  # the sum of the weights might overflow
+            largest = weight.detach().amax()
+            weight = weight / largest.where(largest > 0.0, 1.0)
+        weighted = (losses * weight).to(losses.dtype)
+        if self.reduction == "none":
+            return weighted
+        if self.reduction == "sum":
+            return weighted.sum()
+        total = weight.sum().to(losses.dtype)
+        return weighted.sum() / total.where(total > 0.0, 1.0)
 
 
-def _weights(sample_weight: Tensor, losses: Tensor) -> Tensor:
-    """What every row counts, in the shape and the type of their losses."""
+def _weights(sample_weight: Tensor, rows: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The weight of every row, in its own type or in that of the losses, whatever is wider."""
+    if not sample_weight.is_floating_point():
+        sample_weight = sample_weight.to(dtype)
+    sample_weight = sample_weight.to(torch.promote_types(sample_weight.dtype, dtype))
     try:
-        return sample_weight.to(losses.dtype).expand(losses.shape)
+        return sample_weight.expand(rows)
     except RuntimeError:
-        shapes = {"sample_weight": tuple(sample_weight.shape), "x": tuple(losses.shape)}
+        shapes = {"sample_weight": tuple(sample_weight.shape), "x": tuple(rows)}
         validation.do_not_broadcast(shapes)
+
+
+def _broadcast(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    if p.shape == q.shape:
+        return p, q
+    try:
+        p, q = torch.broadcast_tensors(p, q)
+    except RuntimeError:
+        validation.do_not_broadcast({"p": tuple(p.shape[:-1]), "q": tuple(q.shape[:-1])})
+    return p, q
 
 
 def _check_tensors(n_bins: int, **tensors: Any) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             validation.not_a_tensor(name, tensor)
+        if tensor.layout != torch.strided:
+            validation.sparse(name, tensor, "to_dense")
         validation.check_bins_axis(name, tuple(tensor.shape), n_bins)
 
 
@@ -323,5 +345,4 @@ def _computing_type(a: torch.dtype, b: torch.dtype) -> torch.dtype:
 
 def _mass_tolerance(*dtypes: torch.dtype) -> float:
     """As `validation.mass_tolerance`, also for types that NumPy does not have."""
-    floats = [x for x in (*dtypes, torch.float64) if x.is_floating_point]
-    return math.sqrt(max(torch.finfo(x).eps for x in floats))
+    return validation.tolerance_of(*(torch.finfo(x).eps for x in dtypes if x.is_floating_point))

@@ -24,8 +24,8 @@ from fastemd.sinkhorn import sinkhorn
 _SCHEMAS = {
     "emd": "Tensor p, Tensor q, {} SymInt space, float rho, float tolerance",
     "emd_loss": (
-        "Tensor x, Tensor target, {} SymInt space, float rho, float tolerance, str normalize, "
-        "float cross_entropy, SymInt? ignore_index"
+        "Tensor x, Tensor target, Tensor? counted, {} SymInt space, float rho, float tolerance, "
+        "str normalize, float cross_entropy"
     ),
 }
 for _name, _schema in _SCHEMAS.items():
@@ -86,29 +86,43 @@ def _(p: Tensor, q: Tensor, v: Tensor, space: int, rho: float, tolerance: float)
 
 
 @_implements("fastemd::emd_loss")
-def _(x: Tensor, target: Tensor, *constants: Any) -> tuple[Tensor, Tensor]:
-    return _loss("loss", constants, x=x.detach(), target=target)
+def _(x: Tensor, target: Tensor, counted: Tensor | None, *constants: Any) -> tuple[Tensor, Tensor]:
+    return _loss("loss", constants, counted, x=x.detach(), target=target)
 
 
 @_implements("fastemd::emd_loss_hvp")
-def _(x: Tensor, target: Tensor, v: Tensor, *constants: Any) -> Tensor:
-    return _loss("loss_product", constants, x=x.detach(), target=target, v=v.detach())[1]
+def _(x: Tensor, target: Tensor, counted: Tensor | None, v: Tensor, *constants: Any) -> Tensor:
+    inputs = {"x": x.detach(), "target": target, "v": v.detach()}
+    return _loss("loss_product", constants, counted, **inputs)[1]
 
 
-def _loss(operation: str, constants: Any, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-    number, rho, tolerance, normalize, cross_entropy, ignore_index = constants
+def _loss(
+    operation: str, constants: Any, counted: Tensor | None, **inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The losses and derivatives of all rows; those that are not `counted` are not read."""
+    number, rho, tolerance, normalize, cross_entropy = constants
     normalize = None if normalize == "none" else normalize
-    call = LossCall(space_of(number), rho, normalize, cross_entropy, tolerance=tolerance, **inputs)
-    return call.values_and_derivatives(operation, ignore_index, "none")
+    call = LossCall(
+        space_of(number), rho, normalize, cross_entropy, weight=counted, tolerance=tolerance,
+        **inputs,
+    )  # fmt: skip
+    return call.values_and_derivatives(operation, None, "none")
 
 
 # Their derivatives, as functions that torch.func can transform.
 
 
 @torch.compiler.allow_in_graph  # left to autograd, which is better at it than Dynamo
-def values(first: Tensor, second: Tensor, operator: str, *constants: Any) -> Tensor:
-    """What an operator finds for every row; `constants` are those of its schema."""
-    return _Values.apply(first, second, operator, *constants)[0]
+def values(
+    first: Tensor, second: Tensor, counted: Tensor | None, operator: str, *constants: Any
+) -> Tensor:
+    """The value of every row; `counted` is for losses, `constants` those of the schema."""
+    return _Values.apply(first, second, counted, operator, *constants)[0]
+
+
+def _tensors(operator: str, first: Tensor, second: Tensor, counted: Tensor | None) -> list[Any]:
+    """The leading arguments of an operator."""
+    return [first, second] if operator == "emd" else [first, second, counted]
 
 
 class _Values(torch.autograd.Function):
@@ -116,28 +130,30 @@ class _Values(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        first: Tensor, second: Tensor, operator: str, *constants: Any
+        first: Tensor, second: Tensor, counted: Tensor | None, operator: str, *constants: Any
     ) -> tuple[Tensor, Tensor]:
-        return getattr(torch.ops.fastemd, operator)(first, second, *constants)
+        tensors = _tensors(operator, first, second, counted)
+        return getattr(torch.ops.fastemd, operator)(*tensors, *constants)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        first, second, ctx.operator, *ctx.constants = inputs
+        first, second, counted, ctx.operator, *ctx.constants = inputs
         ctx.space = space_of(ctx.constants[0])  # lives until the last derivative
-        ctx.save_for_backward(first, second, output[1])
+        ctx.save_for_backward(first, second, counted, output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, to_value: Tensor | None, to_grad: Tensor | None) -> tuple[Any, ...]:
-        first, second, grad = ctx.saved_tensors
+        first, second, counted, grad = ctx.saved_tensors
         to_first = None if to_value is None else to_value.unsqueeze(-1) * grad
         if to_grad is not None:
-            product = _Product.apply(first, second, to_grad, ctx.operator, *ctx.constants)
+            tensors = first, second, counted, to_grad
+            product = _Product.apply(*tensors, ctx.operator, *ctx.constants)
             to_first = product if to_first is None else to_first + product
         to_second = None
         if to_first is not None and ctx.needs_input_grad[1]:  # only `emd` of q
             to_second = -to_first
-        return to_first, to_second, None, *[None] * len(ctx.constants)
+        return to_first, to_second, None, None, *[None] * len(ctx.constants)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
@@ -148,14 +164,18 @@ class _Product(torch.autograd.Function):
     """Second derivatives times vectors `v`, differentiable in `v`."""
 
     @staticmethod
-    def forward(first: Tensor, second: Tensor, v: Tensor, operator: str, *constants: Any) -> Tensor:
-        return getattr(torch.ops.fastemd, f"{operator}_hvp")(first, second, v, *constants)
+    def forward(
+        first: Tensor, second: Tensor, counted: Tensor | None, v: Tensor, operator: str,
+        *constants: Any,
+    ) -> Tensor:  # fmt: skip
+        tensors = _tensors(operator, first, second, counted)
+        return getattr(torch.ops.fastemd, f"{operator}_hvp")(*tensors, v, *constants)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        first, second, _, ctx.operator, *ctx.constants = inputs
+        first, second, counted, _, ctx.operator, *ctx.constants = inputs
         ctx.space = space_of(ctx.constants[0])
-        ctx.save_for_backward(first, second)
+        ctx.save_for_backward(first, second, counted)
 
     @staticmethod
     def backward(ctx: Any, to_product: Tensor) -> tuple[Any, ...]:
@@ -163,7 +183,7 @@ class _Product(torch.autograd.Function):
         if any(ctx.needs_input_grad[:2]) and (ctx.operator != "emd" or rho not in (1.0, 2.0)):
             validation.no_third_derivative(ctx.operator, rho)
         to_v = _Product.apply(*ctx.saved_tensors, to_product, ctx.operator, *ctx.constants)
-        return None, None, to_v, None, *[None] * len(ctx.constants)
+        return None, None, None, to_v, None, *[None] * len(ctx.constants)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
