@@ -148,7 +148,7 @@ def _on_host(name: str, value: Any) -> Array:
         array = np.asarray(value)
     except (TypeError, ValueError):
         validation.not_an_array(name, value)
-    return _numbers(name, array) if array.dtype == object and array.size else array
+    return _numbers(name, array) if array.dtype == object and array.ndim else array
 
 
 def _numbers(name: str, array: Array) -> Array:

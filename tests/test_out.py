@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from device import DEVICE
+from frameworks import needed
 from operations import OPERATIONS
 
 import fastemd
@@ -174,3 +176,58 @@ def test_out__of_a_subclass_is_written(kind, tmp_path):
     p, q, chain = np.eye(3)[:2], np.eye(3)[1:], fastemd.Chain(3)
     assert fastemd.emd_grad(p, q, chain, 2, out=grad) is grad
     np.testing.assert_array_equal(np.asarray(grad), fastemd.emd_grad(p, q, chain, 2))
+
+
+OVERLAPPING = {
+    "broadcast rows": lambda shape: np.lib.stride_tricks.as_strided(
+        np.zeros(shape[1:]), shape, (0, *np.zeros(shape[1:]).strides)
+    ),
+    "broadcast entries": lambda shape: np.lib.stride_tricks.as_strided(
+        np.zeros(shape), shape, (*np.zeros(shape).strides[:-1], 0)
+    ),
+    "sliding window": lambda shape: np.lib.stride_tricks.as_strided(
+        np.zeros(int(np.prod(shape)) * 2), shape, (8,) * len(shape)
+    ),
+}
+
+
+@each
+@pytest.mark.parametrize("make", OVERLAPPING.values(), ids=OVERLAPPING.keys())
+def test_functions_refuse_an_out_that_overlaps_itself(operation, small_case, make, rng):
+    if DEVICE not in ("cpu", "simulator"):
+        pytest.skip("copies to a device do not overlap")
+    arrays = operation.draw(rng, (4,), small_case.n_bins)
+    shapes = operation.shapes((4,), small_case.space)
+    for i, shape in enumerate(shapes):
+        if len(shape) == 1 and make is OVERLAPPING["sliding window"]:
+            continue  # one axis in steps of one entry does not overlap
+        buffers = [np.zeros(x) for x in shapes]
+        buffers[i] = make(shape)
+        with pytest.raises(ValueError, match=r"out.*: several entries share memory .*pass a copy"):
+            operation(arrays, small_case.space, 2, out=operation.out(buffers))
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="tensors on the CPU")
+def test_functions_refuse_expanded_tensors_as_out():
+    torch = needed("torch")
+    p, q = torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([0.0, 1.0])
+    for out in (torch.zeros(1).expand(2), torch.zeros(2, 1).T[0].expand(2)):
+        if out.stride(0) == 0:
+            with pytest.raises(ValueError, match="out: several entries share memory"):
+                fastemd.emd(p, q, fastemd.Chain(2), 1, out=out)
+    with pytest.raises(ValueError, match="out: several entries share memory"):
+        fastemd.emd_grad(p, q, fastemd.Chain(2), 1, out=torch.zeros(2).expand(2, 2))
+
+
+@each
+def test_functions_do_not_raise_under_errstate(operation, small_case, rng):
+    """What the numbers do inside is not an error of the user's."""
+    tiny, huge = np.finfo(np.float64).smallest_subnormal, 1e300
+    for size in (tiny, 1e-200, 1.0, huge):
+        for dtype in (np.float64, np.float32, np.longdouble):
+            arrays = operation.draw(rng, (3,), small_case.n_bins)
+            with np.errstate(all="ignore"):
+                arrays = [(x * size).astype(dtype) for x in arrays]
+                arrays = [np.where(np.isfinite(x), x, 0) for x in arrays]
+            with np.errstate(all="raise"):
+                operation(arrays, small_case.space, 1.5, validate=size != tiny)

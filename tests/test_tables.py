@@ -1,0 +1,181 @@
+"""Data as it lies: data frames, columns of objects, masked and sparse arrays."""
+
+import decimal
+import fractions
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+from frameworks import needed
+
+import fastemd
+
+TREE = fastemd.Tree.from_paths([("a", "x"), ("a", "y"), ("b",)])
+NAMED = fastemd.Tree.from_networkx(TREE.to_networkx(), bins=TREE.bins)
+SPACE = fastemd.Tree.from_parents([-1, 0, 0, 1, 1], bins=[3, 4, 2])
+
+
+def _star(names):
+    import networkx as nx
+
+    return fastemd.Tree.from_networkx(nx.DiGraph([("root", name) for name in names]))
+
+
+STAR = _star(["cat", "dog", "ant"])
+P = np.array([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]])
+Q = np.array([[0.25, 0.25, 0.5], [0.5, 0.0, 0.5]])
+
+
+def _frame(dtype, array=P, columns=("cat", "dog", "ant")):
+    if "pyarrow" in str(dtype):
+        needed("pyarrow")
+    return pd.DataFrame(array, columns=list(columns)).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: _frame("float64", x),
+        lambda x: _frame("Float64", x),
+        lambda x: _frame("double[pyarrow]", x),
+        lambda x: _frame(object, x),
+        lambda x: pd.DataFrame(x),
+        lambda x: x.astype(object),
+        lambda x: np.vectorize(fractions.Fraction, otypes=[object])(x),
+        lambda x: np.vectorize(decimal.Decimal, otypes=[object])(x),
+        lambda x: np.ma.masked_array(x),
+        lambda x: np.ma.masked_array(x, mask=np.zeros_like(x, bool)),
+        lambda x: [[fractions.Fraction(v) for v in row] for row in x.tolist()],
+    ],
+    ids=["frame", "nullable", "pyarrow", "objects in a frame", "unnamed frame", "objects",
+         "fractions", "decimals", "masked", "masked nowhere", "lists"],
+)  # fmt: skip
+def test_functions_take_tables_of_numbers(make):
+    value, grad = fastemd.emd_value_and_grad(make(P), make(Q), STAR, 1.5)
+    ref = fastemd.emd_value_and_grad(P, Q, STAR, 1.5)
+    for ours, theirs in zip((value, grad), ref, strict=True):
+        assert type(ours) is np.ndarray
+        np.testing.assert_array_equal(ours, theirs)
+    loss, grad = fastemd.emd_loss(make(P), make(Q), STAR, normalize="l1")
+    ref = fastemd.emd_loss(P, Q, STAR, normalize="l1")
+    assert loss == ref[0]
+    np.testing.assert_array_equal(grad, ref[1])
+    result = fastemd.sinkhorn(make(P), make(Q), STAR, lam=3)
+    np.testing.assert_array_equal(result.value, fastemd.sinkhorn(P, Q, STAR, lam=3).value)
+    assert fastemd.exact_emd(make(P), make(Q), make(np.eye(3)))[0].shape == (2,)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "Int64", "int8[pyarrow]", object, "category"])
+def test_emd_loss_takes_columns_of_labels(dtype):
+    if "pyarrow" in str(dtype):
+        needed("pyarrow")
+    labels = pd.Series([2, 0]).astype(dtype)
+    weight = pd.Series([0.5, 1.5], dtype="Float64")
+    loss, grad = fastemd.emd_loss(P, labels, STAR, sample_weight=weight, ignore_index=7)
+    ref = fastemd.emd_loss(P, [2, 0], STAR, sample_weight=[0.5, 1.5])
+    assert loss == ref[0]
+    np.testing.assert_array_equal(grad, ref[1])
+
+
+def test_functions_refuse_missing_entries_in_tables():
+    nullable = _frame("Float64")
+    nullable.iloc[1, 2] = pd.NA
+    with pytest.raises((TypeError, ValueError), match=r"^q\b.*(index \(1, 2\)|nan at bin 2)"):
+        fastemd.emd(P, nullable, STAR, 1)
+    for entry, name in ((None, "NoneType"), ("0.5", "str"), (1j, "complex"), ([0.5], "list")):
+        objects = P.astype(object)
+        objects[1, 2] = entry
+        message = rf"^p: expected real numbers, .* with {name} at index \(1, 2\); convert it"
+        with pytest.raises(TypeError, match=message) as caught:
+            fastemd.emd(objects, Q, STAR, 1)
+        assert "0.5" not in str(caught.value)
+    masked = np.ma.masked_array(P, mask=[[0, 0, 0], [0, 0, 1]])
+    with pytest.raises(TypeError, match=r"^p: .* fill the masked entries first"):
+        fastemd.emd(masked, Q, STAR, 1)
+    labels = pd.Series([2, pd.NA], dtype="Int64")
+    with pytest.raises((TypeError, ValueError), match=r"^target: .*(index 1|must be integers)"):
+        fastemd.emd_loss(P, labels, STAR)
+
+
+@pytest.mark.parametrize("function", ["emd", "emd_loss", "embed", "sinkhorn", "exact_emd"])
+def test_functions_refuse_columns_in_another_order(function):
+    frame = _frame("float64", columns=("dog", "cat", "ant"))
+    calls = {
+        "emd": lambda x: fastemd.emd(P, x, STAR, 1),
+        "emd_loss": lambda x: fastemd.emd_loss(P, x, STAR)[0],
+        "embed": lambda x: fastemd.embed(x, STAR, 1),
+        "sinkhorn": lambda x: fastemd.sinkhorn(x, Q, STAR, lam=1).value,
+        "exact_emd": lambda x: fastemd.exact_emd(x, Q, STAR)[0],
+    }
+    call = calls[function]
+    with pytest.raises(ValueError, match=r" another order; pass df\[list\(space.bins\)\]"):
+        call(frame)
+    np.testing.assert_array_equal(call(frame[list(STAR.bins)]), call(P[:, [1, 0, 2]]))
+    unrelated = _frame("float64", columns=("dog", "cat", "bee"))
+    np.testing.assert_array_equal(call(unrelated), call(P))
+
+
+def test_emd_refuses_a_series_in_another_order():
+    series = pd.Series(P[0], ["dog", "cat", "ant"])
+    with pytest.raises(ValueError, match=r"^q: the index .*; pass series\[list\(space.bins\)\]"):
+        fastemd.emd(Q[0], series, STAR, 1)
+    ordered = series[list(STAR.bins)]
+    np.testing.assert_array_equal(
+        fastemd.emd(Q[0], ordered, STAR, 1), fastemd.emd(Q[0], P[0, [1, 0, 2]], STAR, 1)
+    )
+
+
+def test_functions_ignore_a_default_index():
+    """Numbers from 0 are positions, also where nodes have such numbers."""
+    space = fastemd.Tree.from_parents([3, 3, 3, -1], bins=[2, 0, 1])
+    value = fastemd.emd(pd.DataFrame(P), pd.DataFrame(Q), space, 1)
+    np.testing.assert_array_equal(value, fastemd.emd(P, Q, space, 1))
+    chain, shuffled = fastemd.Chain(3), pd.DataFrame(P)[[2, 0, 1]]
+    with pytest.raises(ValueError, match="another order"):
+        fastemd.emd(shuffled, Q, chain, 1)
+
+
+def test_functions_take_columns_named_by_paths():
+    frame = pd.DataFrame(P, columns=pd.Index([("a", "y"), ("a", "x"), ("b",)], tupleize_cols=False))
+    with pytest.raises(ValueError, match="another order"):
+        fastemd.emd(frame, Q, TREE, 1)
+    ordered = pd.DataFrame(P, columns=pd.Index(list(TREE.bins), tupleize_cols=False))
+    np.testing.assert_array_equal(fastemd.emd(ordered, Q, TREE, 1), fastemd.emd(P, Q, TREE, 1))
+
+
+@pytest.mark.parametrize("make", [scipy.sparse.csr_array, scipy.sparse.csr_matrix,
+                                  scipy.sparse.coo_array])  # fmt: skip
+def test_functions_refuse_sparse_arrays_of_scipy(make):
+    for call in (
+        lambda x: fastemd.emd(P, x, STAR, 1),
+        lambda x: fastemd.emd_loss(P, x, STAR),
+        lambda x: fastemd.sinkhorn(P, x, STAR, lam=1),
+    ):
+        with pytest.raises(TypeError, match=r"^(q|target): sparse .* pass (q|target).toarray\(\)"):
+            call(make(Q))
+
+
+def test_functions_refuse_sparse_tensors():
+    torch = needed("torch")
+    p, q = torch.tensor(P), torch.tensor(Q)
+    for sparse in (q.to_sparse(), q[0].to_sparse()):
+        with pytest.raises(TypeError, match=r"^q: sparse .* got Tensor; pass q.to_dense\(\)"):
+            fastemd.emd(p, sparse, STAR, 1)
+    sparse = needed("jax.experimental.sparse").BCOO.fromdense(Q)
+    with pytest.raises(TypeError, match=r"^q: sparse .* pass q.todense\(\)"):
+        fastemd.emd(P, sparse, STAR, 1)
+
+
+def test_errors_give_types_and_shapes_but_no_data():
+    secret = "4711.5"
+    for bad in ([[secret] * 3] * 2, np.full((2, 3), secret), {"p": secret}, np.full(3, 4711.5j)):
+        with pytest.raises(
+            TypeError, match=r"^p: expected an array of real numbers, got"
+        ) as caught:
+            fastemd.emd(bad, Q, STAR, 1)
+        assert "4711" not in str(caught.value)
+    with pytest.raises(TypeError, match=r"ndarray of shape \(2, 3\) and dtype <U6"):
+        fastemd.emd(np.full((2, 3), secret), Q, STAR, 1)
+    with pytest.raises(TypeError, match="rho: expected a number >= 1, got list of length 2"):
+        fastemd.emd(P, Q, STAR, [4711.5, 2])
