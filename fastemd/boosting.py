@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import validation
+from fastemd import arrays, validation
 from fastemd.ground import GroundSpace
 from fastemd.losses import emd_loss, emd_loss_hessian_diag
 
 Array = NDArray[Any]
 LONGEST_STEP = 4.0  # of a logit, see `lightgbm_objective`
+FLOAT32 = np.finfo(np.float32)  # of the derivatives, in both libraries
+_NOT_PASSED = object()
 
 
 class _Loss:
@@ -28,10 +30,14 @@ class _Loss:
             scores, labels, sample_weight = first, second.get_label(), second.get_weight()
         else:
             scores, labels = second, first
-        scores = np.asarray(scores)
-        labels = validation.check_boosted(np.asarray(labels), scores.shape, self.space.n_bins)
+        scores = arrays.real("scores", scores)
+        validation.check_boosted_scores(scores.shape, self.space.n_bins)
         if sample_weight is not None and len(sample_weight) == 0:  # XGBoost's word for none
             sample_weight = None
+        if sample_weight is not None:
+            sample_weight = arrays.real("sample_weight", sample_weight)
+        labels = arrays.real("labels", labels)
+        labels = validation.check_boosted_labels(labels, sample_weight, *scores.shape)
         return {
             "x": scores, "target": labels, "space": self.space, "rho": self.rho,
             "cross_entropy": self.cross_entropy, "sample_weight": sample_weight,
@@ -39,30 +45,49 @@ class _Loss:
 
 
 class Objective(_Loss):
-    """Called by both libraries, as (scores, data set) or (labels, scores[, weights])."""
+    """Called by both libraries, as (scores, data set) or (labels, scores[, weights[, group]])."""
 
+    @np.errstate(all="ignore")
     def __call__(
-        self, first: Any, second: Any, sample_weight: ArrayLike | None = None
+        self,
+        first: Any,
+        second: Any,
+        sample_weight: ArrayLike | None = None,
+        group: Any = _NOT_PASSED,
     ) -> tuple[Array, Array]:
         """Gradients and positive second derivatives of the weighted rows, (rows, classes) each."""
         arguments = self._arguments(first, second, sample_weight)
+        if group is not _NOT_PASSED:  # which LightGBM's scikit-learn interface alone does
+            validation.check_not_renumbered(arguments["target"], self.space.n_bins)
         grad = emd_loss(**arguments, reduction="none")[1]
         curvature = np.abs(emd_loss_hessian_diag(**arguments, reduction="none"))
-        least = np.abs(grad) / LONGEST_STEP + np.finfo(np.float32).tiny
-        return grad, np.maximum(curvature, least, out=curvature)
+        size = np.abs(grad)
+        np.maximum(curvature, size / LONGEST_STEP + FLOAT32.tiny, out=curvature)
+        grad[size < FLOAT32.tiny] = 0.0  # LightGBM casts to float32, which would underflow
+        validation.check_derivatives(size, curvature)
+        return grad, curvature
 
 
-class LightGBMMetric(_Loss):
+class _Metric(_Loss):
+    """The mean loss."""
+
+    @np.errstate(all="ignore")
+    def _value(self, first: Any, second: Any, sample_weight: Any) -> float:
+        arguments = self._arguments(first, second, sample_weight)
+        return float(emd_loss(**arguments)[0])
+
+
+class LightGBMMetric(_Metric):
     """Called by LightGBM, as (scores, data set) or (labels, scores[, weights])."""
 
     def __call__(
         self, first: Any, second: Any, weight: ArrayLike | None = None
     ) -> tuple[str, float, bool]:
         """Name, value, and that lower is better."""
-        return "emd", float(emd_loss(**self._arguments(first, second, weight))[0]), False
+        return "emd", self._value(first, second, weight), False
 
 
-class XGBoostMetric(_Loss):
+class XGBoostMetric(_Metric):
     """Called by XGBoost, as (scores, data set) or (labels, scores[, weights])."""
 
     __name__ = "emd"  # by which XGBClassifier knows it
@@ -71,7 +96,7 @@ class XGBoostMetric(_Loss):
         self, first: Any, second: Any, sample_weight: ArrayLike | None = None
     ) -> tuple[str, float] | float:
         """Name and value to `xgboost.train`, the value alone to its classifiers."""
-        value = float(emd_loss(**self._arguments(first, second, sample_weight))[0])
+        value = self._value(first, second, sample_weight)
         return (self.__name__, value) if hasattr(second, "get_label") else value
 
 
@@ -100,7 +125,9 @@ def lightgbm_objective(space: GroundSpace, rho: float = 2, cross_entropy: float 
     ------
     ValueError
         If `rho` or `cross_entropy` is out of range. When called: if there are not N scores per
-        row, a label is not one of the N classes, or a weight is negative.
+        row, a label is not one of the N classes, a weight is negative, or a derivative is beyond
+        the range of float32. If LightGBM's scikit-learn interface passes labels of classes 0 and 1
+        only although N > 2: `LGBMClassifier` numbers any two classes so.
     TypeError
         If an argument is of another kind.
 
@@ -110,7 +137,8 @@ def lightgbm_objective(space: GroundSpace, rho: float = 2, cross_entropy: float 
     `fastemd.emd_loss_hessian_diag` may be 0 or negative, but trees divide by their sums. So they
     get ``max(|h|, |g| / 4)``: no leaf can move a score by more than 4 times the learning rate.
 
-    Predictions are scores; their softmax are the probabilities. :doc:`/boosting` says more.
+    Rows of weight 0 are not read. Predictions are scores; their softmax are the probabilities.
+    :doc:`/boosting` says more.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -53,7 +54,7 @@ def _lightgbm(halves, objective, metric, rounds, stopping):
         params, train, rounds, valid_sets=[valid], feval=metric,
         callbacks=_callbacks(log, stopping),
     )  # fmt: skip
-    return model, log["valid_0"]["emd"], model.predict(other.x)
+    return model, log["valid_0"]["emd"], model.predict(other.x, raw_score=True)
 
 
 def _lightgbm_classifier(halves, objective, metric, rounds, stopping):
@@ -76,8 +77,10 @@ def _callbacks(log, stopping):
 def _xgboost(halves, objective, metric, rounds, stopping):
     log = {}
     train, valid = (xgboost.DMatrix(h.x, h.y, weight=h.weight) for h in halves)
+    built_in = isinstance(objective, str)
+    params = {**XGBOOST, "num_class": N, **({"objective": objective} if built_in else {})}
     model = xgboost.train(
-        {**XGBOOST, "num_class": N}, train, rounds, obj=objective, custom_metric=metric,
+        params, train, rounds, obj=None if built_in else objective, custom_metric=metric,
         evals=[(valid, "valid")], early_stopping_rounds=stopping, evals_result=log,
         verbose_eval=False,
     )  # fmt: skip
@@ -104,20 +107,22 @@ class Interface(NamedTuple):
     train: Callable
     objective: Callable
     metric: Callable
+    built_in: str  # the objective of the library itself
 
     def run(self, halves, rounds=20, stopping=None, objective=None, space=CHAIN, **loss):
         objective = objective or self.objective(space, **loss)
         return self.train(halves, objective, self.metric(space, **loss), rounds, stopping)
 
 
-OF_LIGHTGBM = boosting.lightgbm_objective, boosting.lightgbm_metric
-OF_XGBOOST = boosting.xgboost_objective, boosting.xgboost_metric
+OF_LIGHTGBM = boosting.lightgbm_objective, boosting.lightgbm_metric, "multiclass"
+OF_XGBOOST = boosting.xgboost_objective, boosting.xgboost_metric, "multi:softprob"
 INTERFACES = {
     "lightgbm": Interface(_lightgbm, *OF_LIGHTGBM),
     "LGBMClassifier": Interface(_lightgbm_classifier, *OF_LIGHTGBM),
     "xgboost": Interface(_xgboost, *OF_XGBOOST),
     "XGBClassifier": Interface(_xgboost_classifier, *OF_XGBOOST),
 }
+each_library = pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
 each_weight = pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 pytestmark = pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
 
@@ -197,7 +202,7 @@ def test_training__stops_early(interface, rng):
 
 
 @each_weight
-@pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
+@each_library
 def test_classifier__is_the_native_interface(library, weighted, rng):
     halves = _halves(rng, weighted)
     classifier = {"lightgbm": "LGBMClassifier", "xgboost": "XGBClassifier"}[library]
@@ -257,18 +262,21 @@ def test_objective__of_any_scores(interface, rho, rng):
         ([0.5, 1, 1], ValueError, "labels: row 0 is 0.5"),
         ([0, 1, np.nan], ValueError, "labels: row 2 is nan"),
         ([0, 1], ValueError, r"labels: expected one per row, shape \(3,\), got \(2,\)"),
-        (["a", "b", "c"], TypeError, "labels: expected whole numbers, got an array of dtype"),
+        ([0, 1, np.inf], ValueError, "labels: row 2 is inf"),
+        (["a", "b", "c"], TypeError, "labels: expected an array of real numbers, got"),
+        ([True, False, True], TypeError, "labels: expected whole numbers, got an array of dtype"),
     ],
 )
 def test_objective__refuses_labels(labels, wrong, message, interface):
     for function in (interface.objective(CHAIN), interface.metric(CHAIN)):
-        with pytest.raises(wrong, match=message):
+        with pytest.raises(wrong, match=message), np.errstate(all="raise"):
             function(labels, np.zeros((3, N)))
 
 
-@pytest.mark.parametrize("shape", [(3,), (3, N + 1), (3, N - 1)])
+@pytest.mark.parametrize("shape", [(3,), (3, N + 1), (3, N - 1), (3 * N,)])
 def test_objective__refuses_another_number_of_classes(shape, interface):
-    with pytest.raises(ValueError, match=r"the ground space has 5 classes.*num_class=5"):
+    message = rf"scores: expected shape \(rows, 5\).*got {re.escape(str(shape))}; pass num_class=5"
+    with pytest.raises(ValueError, match=message):
         interface.objective(CHAIN)([0, 1, 2], np.zeros(shape))
 
 
@@ -276,6 +284,8 @@ def test_objective__refuses_weights_and_scores(interface):
     objective = interface.objective(CHAIN)
     with pytest.raises(ValueError, match="sample_weight: row 1 is -1"):
         objective([0, 1], np.zeros((2, N)), [1.0, -1.0])
+    with pytest.raises(ValueError, match=r"sample_weight: expected one per row, shape \(2,\)"):
+        objective([0, 1], np.zeros((2, N)), [1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match="x: row 0 has a logit nan"):
         objective([0, 1], np.full((2, N), np.nan))
 
@@ -297,5 +307,124 @@ def test_arguments__are_checked_at_once(arguments, wrong, message, interface):
 def test_training__says_what_is_wrong(interface, rng):
     """Through the libraries, too."""
     halves = _halves(rng)
-    with pytest.raises(ValueError, match="the ground space has 7 classes"):
+    with pytest.raises(ValueError, match=r"scores: expected shape \(rows, 7\)"):
         interface.run(halves, space=fastemd.Chain(7))
+
+
+# -- rows of weight 0, pandas ----------------------------------------------------------------------
+
+
+def _value(result):
+    """The number in what any metric returns."""
+    entries = result if isinstance(result, tuple) else (result,)
+    return next(entry for entry in entries if isinstance(entry, float))
+
+
+@pytest.mark.parametrize("label", [np.nan, np.inf, -1.0, 17.0])
+def test_functions_ignore_rows_of_weight_0(label, interface):
+    """Whatever their labels and scores are, also if the others are probabilities."""
+    labels, weight = np.array([1.0, label, 3.0]), [1.0, 0.0, 2.0]
+    for scores in (np.arange(15.0).reshape(3, 5) % 4, np.full((3, 5), 0.2)):
+        scores[1] = 7.0
+        metric = interface.metric(CHAIN)
+        value = _value(metric(labels, scores, weight))
+        others = labels[::2], scores[::2], weight[::2]
+        np.testing.assert_allclose(value, _value(metric(*others)), rtol=1e-12)
+        objective = interface.objective(CHAIN)
+        for array, other in zip(objective(labels, scores, weight), objective(*others), strict=True):
+            np.testing.assert_array_equal(array[::2], other)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i4"])
+def test_functions_accept_pandas(dtype, interface, rng):
+    pandas = needed("pandas")
+    labels, scores = rng.integers(0, N, 20), rng.standard_normal((20, N))
+    weight = rng.integers(1, 9, 20)
+    series = pandas.Series(labels), pandas.DataFrame(scores), pandas.Series(weight.astype(dtype))
+    for function in (interface.objective(CHAIN), interface.metric(CHAIN)):
+        np.testing.assert_array_equal(function(labels, scores, weight), function(*series))
+
+
+# -- floating point errors -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e-30, 1e-38, 1e-44, 1e-300, 1e30])
+def test_functions_raise_no_floating_point_error(weight, interface, rng):
+    """Neither here nor where LightGBM casts the derivatives to float32."""
+    scores = rng.choice([-1e4, -300, -100, 0, 1, 30], (300, N))
+    labels, weights = rng.integers(0, N, 300), np.full(300, weight)
+    weights[::7] *= 1e-5
+    with np.errstate(all="raise"):
+        interface.metric(CHAIN)(labels, scores, weights)
+        grad, hess = interface.objective(CHAIN)(labels, scores, weights)
+        grad, hess = grad.astype("f4"), hess.astype("f4")
+    assert (hess > 0).all()
+    wanted = fastemd.emd_loss(scores, labels, CHAIN, sample_weight=weights, reduction="none")[1]
+    np.testing.assert_allclose(grad, wanted, rtol=1e-6, atol=np.finfo("f4").tiny)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_objective_refuses_derivatives_beyond_float32(dtype, interface):
+    scores = np.zeros((3, N), dtype)
+    with pytest.raises(ValueError, match=r"scores: the derivatives of row 1 are beyond.*float32"):
+        interface.objective(CHAIN)([0, 4, 1], scores, [1, 1e39, 1])
+
+
+# -- classes missing in a fit ----------------------------------------------------------------------
+
+
+def _without(halves, *missing):
+    keep = [~np.isin(half.y, missing) for half in halves]
+    return [Half(h.x[k], h.y[k], None) for h, k in zip(halves, keep, strict=True)]
+
+
+@pytest.mark.parametrize("missing", [[2], [4], [0, 4], [1, 2, 3]])
+@each_library
+def test_training_of_missing_classes(library, missing, rng):
+    """The native interfaces know `num_class`."""
+    halves = _without(_halves(rng), *missing)
+    _, log, scores = INTERFACES[library].run(halves)
+    ref = fastemd.emd_loss(scores, halves[1].y, CHAIN)[0]
+    np.testing.assert_allclose(log[-1], ref, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("LGBMClassifier", [2]),
+        ("LGBMClassifier", [4]),
+        ("LGBMClassifier", [1, 2, 3]),
+        ("XGBClassifier", [4]),
+        ("XGBClassifier", [2, 3, 4]),
+    ],
+)
+def test_classifier_refuses_missing_classes(name, missing, rng, monkeypatch):
+    """Although it has `num_class`; XGBClassifier itself refuses a gap."""
+    interface = INTERFACES[name]
+    halves = _without(_halves(rng), *missing)
+    if len(missing) < 3:
+        monkeypatch.setitem(LIGHTGBM, "num_class", N)
+    rows = len(halves[0].y)
+    got = rf"\({rows},\)" if len(missing) == 3 else rf"\({rows}, {N - len(missing)}\)"
+    with pytest.raises(ValueError, match=rf"got {got}.*count the classes of y.*rows of all 5"):
+        interface.run(halves)
+
+
+@pytest.mark.parametrize("name", ["LGBMClassifier", "XGBClassifier"])
+def test_classifier_accepts_missing_class_in_row_of_weight_0(name, rng):
+    halves = _without(_halves(rng), 2)
+    half = halves[0]
+    weight = np.append(np.ones(len(half.y)), 0)
+    halves[0] = Half(np.vstack([half.x, np.zeros(4)]), np.append(half.y, 2), weight)
+    halves[1] = halves[1]._replace(weight=np.ones(len(halves[1].y)))
+    _, log, scores = INTERFACES[name].run(halves)
+    ref = fastemd.emd_loss(scores, halves[1].y, CHAIN)[0]
+    np.testing.assert_allclose(log[-1], ref, rtol=1e-6)
+
+
+def test_objective_refuses_two_renumbered_classes(rng, monkeypatch):
+    """LGBMClassifier makes 0 and 1 of the classes 0 and 3, with five scores."""
+    monkeypatch.setitem(LIGHTGBM, "num_class", N)
+    halves = _without(_halves(rng), 1, 2, 4)
+    with pytest.raises(ValueError, match="which LGBMClassifier makes of any two classes"):
+        INTERFACES["LGBMClassifier"].run(halves)

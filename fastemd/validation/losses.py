@@ -102,23 +102,54 @@ def check_weights(weights: Array, batch: tuple[int, ...]) -> None:
         )
 
 
-def check_boosted(labels: Array, scores: tuple[int, ...], n_bins: int) -> Array:
-    """Labels of a boosting library, which are floats, as integers."""
-    if len(scores) != 2 or scores[1] != n_bins:
-        raise ValueError(
-            f"the ground space has {n_bins} classes, the scores have shape {scores}: give the "
-            f"library num_class={n_bins}, and its classifier labels of all classes (of > 2)"
+def check_boosted_scores(shape: tuple[int, ...], n_bins: int) -> None:
+    """Refuse scores of a boosting library that are not (rows, classes)."""
+    if len(shape) == 2 and shape[1] == n_bins:
+        return
+    got = f"scores: expected shape (rows, {n_bins}), the classes of the ground space, got {shape}"
+    fit = "LGBMClassifier and XGBClassifier have one score per row if y has two classes"
+    if n_bins > 2:
+        fit = (
+            "LGBMClassifier and XGBClassifier count the classes of y instead, so fit them to rows "
+            f"of all {n_bins} classes (one of sample_weight 0 is enough)"
         )
-    if labels.shape != scores[:1]:
-        raise ValueError(f"labels: expected one per row, shape {scores[:1]}, got {labels.shape}")
+    raise ValueError(f"{got}; pass num_class={n_bins} to lightgbm.train or xgboost.train; {fit}")
+
+
+def check_boosted_labels(labels: Array, weights: Array | None, n_rows: int, n_bins: int) -> Array:
+    """Return labels of a boosting library, which are floats, as integers; rows of weight 0 any."""
+    for name, array in {"labels": labels, "sample_weight": weights}.items():
+        if array is not None and array.shape != (n_rows,):
+            raise ValueError(f"{name}: expected one per row, shape ({n_rows},), got {array.shape}")
     if labels.dtype.kind not in "iuf":
         raise TypeError(f"labels: expected whole numbers, got {_kind(labels)}")
-    whole = (labels >= 0) & (labels < n_bins) & (labels % 1 == 0)
-    for row in np.flatnonzero(~whole)[:1]:
+    whole = (labels >= 0) & (labels < n_bins) & (labels == np.trunc(labels))
+    for row in np.flatnonzero(~whole if weights is None else ~whole & (weights != 0))[:1]:
         raise ValueError(
             f"labels: row {row} is {labels[row]}, expected a whole number from 0 to {n_bins - 1}"
         )
-    return labels.astype(np.int64)
+    return np.where(whole, labels, 0).astype(np.int64)
+
+
+def check_not_renumbered(labels: Array, n_bins: int) -> None:
+    """Refuse labels that `LGBMClassifier` may have made of any two classes."""
+    if n_bins > 2 and labels.max(initial=0) <= 1:
+        raise ValueError(
+            f"labels: expected some of class 2 or above, got classes 0 and 1 of {n_bins} only, "
+            "which LGBMClassifier makes of any two classes of y; fit it to rows of all "
+            f"{n_bins} classes (one of sample_weight 0 is enough) or use lightgbm.train"
+        )
+
+
+def check_derivatives(*derivatives: Array) -> None:
+    """Refuse derivatives that float32, in which the boosting libraries compute, cannot hold."""
+    for array in derivatives:
+        if not array.max(initial=0.0) <= np.finfo(np.float32).max:
+            row = int(np.argmax(array.max(axis=1)))
+            raise ValueError(
+                f"scores: the derivatives of row {row} are beyond the range of float32; make the "
+                "lengths of the ground space, cross_entropy or the sample weights smaller"
+            )
 
 
 def blame_loss(
