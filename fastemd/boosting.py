@@ -1,5 +1,6 @@
 """EMD^rho as objective and metric of LightGBM and XGBoost; imports neither."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,16 @@ class _Loss:
         self.space, self.rho = space, validation.check_rho(rho)
         self.cross_entropy = validation.check_cross_entropy(cross_entropy)
 
-    def _arguments(self, first: Any, second: Any, sample_weight: Any) -> dict[str, Any]:
+    def _arguments(
+        self, first: Any, second: Any, sample_weight: Any, *, metric: bool
+    ) -> dict[str, Any]:
         """The arguments of `emd_loss`, from (scores, data set) or (labels, scores[, weights])."""
         if hasattr(second, "get_label"):
             scores, labels, sample_weight = first, second.get_label(), second.get_weight()
         else:
             scores, labels = second, first
         scores = arrays.real("scores", scores)
-        validation.check_boosted_scores(scores.shape, self.space.n_bins)
+        validation.check_boosted_scores(scores.shape, self.space.n_bins, metric)
         if sample_weight is not None and len(sample_weight) == 0:  # XGBoost's word for none
             sample_weight = None
         if sample_weight is not None:
@@ -56,7 +59,7 @@ class Objective(_Loss):
         group: Any = _NOT_PASSED,
     ) -> tuple[Array, Array]:
         """Gradients and positive second derivatives of the weighted rows, (rows, classes) each."""
-        arguments = self._arguments(first, second, sample_weight)
+        arguments = self._arguments(first, second, sample_weight, metric=False)
         if group is not _NOT_PASSED:  # which LightGBM's scikit-learn interface alone does
             validation.check_not_renumbered(arguments["target"], self.space.n_bins)
         grad = emd_loss(**arguments, reduction="none")[1]
@@ -69,16 +72,38 @@ class Objective(_Loss):
 
 
 class _Metric(_Loss):
-    """The mean loss."""
+    """The mean loss of raw scores, or of the probabilities that built-in objectives give."""
+
+    one_vs_all = False  # whether the library has an objective of probabilities that do not sum to 1
 
     @np.errstate(all="ignore")
     def _value(self, first: Any, second: Any, sample_weight: Any) -> float:
-        arguments = self._arguments(first, second, sample_weight)
+        arguments = self._arguments(first, second, sample_weight, metric=True)
+        scores, labels, weights = (arguments[k] for k in ("x", "target", "sample_weight"))
+        if weights is not None:  # rows of weight 0 are not read
+            scores, labels = scores[weights != 0], labels[weights != 0]
+        if self._are_probabilities(scores):
+            arguments["normalize"] = "l1"
+            if self.cross_entropy and not scores[np.arange(len(labels)), labels].all():
+                return math.inf
         return float(emd_loss(**arguments)[0])
+
+    def _are_probabilities(self, scores: Array) -> bool:
+        if scores.size == 0 or not scores.min() >= 0.0:
+            return False
+        rounding = self.space.n_bins * FLOAT32.eps
+        if (np.abs(scores.sum(axis=1, dtype=np.float64) - 1.0) <= rounding).all():
+            validation.check_not_ambiguous(scores)
+            return True
+        if self.one_vs_all:
+            validation.check_not_one_vs_all(scores)
+        return False
 
 
 class LightGBMMetric(_Metric):
     """Called by LightGBM, as (scores, data set) or (labels, scores[, weights])."""
+
+    one_vs_all = True
 
     def __call__(
         self, first: Any, second: Any, weight: ArrayLike | None = None
@@ -190,7 +215,8 @@ def lightgbm_metric(
 ) -> LightGBMMetric:
     """Metric "emd" for LightGBM: the mean of `lightgbm_objective`'s loss; lower is better.
 
-    For ``feval`` of `lightgbm.train` and ``eval_metric`` of ``LGBMClassifier.fit``.
+    For ``feval`` of `lightgbm.train` and ``eval_metric`` of ``LGBMClassifier.fit``, under
+    `lightgbm_objective` or LightGBM's "multiclass".
 
     Parameters
     ----------
@@ -207,6 +233,20 @@ def lightgbm_metric(
         A function of the scores, labels and weights to ("emd", value, False). The mean is
         weighted, too.
 
+    Raises
+    ------
+    ValueError
+        As for `lightgbm_objective`. When called: if the scores of two classes may be raw scores
+        or probabilities, or all scores are between 0 and 1 without summing to 1, as under
+        "multiclassova".
+
+    Notes
+    -----
+    LightGBM passes raw scores under a custom objective and probabilities under a built-in one. If
+    all rows are >= 0 and sum to 1 within the rounding of float32, they are probabilities;
+    otherwise the metric computes their softmax. Rows of weight 0 are not read. With
+    `cross_entropy` the value is inf if the probability of a label is 0.
+
     Examples
     --------
     >>> import fastemd, fastemd.boosting
@@ -220,8 +260,8 @@ def lightgbm_metric(
 def xgboost_metric(space: GroundSpace, rho: float = 2, cross_entropy: float = 0.0) -> XGBoostMetric:
     """Metric "emd" for XGBoost: the mean of `xgboost_objective`'s loss; lower is better.
 
-    For ``custom_metric`` of `xgboost.train` and ``XGBClassifier(eval_metric=...)``, together with
-    `xgboost_objective`: only then does XGBoost hand over scores, not probabilities.
+    For ``custom_metric`` of `xgboost.train` and ``XGBClassifier(eval_metric=...)``, under
+    `xgboost_objective` or XGBoost's "multi:softprob".
 
     Parameters
     ----------
@@ -237,6 +277,17 @@ def xgboost_metric(space: GroundSpace, rho: float = 2, cross_entropy: float = 0.
     XGBoostMetric
         A function of the scores, labels and weights to ("emd", value), or the value alone as
         ``XGBClassifier`` wants it. The mean is weighted, too.
+
+    Raises
+    ------
+    ValueError
+        As for `xgboost_objective`. When called: if the scores of two classes may be raw scores or
+        probabilities; under `xgboost_objective` the parameter ``base_score=0`` avoids that. If
+        there is one number per row, as under "multi:softmax".
+
+    Notes
+    -----
+    Raw scores and probabilities are distinguished as by `lightgbm_metric`.
 
     Examples
     --------

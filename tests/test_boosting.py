@@ -311,13 +311,92 @@ def test_training__says_what_is_wrong(interface, rng):
         interface.run(halves, space=fastemd.Chain(7))
 
 
-# -- rows of weight 0, pandas ----------------------------------------------------------------------
+# -- what metrics get: raw scores, or the probabilities of built-in objectives --------------------
+
+
+@each_weight
+@pytest.mark.parametrize("loss", [{"rho": 1.5}, LOSS], ids=["", "cross_entropy"])
+def test_metric_reads_probabilities_of_built_in_objective(interface, weighted, loss, rng):
+    halves = _halves(rng, weighted)
+    _, log, scores = interface.run(halves, objective=interface.built_in, **loss)
+    ref = fastemd.emd_loss(scores, halves[1].y, CHAIN, sample_weight=halves[1].weight, **loss)[0]
+    np.testing.assert_allclose(log[-1], ref, rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("n_bins", [3, 1000])
+def test_metric_recognises_probabilities_rounded_to_float32(n_bins, dtype, interface, rng):
+    chain = fastemd.Chain(n_bins)
+    scores = rng.standard_normal((50, n_bins))
+    p = np.exp(scores)
+    p = (p / p.sum(1, keepdims=True)).astype("f4").astype(dtype)
+    labels = rng.integers(0, n_bins, 50)
+    value = _value(interface.metric(chain)(labels, p))
+    np.testing.assert_allclose(value, fastemd.emd_loss(scores, labels, chain)[0], rtol=1e-6)
+
+
+def test_metric_reads_raw_scores_unless_all_rows_are_probabilities(interface):
+    metric = interface.metric(CHAIN)
+    for scores in (
+        [[0.2, 0.2, 0.2, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2, 1.2]],
+        [[0.2, 0.2, 0.2, 0.2, 0.2], [0.5, 0.3, 0.4, 0.5, -0.7]],
+        [[0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0]],
+    ):
+        ref = fastemd.emd_loss(scores, [0, 4], CHAIN)[0]
+        np.testing.assert_allclose(_value(metric([0, 4], scores)), ref, rtol=1e-12)
 
 
 def _value(result):
     """The number in what any metric returns."""
     entries = result if isinstance(result, tuple) else (result,)
     return next(entry for entry in entries if isinstance(entry, float))
+
+
+@pytest.mark.parametrize("name", ["xgboost", "XGBClassifier"])
+def test_metric_refuses_classes_of_softmax(name, rng):
+    message = r"scores: expected shape \(rows, 5\).*got \(200,\).*use 'multi:softprob'"
+    with pytest.raises(ValueError, match=message):
+        INTERFACES[name].run(_halves(rng), objective="multi:softmax")
+
+
+@pytest.mark.parametrize("name", ["lightgbm", "LGBMClassifier"])
+def test_metric_refuses_one_vs_all_probabilities(name, rng):
+    with pytest.raises(ValueError, match="that do not, as under 'multiclassova'; use 'multiclass'"):
+        INTERFACES[name].run(_halves(rng), objective="multiclassova")
+
+
+def test_metric_refuses_ambiguous_scores_of_two_classes(interface):
+    """Both readings of [0.5, 0.5] are the same."""
+    metric = interface.metric(fastemd.Chain(2))
+    with pytest.raises(ValueError, match=r"may be raw scores or probabilities; use.*base_score=0"):
+        metric([0, 1], [[0.5, 0.5], [0.44, 0.56]])
+    assert _value(metric([0, 1], [[0.5, 0.5], [0.5, 0.5]])) == 0.25
+
+
+@each_library
+def test_training_of_two_classes(library, rng, monkeypatch):
+    """In XGBoost they start at 0.5, so they sum to 1, unless told otherwise."""
+    halves = [half._replace(y=half.y // 3) for half in _halves(rng)]
+    run, chain = INTERFACES[library].run, fastemd.Chain(2)
+    monkeypatch.setitem(globals(), "N", 2)
+    if library == "xgboost":
+        with pytest.raises(ValueError, match="base_score=0"):
+            run(halves, space=chain)
+        monkeypatch.setitem(XGBOOST, "base_score", 0)
+    _, log, scores = run(halves, space=chain)
+    ref = fastemd.emd_loss(scores, halves[1].y, chain)[0]
+    np.testing.assert_allclose(log[-1], ref, rtol=1e-5)
+
+
+def test_metric_is_inf_for_probability_0_at_label(interface):
+    """With cross entropy; not if the row has no weight."""
+    p, labels = np.array([[0.5, 0.5, 0, 0, 0], [0, 0, 0, 0.5, 0.5]]), [0, 0]
+    assert np.isinf(_value(interface.metric(CHAIN, **LOSS)(labels, p)))
+    for metric, read in ((interface.metric(CHAIN), 2), (interface.metric(CHAIN, **LOSS), 1)):
+        weight = np.array([1.0, read - 1])
+        loss = {"rho": metric.rho, "cross_entropy": metric.cross_entropy}
+        ref = fastemd.emd_loss(p[:read], labels[:read], CHAIN, normalize=None, **loss)[0]
+        np.testing.assert_allclose(_value(metric(labels, p, weight)), ref, rtol=1e-12)
 
 
 @pytest.mark.parametrize("label", [np.nan, np.inf, -1.0, 17.0])
@@ -398,16 +477,20 @@ def test_training_of_missing_classes(library, missing, rng):
         ("XGBClassifier", [2, 3, 4]),
     ],
 )
-def test_classifier_refuses_missing_classes(name, missing, rng, monkeypatch):
+@pytest.mark.parametrize("built_in", [False, True])
+def test_classifier_refuses_missing_classes(built_in, name, missing, rng, monkeypatch):
     """Although it has `num_class`; XGBClassifier itself refuses a gap."""
     interface = INTERFACES[name]
     halves = _without(_halves(rng), *missing)
     if len(missing) < 3:
         monkeypatch.setitem(LIGHTGBM, "num_class", N)
-    rows = len(halves[0].y)
+    objective = {True: interface.built_in, False: None}[built_in]
+    if built_in and len(missing) == 3:
+        objective = {"LGBMClassifier": "binary", "XGBClassifier": "binary:logistic"}[name]
+    rows = len(halves[built_in].y)
     got = rf"\({rows},\)" if len(missing) == 3 else rf"\({rows}, {N - len(missing)}\)"
     with pytest.raises(ValueError, match=rf"got {got}.*count the classes of y.*rows of all 5"):
-        interface.run(halves)
+        interface.run(halves, objective=objective)
 
 
 @pytest.mark.parametrize("name", ["LGBMClassifier", "XGBClassifier"])

@@ -50,6 +50,8 @@ from fastemd.validation.losses import (
     check_float_labels,
     check_ignore_index,
     check_normalize,
+    check_not_ambiguous,
+    check_not_one_vs_all,
     check_not_renumbered,
     check_target,
     check_target_shape,

@@ -102,7 +102,7 @@ def check_weights(weights: Array, batch: tuple[int, ...]) -> None:
         )
 
 
-def check_boosted_scores(shape: tuple[int, ...], n_bins: int) -> None:
+def check_boosted_scores(shape: tuple[int, ...], n_bins: int, metric: bool) -> None:
     """Refuse scores of a boosting library that are not (rows, classes)."""
     if len(shape) == 2 and shape[1] == n_bins:
         return
@@ -112,6 +112,11 @@ def check_boosted_scores(shape: tuple[int, ...], n_bins: int) -> None:
         fit = (
             "LGBMClassifier and XGBClassifier count the classes of y instead, so fit them to rows "
             f"of all {n_bins} classes (one of sample_weight 0 is enough)"
+        )
+    if len(shape) == 1 and metric:
+        raise ValueError(
+            f"{got}, as metrics do under 'multi:softmax' and the objectives of two classes; use "
+            f"'multi:softprob', 'multiclass' or an objective of fastemd; {fit}"
         )
     raise ValueError(f"{got}; pass num_class={n_bins} to lightgbm.train or xgboost.train; {fit}")
 
@@ -138,6 +143,26 @@ def check_not_renumbered(labels: Array, n_bins: int) -> None:
             f"labels: expected some of class 2 or above, got classes 0 and 1 of {n_bins} only, "
             "which LGBMClassifier makes of any two classes of y; fit it to rows of all "
             f"{n_bins} classes (one of sample_weight 0 is enough) or use lightgbm.train"
+        )
+
+
+def check_not_ambiguous(scores: Array) -> None:
+    """Refuse scores of two classes that sum to 1 unless they and their softmax are the same."""
+    if scores.shape[1] == 2 and (scores[:, 0] != scores[:, 1]).any():
+        raise ValueError(
+            "scores: those of two classes are >= 0 and sum to 1, so they may be raw scores or "
+            "probabilities; use an objective of fastemd, in XGBoost with the parameter "
+            "base_score=0, or for probabilities a metric of your own that calls fastemd.emd_loss "
+            "with normalize=None"
+        )
+
+
+def check_not_one_vs_all(scores: Array) -> None:
+    """Refuse what LightGBM's objective 'multiclassova' gives metrics."""
+    if ((scores > 0.0) & (scores <= 1.0)).all():
+        raise ValueError(
+            "scores: expected raw scores, or probabilities that sum to 1, got numbers from 0 to 1 "
+            "that do not, as under 'multiclassova'; use 'multiclass' or an objective of fastemd"
         )
 
 
