@@ -25,6 +25,10 @@ class _Loss:
         self.space, self.rho = space, validation.check_rho(rho)
         self.cross_entropy = validation.check_cross_entropy(cross_entropy)
 
+    def __repr__(self) -> str:
+        added = f", cross_entropy={self.cross_entropy:g}" if self.cross_entropy else ""
+        return f"{type(self).__name__}({self.space!r}, rho={self.rho:g}{added})"
+
     def _arguments(
         self, first: Any, second: Any, sample_weight: Any, *, metric: bool
     ) -> dict[str, Any]:

@@ -511,3 +511,17 @@ def test_objective_refuses_two_renumbered_classes(rng, monkeypatch):
     halves = _without(_halves(rng), 1, 2, 4)
     with pytest.raises(ValueError, match="which LGBMClassifier makes of any two classes"):
         INTERFACES["LGBMClassifier"].run(halves)
+
+
+# -- what they look like ---------------------------------------------------------------------------
+
+
+def test_repr(interface):
+    objective, metric = interface.objective(CHAIN), interface.metric(CHAIN, **LOSS)
+    assert repr(objective) == f"Objective({CHAIN!r}, rho=2)"
+    assert repr(metric) == f"{type(metric).__name__}({CHAIN!r}, rho=1.5, cross_entropy=0.3)"
+    assert type(metric).__name__ in ("LightGBMMetric", "XGBoostMetric")
+    clone = needed("sklearn.base").clone
+    for twin in (pickle.loads(pickle.dumps(metric)), copy.deepcopy(metric)):
+        assert repr(twin) == repr(metric)
+    assert repr(clone(objective, safe=False)) == repr(objective)
