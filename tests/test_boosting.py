@@ -264,7 +264,7 @@ def test_objective__of_any_scores(interface, rho, rng):
         ([0, 1], ValueError, r"labels: expected one per row, shape \(3,\), got \(2,\)"),
         ([0, 1, np.inf], ValueError, "labels: row 2 is inf"),
         (["a", "b", "c"], TypeError, "labels: expected an array of real numbers, got"),
-        ([True, False, True], TypeError, "labels: expected whole numbers, got an array of dtype"),
+        ([True, False, True], TypeError, "labels: expected whole numbers, got ndarray of shape"),
     ],
 )
 def test_objective__refuses_labels(labels, wrong, message, interface):
