@@ -6,17 +6,16 @@ batch that failed the checks, or the number of rows if none did.
 """
 
 import functools
-import hashlib
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numba import from_dtype, njit, prange, types
+from numba import from_dtype, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from fastemd.kernels import (
     blocks,
+    caching,
     cpu,
     dense,
     edges,
@@ -68,7 +67,7 @@ TABLE = 2 * LINE  # bytes, for the addresses of the rows of a tile
 _eight_at, _one_at = at(8), at(1)
 
 
-# A closure that captures an intrinsic itself is another one in every process for Numba's cache.
+# The intrinsics share one name in the symbols of the machine code, by which Numba finds functions.
 
 
 @register_jitable
@@ -206,23 +205,18 @@ def tiles(
     return bad
 
 
-# A part of the cache's key, since Numba looks at the time and size of this file only.
+# A part of the cache's key: the code of this module and of those whose functions kernels call.
 SOURCES = (
     blocks, cpu, dense, edges, entropy, lanes, lines, losses, memory, normalize, power, rows,
 )  # fmt: skip
-SOURCE_DIGEST = hashlib.sha256(
-    b"".join(Path(file).read_bytes() for file in (__file__, *(str(m.__file__) for m in SOURCES)))
-).hexdigest()
+DIGEST = caching.digest_of_code(__name__, Plan.__module__, *(m.__name__ for m in SOURCES))
 
 
 def _rows_kernel(place, n_scratch, operation, check, join, above, function, factor):
-    digest = SOURCE_DIGEST
-
     def kernel(
         chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
         labelled, how, cross_entropy,
     ):  # fmt: skip
-        _ = digest
         return tiles(
             place, n_scratch, operation, check, join, above, function, factor,
             chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
@@ -233,10 +227,7 @@ def _rows_kernel(place, n_scratch, operation, check, join, above, function, fact
 
 
 def _hessian_kernel():
-    digest = SOURCE_DIGEST
-
     def kernel(chunk, n_chunks, plan, curvatures, out, project):
-        _ = digest
         return matrices(plan, curvatures, out, project, chunk, n_chunks)
 
     return kernel
@@ -337,7 +328,7 @@ def serial_kernel(kernel, dtype):
         function = _rows_kernel(
             LANES[width], n_scratch, tile, check, *sweeps, functions[rho], factor
         )
-    # Numba finds machine code by this name, and kernels from its cache must not meet under one.
+    # Numba finds machine code by this name, and kernels from the cache must not meet under one.
     function.__qualname__ = "_".join(kernel)
     return _compile(function, types.intp(types.intp, types.intp, *_arguments(operation, dtype)))
 
@@ -358,7 +349,4 @@ def address_of_code(kernel, dtype):
 
 @functools.cache  # all operations of one array type share a launcher
 def _compile(function, signature, **options):
-    try:
-        return njit(signature, cache=True, nogil=True, **options)(function)
-    except RuntimeError:  # Numba finds no folder it may write its cache to
-        return njit(signature, nogil=True, **options)(function)
+    return caching.compiled(function, signature, DIGEST, **options)

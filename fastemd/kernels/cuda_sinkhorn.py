@@ -13,7 +13,7 @@ import numpy as np
 from fastemd.kernels.threads import complain, largest, sums
 from fastemd.target import device
 
-# Those of `fastemd.kernels.sinkhorn`, whose cache wants them in its file.
+# Those of `fastemd.kernels.sinkhorn`, whose cache's key covers its own file only.
 TRUST, HIGHEST = 1e-133, 709.78
 
 

@@ -4,7 +4,7 @@ The products themselves, ``K' u`` and ``K v`` for the whole batch, are the BLAS'
 Algorithm 1 is product, `divide`, product, `divide`; in the log domain product, `log_divide`,
 product, `log_divide`. The rows are independent.
 
-All helpers live in this file, and its content is the key of Numba's cache.
+All helpers live in this file, and the digest of its code is in the cache's key.
 """
 
 import functools
@@ -12,11 +12,12 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import from_dtype, njit, prange, types
+from numba import from_dtype, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from fastemd import kernels
+from fastemd.kernels import caching
 
 # The log domain leaves a sum of products to the BLAS unless it is so small that terms may be
 # missing from it. Factors below FLUSH are taken as 0: no product of two others is a denormal
@@ -36,6 +37,8 @@ FAST = {"nsz", "contract", "reassoc"}
 LOG2_E, LN2, LN2_REST = 1.4426950408889634, 0.6931471805599453, 2.3190468138462996e-17
 LOWEST = -700.0  # exp of less is taken as 0
 HIGHEST = 709.78  # exp of it is the largest number but for 0.2 %
+
+DIGEST = caching.digest_of_code(__name__)
 
 
 def _of_llvm(name, n_arguments):
@@ -226,14 +229,10 @@ _KERNELS = {
 @functools.cache
 def _compiled(name, char, parallel):
     source = _KERNELS[name]
-    # Numba's cache goes by this name and not by the options.
+    # The cache goes by this name and not by the options.
     function = _copy_of(source, f"{name}_{'parallel' if parallel else 'serial'}")
-    options = {"nogil": True, "parallel": parallel, "error_model": "numpy", "fastmath": FAST}
-    signature = _signature(name, char)
-    try:
-        return njit(signature, cache=True, **options)(function)
-    except RuntimeError:  # no folder that Numba may write its cache to
-        return njit(signature, **options)(function)
+    options = {"parallel": parallel, "error_model": "numpy", "fastmath": FAST}
+    return caching.compiled(function, _signature(name, char), DIGEST, **options)
 
 
 def _copy_of(function, qualname):

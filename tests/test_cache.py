@@ -1,0 +1,382 @@
+"""The kernels' cache on disk: it serves later processes, and its failures cost only time."""
+
+import errno
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from numba import types
+from numba.core import config
+from numba.core.registry import cpu_target
+
+import fastemd
+from fastemd.kernels import caching, compiling
+
+PACKAGE = Path(fastemd.__file__).parent
+FIRST_CALL = "import fastemd; print(float(fastemd.emd([1, 0], [0, 1], fastemd.Chain(2), 1)))"
+SIGNATURE = types.float64(types.float64)
+
+
+def add_one(x):
+    return x + 1.0
+
+
+def add_two(x):
+    return x + 2.0
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where a new process that has warned of nothing caches its kernels."""
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(caching, "_warned", False)
+    return caching.folders()[0]
+
+
+def _is_loaded(function=add_one, digest=b"1"):
+    """Whether a function, whose results are checked, comes from the cache."""
+    kernel = caching.compiled(function, SIGNATURE, digest)
+    assert kernel(1.0) == function(1.0)
+    return bool(kernel.stats.cache_hits)
+
+
+def _only_file(folder):
+    (file,) = folder.iterdir()
+    return file
+
+
+def test_compiled_is_loaded_from_a_healthy_cache(folder):
+    assert not _is_loaded()
+    content = _only_file(folder).read_bytes()
+    assert _is_loaded()
+    assert _only_file(folder).read_bytes() == content
+
+
+def test_compiled_replaces_code_of_another_version(folder):
+    assert not _is_loaded(digest=b"1")
+    assert not _is_loaded(digest=b"2")
+    assert _is_loaded(digest=b"2")
+    assert _only_file(folder)
+
+
+def _damages():
+    return {
+        "empty": lambda content: b"",
+        "short": lambda content: content[:20],
+        "truncated": lambda content: content[: len(content) // 2],
+        "last byte lost": lambda content: content[:-1],
+        "longer": lambda content: content + b"\0",
+        "zeros": lambda content: bytes(len(content)),
+        "zeros within": lambda content: content[:4096] + bytes(4096) + content[8192:],
+        "garbage": lambda content: content[::-1],
+        "text": lambda content: b"version https://git-lfs.github.com/spec/v1\n" * 3,
+        "another pickle": lambda content: pickle.dumps(("0.1", {})),
+    }
+
+
+@pytest.mark.parametrize("damage", _damages().values(), ids=_damages())
+def test_compiled_replaces_a_damaged_file_and_warns_once(folder, damage):
+    _is_loaded()
+    file = _only_file(folder)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.warns(RuntimeWarning, match="NUMBA_CACHE_DIR") as record:
+        assert not _is_loaded()
+    assert len(record) == 1
+    assert str(folder) in str(record[0].message)
+    assert "damaged" in str(record[0].message)
+    assert _is_loaded()
+    assert _only_file(folder) == file
+
+
+def test_load_overload_notices_damage_anywhere(folder):
+    _is_loaded()
+    file = _only_file(folder)
+    content = file.read_bytes()
+
+    def loaded(damaged):
+        file.write_bytes(damaged)
+        cache = caching.KernelCache(add_one, b"1")
+        return cache.load_overload(SIGNATURE, cpu_target.target_context)
+
+    def loaded_of_all():
+        places = range(0, len(content), len(content) // 50)
+        flipped = (content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :] for i in places)
+        return [loaded(damaged) for damaged in (*(content[:i] for i in places), *flipped)]
+
+    assert loaded(content)
+    with pytest.warns(RuntimeWarning, match="damaged") as record:
+        every = loaded_of_all()
+    assert every == [None] * len(every)
+    assert len(record) == 1
+
+
+def test_load_overload_survives_a_foreign_pickle(folder):
+    """The digest is right, what is in the file is not, as from another version of Numba."""
+    _is_loaded()
+    file = _only_file(folder)
+    key = file.read_bytes()[caching.SIZE : 2 * caching.SIZE]
+    for payload in (b"cno_such_module\nname\n.", pickle.dumps(("one", "two")), b""):
+        content = key + payload
+        file.write_bytes(caching.hashlib.sha256(content).digest() + content)
+        caching._warned = False
+        with pytest.warns(RuntimeWarning, match="kernel cache"):
+            assert not _is_loaded()
+        assert _is_loaded()
+
+
+def _below_a_file(path):
+    path.write_text("")
+    return path / "cache"
+
+
+def _a_file(path):
+    path.write_text("")
+    return path
+
+
+def _dangling_link(path):
+    path.symlink_to(path.with_name("nowhere") / "cache")
+    return path
+
+
+@pytest.mark.parametrize("make", [_below_a_file, _a_file, _dangling_link])
+def test_compiled_warns_once_if_the_folder_cannot_be_made(make, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "CACHE_DIR", str(make(tmp_path / "place")))
+    with pytest.warns(RuntimeWarning, match="set NUMBA_CACHE_DIR") as record:
+        loaded = [_is_loaded(function) for function in (add_one, add_two)]
+    assert loaded == [False, False]
+    assert len(record) == 1
+    assert str(tmp_path / "place") in str(record[0].message)
+
+
+def test_compiled_warns_if_a_folder_has_the_name_of_the_file(folder):
+    _is_loaded()
+    file = _only_file(folder)
+    file.unlink()
+    file.mkdir()
+    with pytest.warns(RuntimeWarning, match="IsADirectoryError"):
+        assert not _is_loaded()
+    assert _only_file(folder) == file
+
+
+def test_compiled_makes_a_lost_folder_again(folder):
+    _is_loaded()
+    shutil.rmtree(folder.parent)
+    assert not _is_loaded()
+    assert _is_loaded()
+
+
+def _refuse(number):
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_compiled_replaces_an_unreadable_file(folder, monkeypatch):
+    _is_loaded()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", _refuse(errno.EACCES))
+        assert not _is_loaded()
+    assert _is_loaded()
+
+
+def test_compiled_is_loaded_from_a_read_only_folder(folder, monkeypatch):
+    _is_loaded()
+    for operation in ("mkdir", "write_bytes", "replace"):
+        monkeypatch.setattr(Path, operation, _refuse(errno.EROFS))
+    assert _is_loaded()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS, errno.ESTALE])
+@pytest.mark.parametrize("operation", ["mkdir", "write_bytes", "replace"])
+def test_compiled_loads_no_old_code_after_a_failed_write(operation, number, folder, monkeypatch):
+    _is_loaded(digest=b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, operation, _refuse(number))
+        with pytest.warns(RuntimeWarning, match="set NUMBA_CACHE_DIR"):
+            assert not _is_loaded(digest=b"2")
+    assert _only_file(folder)  # no part of the new one
+    assert _is_loaded(digest=b"1")
+    assert not _is_loaded(digest=b"2")
+
+
+def test_compiled_warns_if_code_holds_addresses(folder, monkeypatch):
+    """Such code would be loaded into another process, and crash it."""
+    from numba.core.codegen import CPUCodeLibrary
+
+    monkeypatch.setattr(CPUCodeLibrary, "has_dynamic_globals", True)
+    with pytest.warns(RuntimeWarning, match="addresses"):
+        assert not _is_loaded()
+    assert not folder.exists()
+
+
+def test_compiled_needs_the_compiler(folder, monkeypatch):
+    monkeypatch.setattr(config, "DISABLE_JIT", 1)
+    with pytest.raises(RuntimeError, match=r"^NUMBA_DISABLE_JIT: .* unset"):
+        _is_loaded()
+
+
+@pytest.fixture
+def two_folders(folder, tmp_path, monkeypatch):
+    """Beside the module and the user's."""
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    monkeypatch.setattr(caching, "__file__", str(tmp_path / "package" / "caching.py"))
+    monkeypatch.setattr(caching, "user_cache_dir", lambda *args: str(tmp_path / "user"))
+    return caching.folders()
+
+
+def test_folders_are_beside_the_module_and_the_users(two_folders, tmp_path):
+    assert two_folders[0] == tmp_path / "package" / "__pycache__"
+    assert two_folders[1].parent == tmp_path / "user"
+    _is_loaded()
+    assert _only_file(two_folders[0])
+    assert not two_folders[1].exists()
+    assert _is_loaded()
+
+
+def test_folders_are_all_read_and_the_next_is_written_to_if_one_cannot_be(two_folders, tmp_path):
+    (tmp_path / "package").write_text("")
+    assert not _is_loaded()
+    assert _only_file(two_folders[1])
+    assert _is_loaded()
+    (tmp_path / "user").rename(tmp_path / "kept")
+    (tmp_path / "user").write_text("")
+    with pytest.warns(RuntimeWarning, match="set NUMBA_CACHE_DIR"):
+        assert not _is_loaded()
+
+
+def test_folders_without_a_home_are_beside_the_module(two_folders, monkeypatch):
+    monkeypatch.setattr(caching, "user_cache_dir", lambda *args: "~/.cache/numba")
+    assert caching.folders() == two_folders[:1]
+
+
+def test_folders_of_a_bundle_are_the_users(two_folders, monkeypatch):
+    """A bundle may be unpacked to another temporary folder every time."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    (found,) = caching.folders()
+    assert found.parent == two_folders[1].parent
+    monkeypatch.setattr(caching, "__file__", "/tmp/another/caching.pyc")
+    assert caching.folders() == [found]
+
+
+class _Archive:
+    """A loader whose modules have no file, like that of a PyInstaller bundle."""
+
+    def __init__(self, source):
+        self._code = compile(source, "archive", "exec")
+
+    def get_data(self, path):
+        raise FileNotFoundError(path)
+
+    def get_code(self, name):
+        return self._code
+
+
+def test_digest_of_code_identifies_bytecode_where_there_is_no_file(monkeypatch):
+    def digest(source):
+        spec = SimpleNamespace(loader=_Archive(source), origin="archive/name.pyc")
+        monkeypatch.setitem(sys.modules, "archived", SimpleNamespace(__spec__=spec))
+        return caching.digest_of_code("archived")
+
+    source = "FACTOR = 2.0\ndef f(x):\n    return FACTOR * g(x)[1:2]\n"
+    assert digest(source) == digest(source)
+    changed = [source.replace(*change) for change in (("2.0", "3.0"), ("g(", "h("), ("*", "+"))]
+    assert len({digest(text) for text in (source, *changed)}) == 4
+
+
+def test_digest_of_code_knows_all_modules_of_the_kernels():
+    files = {path.stem for path in (PACKAGE / "kernels").glob("*.py")}
+    known = {module.__name__.rpartition(".")[2] for module in compiling.SOURCES}
+    # compiling and caching are parts themselves, sinkhorn has all its helpers in one file, CUDA has
+    # no cache
+    others = {"caching", "compiling", "sinkhorn", "threads"}
+    others |= {"cuda", "cuda_losses", "cuda_sinkhorn", "device"}
+    assert known == files - others - {"__init__"}
+
+
+# -- in processes of their own ---------------------------------------------------------------------
+
+
+def _run(code, folder=None, **environment):
+    """What Python prints, and its warnings; `folder`, where it starts, comes first on its path."""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), done.stderr.count("Warning: ")
+
+
+def _files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.nbc")}
+
+
+def test_cache_serves_the_next_process(tmp_path):
+    code = """
+import fastemd, numpy as np
+p = np.eye(300)
+print(fastemd.emd_grad(p, p[::-1], fastemd.Chain(300), 2).sum())  # on two threads
+print(fastemd.sinkhorn(p[:2], p[2:4], fastemd.Chain(300).cost_matrix(), lam=1.0).value)
+"""
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2"}
+    first = _run(code, **environment)
+    compiled = _files(tmp_path)
+    kinds = ("gradient_chain_2_wide", "rows_in_parallel", "divide", "finish")
+    assert all(any(kind in path.name for path in compiled) for kind in kinds)
+    assert _run(code, **environment) == first
+    assert first[1] == 0
+    assert _files(tmp_path) == compiled
+
+
+def test_cache_of_edited_kernels_is_not_used(tmp_path):
+    """An edit of a file whose functions a kernel calls must change the result."""
+    shutil.copytree(PACKAGE, tmp_path / "fastemd", ignore=shutil.ignore_patterns("__pycache__"))
+    cache = str(tmp_path / "cache")
+    assert _run(FIRST_CALL, tmp_path, NUMBA_CACHE_DIR=cache) == ("1.0", 0)
+    edges = tmp_path / "fastemd" / "kernels" / "edges.py"
+    source = edges.read_text()
+    slope = "return w * max("
+    assert source.count(slope) == 1
+    edges.write_text(source.replace(slope, "return 7.0 * w * max("))
+    assert _run(FIRST_CALL, tmp_path, NUMBA_CACHE_DIR=cache) == ("7.0", 0)
+
+
+def test_cache_on_a_full_disk_is_done_without(tmp_path):
+    pytest.importorskip("resource")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
+    assert _run(f"{limit}; {FIRST_CALL}", NUMBA_CACHE_DIR=str(tmp_path)) == ("1.0", 1)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+WRITER = """
+from test_cache import SIGNATURE, add_one
+from fastemd.kernels import caching
+kernel = caching.compiled(add_one, SIGNATURE, b"1")
+compiled = kernel.overloads[SIGNATURE.args]
+print(flush=True)
+for _ in range(500):
+    caching.KernelCache(add_one, b"1").save_overload(SIGNATURE, compiled)
+"""
+
+
+def test_cache_is_read_while_other_processes_write(folder):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": config.CACHE_DIR}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-W", "error", "-c", WRITER]
+    writers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout.read(1)
+    cache, n_loads = caching.KernelCache(add_one, b"1"), 0
+    while any(writer.poll() is None for writer in writers):
+        assert cache.load_overload(SIGNATURE, cpu_target.target_context)
+        n_loads += 1
+    for writer in writers:
+        assert writer.wait() == 0
+        writer.stdout.close()
+    assert n_loads > 10
+    assert _only_file(folder)
