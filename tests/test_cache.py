@@ -1,5 +1,6 @@
 """The kernels' cache on disk: it serves later processes, and its failures cost only time."""
 
+import compileall
 import errno
 import os
 import pickle
@@ -380,3 +381,39 @@ def test_cache_is_read_while_other_processes_write(folder):
         writer.stdout.close()
     assert n_loads > 10
     assert _only_file(folder)
+
+
+def _zip(folder):
+    return shutil.make_archive(f"{folder}_packed", "zip", folder)
+
+
+def _only_bytecode(folder):
+    """As in a bundle: there is no source."""
+    assert compileall.compile_dir(folder, quiet=2, legacy=True)
+    for path in folder.rglob("*.py"):
+        path.unlink()
+    return str(folder)
+
+
+@pytest.mark.parametrize("pack", [_zip, _only_bytecode])
+def test_cache_of_a_package_without_source_files(pack, tmp_path):
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PACKAGE, source / "fastemd", ignore=ignored)
+    path, cache = pack(source), tmp_path / "cache"
+    code = """
+import fastemd
+print(fastemd.__file__)
+value, grad = fastemd.emd_value_and_grad([1, 0], [0, 1], fastemd.Chain(2), 1)
+print(float(value), grad.tolist(), fastemd.datasets.imagenet_tree().n_bins)
+"""
+    environment = {"PYTHONPATH": path, "NUMBA_CACHE_DIR": str(cache)}
+    printed, n_warnings = _run(code, tmp_path, **environment)
+    file, result = printed.splitlines()
+    assert file.startswith(path)
+    assert result == "1.0 [0.5, -0.5] 1000"
+    assert n_warnings == 0
+    compiled = _files(cache)
+    assert len(compiled) == 1
+    assert _run(code, tmp_path, **environment) == (printed, 0)
+    assert _files(cache) == compiled
