@@ -5,6 +5,7 @@ name of the function in fastemd that they check.
 """
 
 import decimal
+import math
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -286,6 +287,22 @@ def exact_grad(p, q, g, rho, project=True):
         result.append(total)
     mean = sum(result) / len(result) if project else 0
     return [x - mean for x in result]
+
+
+def exact_transport(p, q, cost):
+    """Eq. 1-2 in integers, by networkx, as a fraction; q is scaled to the mass of p."""
+    p, q = ([Fraction(float(x)) for x in masses] for masses in (p, q))
+    q = [x * sum(p) / sum(q) for x in q]
+    mass_unit = math.lcm(*(x.denominator for x in p + q))
+    price = {(i, j): Fraction(float(x)) for (i, j), x in np.ndenumerate(cost)}
+    price_unit = math.lcm(*(x.denominator for x in price.values()))
+    network = nx.DiGraph()
+    for i, (out, into) in enumerate(zip(p, q, strict=True)):
+        network.add_node(("p", i), demand=int(-out * mass_unit))
+        network.add_node(("q", i), demand=int(into * mass_unit))
+    for (i, j), x in price.items():
+        network.add_edge(("p", i), ("q", j), weight=int(x * price_unit))
+    return Fraction(nx.network_simplex(network)[0], mass_unit * price_unit)
 
 
 # Sinkhorn: one row, plain NumPy ------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The oracles against one another, so that a mistake is not made twice in the same place."""
 
+import itertools
+
 import naive
 import numpy as np
 import pytest
@@ -34,6 +36,25 @@ def test_naive__tree_formula_agrees_with_the_linear_programme(problem):
     cost = naive.cost_matrix(case.ground)
     ref = [naive.linear_programme(*row, cost) for row in zip(p, q, strict=True)]
     assert_close(naive.emd(p, q, case.ground, 1), ref, rtol=1e-9)
+
+
+def test_exact_transport_agrees_with_every_vertex(rng):
+    """Every vertex of a problem of 3 bins is a plan on five of the nine arcs."""
+    sums = np.array(
+        [np.kron(np.eye(3)[k], np.ones(3)) for k in range(3)]
+        + [np.tile(row, 3) for row in np.eye(3)]
+    )
+    for _ in range(5):
+        p, q = rng.multinomial(60, [0.2, 0.3, 0.5], 2)
+        cost = rng.integers(0, 9, (3, 3))
+        values = []
+        for arcs in itertools.combinations(range(9), 5):
+            columns = sums[:5, arcs]
+            if abs(np.linalg.det(columns)) > 0.5:
+                masses = np.linalg.solve(columns, np.concatenate([p, q])[:5])
+                if masses.min() > -0.5:
+                    values.append(masses @ cost.ravel()[list(arcs)])
+        assert naive.exact_transport(p, q, cost) == round(min(values))
 
 
 @pytest.mark.parametrize("rho", [1, 1.5, 2, 3, 3.7])
