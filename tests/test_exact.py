@@ -1,25 +1,142 @@
-"""The linear programme: the value is the least, the plan is a plan."""
+"""Optimal transport: the value is the least, the plan is a plan."""
 
 import naive
 import numpy as np
 import ot
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from operations import assert_close
-from strategies import random_pair
+from strategies import problems, random_pair
 
 import fastemd
+from fastemd import pairs
+
+ROUNDING = 1e-14
+
+
+def assert_is_plan(plan, p, q, rtol=ROUNDING):
+    """Every row has the mass of `p` and every column that of `q`, also where it is tiny."""
+    assert (plan >= 0).all()
+    np.testing.assert_allclose(plan.sum(axis=-1), p, rtol=rtol)
+    np.testing.assert_allclose(plan.sum(axis=-2), q, rtol=rtol)
 
 
 def test_exact_emd__is_the_distance_of_every_space(case, rng):
-    if case.n_bins > 60:
-        pytest.skip("slow on purpose")
     p, q = random_pair(rng, (3, case.n_bins))
     value, plan = fastemd.exact_emd(p, q, case.space)
-    assert_close(value, naive.emd(p, q, case.ground, 1), rtol=1e-9)
+    assert_close(value, naive.emd(p, q, case.ground, 1), rtol=ROUNDING)
+    assert_close(value, (plan * case.space.cost_matrix()).sum(axis=(-2, -1)))
     assert plan.shape == (3, case.n_bins, case.n_bins)
-    np.testing.assert_allclose(plan.sum(axis=-1), p, atol=1e-12)
-    np.testing.assert_allclose(plan.sum(axis=-2), q, atol=1e-12)
-    assert (plan >= 0).all()
+    assert_is_plan(plan, p, q)
+
+
+@given(problems())
+def test_exact_emd_of_a_space_agrees_with_emd_and_its_cost_matrix(problem):
+    case, p, q = problem
+    value, plan = fastemd.exact_emd(p, q, case.space)
+    assert_close(value, fastemd.emd(p, q, case.space, rho=1), rtol=ROUNDING)
+    assert_close(value, fastemd.exact_emd(p, q, case.space.cost_matrix())[0], rtol=ROUNDING)
+    assert_is_plan(plan, p, q)
+
+
+def test_exact_emd_of_a_space_leaves_common_mass_in_place(case, rng):
+    p, q = random_pair(rng, (3, case.n_bins))
+    plan = fastemd.exact_emd(p, q, case.space)[1]
+    assert_close(np.einsum("...kk->...k", plan), np.minimum(p, q), rtol=ROUNDING)
+
+
+def test_exact_emd_of_a_long_chain():
+    n = 1500
+    p, q = np.eye(n)[[0, 1]]
+    p, q = (p + 1) / (n + 1), (q + 1) / (n + 1)
+    assert_close(fastemd.exact_emd(p, q, fastemd.Chain(n))[0], 1 / (n + 1))
+
+
+BIG = 1e10
+BLOCKED = np.full((4, 4), 1e18)
+np.fill_diagonal(BLOCKED, 0.0)
+BLOCKED[0, 1] = 1.0
+WIDE = [
+    ([1 / 3] * 3, [1 / 3] * 3, [[6, 3, BIG], [1, 8, 0], [2, 5, 0]], 4 / 3),
+    ([0.5, 0, 0.25, 0.25], [0, 0.5, 0.25, 0.25], fastemd.Chain(4, gaps=[1, 1, 1e12]), 0.5),
+    ([0.5, 0, 0.25, 0.25], [0, 0.5, 0.25, 0.25], BLOCKED, 0.5),
+    ([1.0, 1e-13], [1.0, 1e-13], [[1e-6, 1], [1, 1e12]], 2e-13 + (1 - 1e-13) * 1e-6),
+    ([1.0, 2.0**-43], [1 + 2.0**-43, 0.0], [[0, 1], [1e12, 0]], 1e12 * 2.0**-43),
+    ([1.0, 1e-300], [1.0, 1e-300], [[0, 1e300], [1e300, 1e200]], 1e-100),
+    ([1.0, 1e-300], [1.0, 1e-300], [[0, 1], [1, 1e200]], 2e-300),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("p", "q", "cost", "ref"), WIDE)
+def test_exact_emd_with_costs_and_masses_of_very_different_size(p, q, cost, ref):
+    value, plan = fastemd.exact_emd(p, q, cost)
+    assert_close(value, ref, rtol=ROUNDING)
+    assert_is_plan(plan, p, q)
+
+
+@st.composite
+def wide_problems(draw):
+    """Masses over 12 decades, costs over 20, some of them 0."""
+    n = draw(st.integers(2, 4))
+
+    def numbers(lowest, highest, count):
+        powers = st.floats(lowest, highest).map(lambda exponent: 10.0**exponent)
+        return np.array(draw(st.lists(powers | st.just(0.0), min_size=count, max_size=count)))
+
+    p, q = numbers(-12, 0, n), numbers(-12, 0, n)
+    for masses in (p, q):
+        masses[draw(st.integers(0, n - 1))] = 1.0
+    return p, q * (p.sum() / q.sum()), numbers(-10, 10, n * n).reshape(n, n)
+
+
+@given(wide_problems())
+def test_exact_emd_is_optimal_whatever_the_size_of_costs_and_masses(problem):
+    p, q, cost = problem
+    value, plan = fastemd.exact_emd(p, q, cost)
+    np.testing.assert_allclose(value, float(naive.exact_transport(p, q, cost)), rtol=ROUNDING)
+    np.testing.assert_allclose(value, (plan * cost).sum(), rtol=ROUNDING)
+    assert_is_plan(plan, p, q)
+
+
+@pytest.mark.parametrize("n_bins", [10, 40])
+def test_exact_emd_is_optimal_for_many_bins(n_bins, rng):
+    """Most costs are tied in the second problem, and most masses in the third."""
+    p, q = rng.dirichlet(np.ones(n_bins), 2)
+    shape = n_bins, n_bins
+    even = np.full(n_bins, 1 / n_bins)
+    for a, b, cost in [
+        (p, q, 10.0 ** rng.uniform(-12, 12, shape)),
+        (p, q, rng.integers(0, 3, shape).astype(float)),
+        (even, even, rng.random(shape)),
+    ]:
+        value, plan = fastemd.exact_emd(a, b, cost)
+        np.testing.assert_allclose(value, float(naive.exact_transport(a, b, cost)), rtol=ROUNDING)
+        assert_is_plan(plan, a, b)
+
+
+@pytest.mark.parametrize("kind", ["space", "matrix"])
+def test_exact_emd_scales_q_to_the_mass_of_p(kind, rng):
+    """Rows of a float32 softmax sum to 1 only up to its rounding."""
+    logits = rng.normal(size=(2, 400, 12)).astype(np.float32)
+    p, q = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    assert p.dtype == q.dtype == np.float32
+    chain = fastemd.Chain(12)
+    value, plan = fastemd.exact_emd(p, q, chain if kind == "space" else chain.cost_matrix())
+    assert_close(value, fastemd.emd(p, q, chain, rho=1), rtol=1e-5)
+    p, q = p.astype(np.float64), q.astype(np.float64)
+    ratio = p.sum(axis=-1, keepdims=True) / q.sum(axis=-1, keepdims=True)
+    assert (abs(ratio - 1) > 1e-10).any()
+    assert_is_plan(plan, p, q * ratio)
+
+
+@pytest.mark.parametrize("cost", [fastemd.Chain(3), 1 - np.eye(3)], ids=["space", "matrix"])
+def test_exact_emd_counts_tolerated_negative_masses_as_zero(cost, monkeypatch):
+    monkeypatch.setattr(pairs, "check_masses", lambda *arguments: None)
+    p, q = [[1.0, -1e-9, 0.0], [0.0, 0.0, -0.0]], [[-1e-9, 1.0, -1e-30], [0.0, -0.0, 0.0]]
+    value, plan = fastemd.exact_emd(p, q, cost)
+    assert_close(value, [1.0, 0.0])
+    assert_is_plan(plan, np.maximum(p, 0), np.maximum(q, 0))
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])

@@ -26,7 +26,6 @@ from fastemd.validation.arguments import (
     not_a_tensor,
     not_an_array,
     not_readable,
-    not_solved,
     one_cost,
     only_on_cpu,
     outs_overlap,

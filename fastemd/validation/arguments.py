@@ -238,10 +238,6 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
 
 
-def not_solved(row: int, why: str) -> NoReturn:
-    raise RuntimeError(f"row {row}: the linear programme was not solved: {why}")
-
-
 def check_columns(columns: Array, n_bins: int) -> None:
     good = columns.dtype.kind in "iu" and columns.size and 0 <= columns[0] <= columns[-1] < n_bins
     if not good:
