@@ -15,6 +15,7 @@ Array = NDArray[Any]
 
 
 @eager
+@np.errstate(all="ignore")  # results beyond the range of float64 are 0 or inf
 def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tuple[Any, Any]:
     """Compute the Earth Mover's Distance and an optimal transport plan.
 

@@ -139,6 +139,30 @@ def test_exact_emd_counts_tolerated_negative_masses_as_zero(cost, monkeypatch):
     assert_is_plan(plan, np.maximum(p, 0), np.maximum(q, 0))
 
 
+TINY = np.longdouble("1e-320")
+EXTREMES = [
+    ([1e-300, 1], [0, 1], [[0, 1e-300], [1e-300, 0]]),
+    ([1e-200, 0], [0, 1e-200], [[0, 1e-200], [1e-200, 0]]),
+    ([1e-200, 0], [0, 1e-200], fastemd.Chain(2, gaps=[1e-200])),
+    ([1e300, 0], [0, 1e300], [[0, 1e300], [1, 1]]),
+    ([1e300, 0], [0, 1e300], fastemd.Chain(2, gaps=[1e150])),
+    ([5e-324, 0], [0, 5e-324], [[0, 0.5], [1, 1]]),
+    (np.array([1, TINY]), np.array([TINY, 1]), np.array([[0, TINY], [1, 1]])),
+]
+
+
+@pytest.mark.parametrize(("p", "q", "cost"), EXTREMES)
+def test_exact_emd_gives_the_same_where_floating_point_errors_raise(p, q, cost):
+    with np.errstate(all="ignore"):
+        ref = fastemd.exact_emd(p, q, cost)
+    with np.errstate(all="raise"):
+        comp = fastemd.exact_emd(p, q, cost)
+    with np.errstate(all="warn"):
+        fastemd.exact_emd(p, q, cost)
+    for ours, wanted in zip(comp, ref, strict=True):
+        np.testing.assert_array_equal(ours, wanted)
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_exact_emd__agrees_with_pot_whatever_the_units(scale, rng):
     p, q = rng.dirichlet(np.ones(15), (2, 4)) * scale
