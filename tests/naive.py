@@ -5,7 +5,9 @@ name of the function in fastemd that they check.
 """
 
 import decimal
+import itertools
 import math
+from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -289,20 +291,86 @@ def exact_grad(p, q, g, rho, project=True):
     return [x - mean for x in result]
 
 
+# Optimal transport in exact rational arithmetic ---------------------------------------------------
+
+
+def _fractions(values):
+    return [Fraction(float(x)) for x in values]
+
+
+def _balanced(p, q):
+    """Both histograms as fractions; q is scaled to the mass of p."""
+    p, q = _fractions(p), _fractions(q)
+    return p, [x * sum(p) / (sum(q) or 1) for x in q]
+
+
+def transport_vertices(p, q):
+    """All vertices of eq. 2, as {(i, j): mass}: plans on a spanning tree of sources and sinks."""
+    p, q = _balanced(p, q)
+    n = len(p)
+    arcs = list(itertools.product(range(n), range(n, 2 * n)))
+    for tree in itertools.combinations(arcs, 2 * n - 1):
+        left, plan, rest = [*p, *q], {}, list(tree)
+        while rest:
+            degree = Counter(itertools.chain(*rest))
+            arc = min(rest, key=lambda arc: min(degree[end] for end in arc))
+            leaf = min(arc, key=degree.get)
+            if degree[leaf] > 1:
+                break  # a cycle
+            moved = left[leaf]
+            for end in arc:
+                left[end] -= moved
+            plan[arc[0], arc[1] - n] = moved
+            rest.remove(arc)
+        if not rest and min(plan.values()) >= 0:
+            yield plan
+
+
+def transport_cost(plan, cost):
+    """What a plan costs, as a fraction."""
+    return sum((moved * Fraction(float(cost[i][j])) for (i, j), moved in plan.items()), Fraction(0))
+
+
 def exact_transport(p, q, cost):
-    """Eq. 1-2 in integers, by networkx, as a fraction; q is scaled to the mass of p."""
-    p, q = ([Fraction(float(x)) for x in masses] for masses in (p, q))
-    q = [x * sum(p) / sum(q) for x in q]
-    mass_unit = math.lcm(*(x.denominator for x in p + q))
-    price = {(i, j): Fraction(float(x)) for (i, j), x in np.ndenumerate(cost)}
-    price_unit = math.lcm(*(x.denominator for x in price.values()))
-    network = nx.DiGraph()
-    for i, (out, into) in enumerate(zip(p, q, strict=True)):
-        network.add_node(("p", i), demand=int(-out * mass_unit))
-        network.add_node(("q", i), demand=int(into * mass_unit))
-    for (i, j), x in price.items():
-        network.add_edge(("p", i), ("q", j), weight=int(x * price_unit))
-    return Fraction(nx.network_simplex(network)[0], mass_unit * price_unit)
+    """Eq. 1-2 for a few bins, as a fraction: the least cost of all vertices."""
+    return min(transport_cost(plan, cost) for plan in transport_vertices(p, q))
+
+
+def is_transport_plan(plan, p, q):
+    """Whether the masses of a plan in float64 are those of an exact plan, each of them rounded."""
+    p, q = _balanced(p, q)
+    lines = [*zip(plan, p, strict=True), *zip(plan.T, q, strict=True)]
+    return (plan >= 0).all() and all(
+        abs(sum(_fractions(line)) - mass)
+        <= mass / 2**53 + len(line) * Fraction(1, 2**1075)  # the second below the normal numbers
+        for line, mass in lines
+    )
+
+
+def is_optimal_transport(plan, cost):
+    """Whether no cycle of more mass on some arcs and less on others makes a plan cheaper.
+
+    Bellman-Ford in integers, from all nodes at once: the lengths of the shortest paths settle
+    after one round per node unless there is a cycle of negative cost.
+    """
+    n = len(plan)
+    costs = _fractions(np.ravel(cost))
+    unit = math.lcm(*(x.denominator for x in costs))
+    arcs = []
+    for (i, j), x in zip(np.ndindex(n, n), costs, strict=True):
+        arcs.append((i, n + j, int(x * unit)))
+        if plan[i, j] > 0:
+            arcs.append((n + j, i, -int(x * unit)))
+    length = [0] * (2 * n)
+    for _ in range(2 * n):
+        settled = True
+        for start, end, x in arcs:
+            if length[start] + x < length[end]:
+                length[end] = length[start] + x
+                settled = False
+        if settled:
+            return True
+    return False
 
 
 # Sinkhorn: one row, plain NumPy ------------------------------------------------------------------

@@ -10,16 +10,19 @@ from operations import assert_close
 from strategies import problems, random_pair
 
 import fastemd
-from fastemd import pairs
 
 ROUNDING = 1e-14
 
 
-def assert_is_plan(plan, p, q, rtol=ROUNDING):
-    """Every row has the mass of `p` and every column that of `q`, also where it is tiny."""
-    assert (plan >= 0).all()
-    np.testing.assert_allclose(plan.sum(axis=-1), p, rtol=rtol)
-    np.testing.assert_allclose(plan.sum(axis=-2), q, rtol=rtol)
+def assert_are_plans(plans, p, q):
+    for plan, *masses in zip(plans, p, q, strict=True):
+        assert naive.is_transport_plan(plan, *masses)
+
+
+def assert_is_optimal(value, plan, p, q, cost):
+    assert naive.is_transport_plan(plan, p, q)
+    assert naive.is_optimal_transport(plan, cost)
+    np.testing.assert_allclose(value, (plan * cost).sum(), rtol=ROUNDING)
 
 
 def test_exact_emd__is_the_distance_of_every_space(case, rng):
@@ -28,7 +31,7 @@ def test_exact_emd__is_the_distance_of_every_space(case, rng):
     assert_close(value, naive.emd(p, q, case.ground, 1), rtol=ROUNDING)
     assert_close(value, (plan * case.space.cost_matrix()).sum(axis=(-2, -1)))
     assert plan.shape == (3, case.n_bins, case.n_bins)
-    assert_is_plan(plan, p, q)
+    assert_are_plans(plan, p, q)
 
 
 @given(problems())
@@ -37,7 +40,7 @@ def test_exact_emd_of_a_space_agrees_with_emd_and_its_cost_matrix(problem):
     value, plan = fastemd.exact_emd(p, q, case.space)
     assert_close(value, fastemd.emd(p, q, case.space, rho=1), rtol=ROUNDING)
     assert_close(value, fastemd.exact_emd(p, q, case.space.cost_matrix())[0], rtol=ROUNDING)
-    assert_is_plan(plan, p, q)
+    assert_are_plans(plan, p, q)
 
 
 def test_exact_emd_of_a_space_leaves_common_mass_in_place(case, rng):
@@ -72,13 +75,13 @@ WIDE = [
 def test_exact_emd_with_costs_and_masses_of_very_different_size(p, q, cost, ref):
     value, plan = fastemd.exact_emd(p, q, cost)
     assert_close(value, ref, rtol=ROUNDING)
-    assert_is_plan(plan, p, q)
+    assert naive.is_transport_plan(plan, p, q)
 
 
 @st.composite
 def wide_problems(draw):
     """Masses over 12 decades, costs over 20, some of them 0."""
-    n = draw(st.integers(2, 4))
+    n = draw(st.integers(2, 6))
 
     def numbers(lowest, highest, count):
         powers = st.floats(lowest, highest).map(lambda exponent: 10.0**exponent)
@@ -94,49 +97,52 @@ def wide_problems(draw):
 def test_exact_emd_is_optimal_whatever_the_size_of_costs_and_masses(problem):
     p, q, cost = problem
     value, plan = fastemd.exact_emd(p, q, cost)
-    np.testing.assert_allclose(value, float(naive.exact_transport(p, q, cost)), rtol=ROUNDING)
-    np.testing.assert_allclose(value, (plan * cost).sum(), rtol=ROUNDING)
-    assert_is_plan(plan, p, q)
+    assert_is_optimal(value, plan, p, q, cost)
+    if len(p) <= 3:
+        ref = naive.exact_transport(p, q, cost)
+        np.testing.assert_allclose(value, float(ref), rtol=ROUNDING)
 
 
 @pytest.mark.parametrize("n_bins", [10, 40])
 def test_exact_emd_is_optimal_for_many_bins(n_bins, rng):
-    """Most costs are tied in the second problem, and most masses in the third."""
+    """Most costs are tied in the second problem, and most masses in the third.
+
+    The integers of the last are beyond the range of float64.
+    """
     p, q = rng.dirichlet(np.ones(n_bins), 2)
+    tiny = np.append(p[:-1], 1e-300)
     shape = n_bins, n_bins
     even = np.full(n_bins, 1 / n_bins)
     for a, b, cost in [
         (p, q, 10.0 ** rng.uniform(-12, 12, shape)),
         (p, q, rng.integers(0, 3, shape).astype(float)),
         (even, even, rng.random(shape)),
+        (tiny, q / q.sum() * tiny.sum(), rng.random(shape)),
     ]:
-        value, plan = fastemd.exact_emd(a, b, cost)
-        np.testing.assert_allclose(value, float(naive.exact_transport(a, b, cost)), rtol=ROUNDING)
-        assert_is_plan(plan, a, b)
+        assert_is_optimal(*fastemd.exact_emd(a, b, cost), a, b, cost)
 
 
 @pytest.mark.parametrize("kind", ["space", "matrix"])
 def test_exact_emd_scales_q_to_the_mass_of_p(kind, rng):
     """Rows of a float32 softmax sum to 1 only up to its rounding."""
-    logits = rng.normal(size=(2, 400, 12)).astype(np.float32)
+    logits = rng.normal(size=(2, 50, 12)).astype(np.float32)
     p, q = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     assert p.dtype == q.dtype == np.float32
     chain = fastemd.Chain(12)
     value, plan = fastemd.exact_emd(p, q, chain if kind == "space" else chain.cost_matrix())
     assert_close(value, fastemd.emd(p, q, chain, rho=1), rtol=1e-5)
-    p, q = p.astype(np.float64), q.astype(np.float64)
-    ratio = p.sum(axis=-1, keepdims=True) / q.sum(axis=-1, keepdims=True)
-    assert (abs(ratio - 1) > 1e-10).any()
-    assert_is_plan(plan, p, q * ratio)
+    p_mass, q_mass = (x.sum(axis=-1, dtype=np.float64) for x in (p, q))
+    assert (abs(p_mass / q_mass - 1) > 1e-10).any()
+    assert_are_plans(plan, p, q)
 
 
 @pytest.mark.parametrize("cost", [fastemd.Chain(3), 1 - np.eye(3)], ids=["space", "matrix"])
-def test_exact_emd_counts_tolerated_negative_masses_as_zero(cost, monkeypatch):
-    monkeypatch.setattr(pairs, "check_masses", lambda *arguments: None)
+def test_exact_emd_counts_tolerated_negative_masses_as_zero(cost):
     p, q = [[1.0, -1e-9, 0.0], [0.0, 0.0, -0.0]], [[-1e-9, 1.0, -1e-30], [0.0, -0.0, 0.0]]
     value, plan = fastemd.exact_emd(p, q, cost)
-    assert_close(value, [1.0, 0.0])
-    assert_is_plan(plan, np.maximum(p, 0), np.maximum(q, 0))
+    np.testing.assert_array_equal(value, [1.0, 0.0])
+    np.testing.assert_array_equal(plan[0], [[0, 1, 0], [0, 0, 0], [0, 0, 0]])
+    assert not plan[1].any()
 
 
 TINY = np.longdouble("1e-320")
@@ -203,7 +209,7 @@ BAD = [
     ({"cost": np.diag([0, np.inf, 0])}, ValueError, r"cost: not finite, inf"),
     ({"cost": "matrix"}, TypeError, r"cost: expected"),
     ({"cost": np.eye(3) * 1j}, TypeError, r"cost: expected"),
-    ({"cost": np.ma.array(np.eye(3))}, TypeError, r"cost: .*masked"),
+    ({"cost": np.ma.array(np.eye(3), mask=np.eye(3))}, TypeError, r"cost: .*masked"),
     ({"cost": [[1, 2], [3]]}, TypeError, r"cost: expected"),
     ({"p": [1, 0]}, ValueError, r"p: the last axis"),
     ({"q": np.ones((2, 3)), "p": np.ones((4, 3))}, ValueError, r"do not broadcast"),
@@ -213,7 +219,7 @@ BAD = [
     ({"p": [1e308] * 3, "q": [1e308] * 3}, ValueError, r"beyond the range"),
     ({"p": [1e308] * 3, "q": [1e308, 0, 0]}, ValueError, r"beyond the range"),
     ({"p": [np.inf, 0, 0]}, ValueError, r"p is not finite, inf at bin 0"),
-    ({"p": None}, TypeError, r"p: expected an array"),
+    ({"p": None}, TypeError, r"p: expected real numbers"),
 ]
 BAD_FOR_SINKHORN = [
     ({"lam": 0}, ValueError, r"lam: expected a finite number > 0, got 0"),

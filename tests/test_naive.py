@@ -1,7 +1,5 @@
 """The oracles against one another, so that a mistake is not made twice in the same place."""
 
-import itertools
-
 import naive
 import numpy as np
 import pytest
@@ -38,23 +36,53 @@ def test_naive__tree_formula_agrees_with_the_linear_programme(problem):
     assert_close(naive.emd(p, q, case.ground, 1), ref, rtol=1e-9)
 
 
-def test_exact_transport_agrees_with_every_vertex(rng):
-    """Every vertex of a problem of 3 bins is a plan on five of the nine arcs."""
-    sums = np.array(
-        [np.kron(np.eye(3)[k], np.ones(3)) for k in range(3)]
-        + [np.tile(row, 3) for row in np.eye(3)]
-    )
-    for _ in range(5):
+@pytest.mark.parametrize("n_bins", [1, 2, 3, 4])
+def test_exact_transport_agrees_with_the_linear_programme(n_bins, rng):
+    p, q = rng.multinomial(60, np.ones(n_bins) / n_bins, 2)
+    cost = rng.integers(0, 9, (n_bins, n_bins))
+    ref = naive.linear_programme(p, q, cost)
+    assert_close(float(naive.exact_transport(p, q, cost)), ref, rtol=1e-9)
+
+
+def test_is_optimal_transport_accepts_the_cheapest_vertices_only(rng):
+    """Few different costs, so that some problems have several optimal vertices."""
+    n_optimal = []
+    for _ in range(20):
         p, q = rng.multinomial(60, [0.2, 0.3, 0.5], 2)
-        cost = rng.integers(0, 9, (3, 3))
-        values = []
-        for arcs in itertools.combinations(range(9), 5):
-            columns = sums[:5, arcs]
-            if abs(np.linalg.det(columns)) > 0.5:
-                masses = np.linalg.solve(columns, np.concatenate([p, q])[:5])
-                if masses.min() > -0.5:
-                    values.append(masses @ cost.ravel()[list(arcs)])
-        assert naive.exact_transport(p, q, cost) == round(min(values))
+        cost = rng.integers(0, 4, (3, 3))
+        least = naive.exact_transport(p, q, cost)
+        optimal = 0
+        for vertex in naive.transport_vertices(p, q):
+            plan = np.zeros((3, 3))
+            for arc, moved in vertex.items():
+                plan[arc] = moved
+            assert naive.is_transport_plan(plan, p, q)
+            is_cheapest = naive.transport_cost(vertex, cost) == least
+            assert naive.is_optimal_transport(plan, cost) == is_cheapest
+            optimal += is_cheapest
+        n_optimal.append(optimal)
+    assert max(n_optimal) > 1
+
+
+def test_is_optimal_transport_compares_exactly():
+    """The sum of two costs is the other two's but for one unit in the last place."""
+    one = np.nextafter(1.0, 2.0)
+    plan = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert naive.is_optimal_transport(plan, [[1.0, 1e-300], [2.0, 1.0]])
+    assert naive.is_optimal_transport(plan, [[one, 1.0], [one, 1.0]])
+    assert not naive.is_optimal_transport(plan, [[one, 1.0], [1.0, 1.0]])
+    assert not naive.is_optimal_transport(plan, [[1e300, 1e300], [0.0, 1e-300]])
+
+
+@pytest.mark.parametrize("change", [2.0**-50, -(2.0**-50), -0.25])
+def test_is_transport_plan_rejects_other_masses(change):
+    p, q = [0.75, 1.25], [2.0, 2.0]
+    plan = np.array([[0.75, 0.0], [0.25, 1.0]])
+    assert naive.is_transport_plan(plan, p, q)
+    assert not naive.is_transport_plan(plan + np.array([[0, 0], [change, 0]]), p, q)
+    exchange = abs(change) * np.array([[1, -1], [-1, 1]])
+    assert naive.is_transport_plan(plan - exchange, p, q)
+    assert not naive.is_transport_plan(plan + exchange, p, q)  # plan[0, 1] is negative
 
 
 @pytest.mark.parametrize("rho", [1, 1.5, 2, 3, 3.7])
