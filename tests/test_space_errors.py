@@ -276,6 +276,8 @@ def test_from_parents__names_the_node_whose_length_is_no_number(weights):
 def test_from_parents__refuses_lengths_that_would_overflow():
     with pytest.raises(ValueError, match="weights: the lengths sum to more than"):
         Tree.from_parents([-1, 0, 0], [0, 1e150, 1e150])
+    with pytest.raises(ValueError, match="gaps: the lengths sum to more than"):
+        Chain(3, gaps=[1e308, 1e308])
 
 
 def test_from_networkx__names_the_node_whose_length_is_no_number():

@@ -43,7 +43,7 @@ def check_lengths(
         raise ValueError(
             f"{name}: {owners[i]!r} has length {lengths[i]}; lengths must be finite and >= 0"
         )
-    if math.fsum(lengths) > LONGEST:
+    if lengths.max(initial=0.0) > LONGEST or math.fsum(lengths) > LONGEST:
         raise ValueError(f"{name}: the lengths sum to more than {LONGEST:g}; use another unit")
     return lengths
 
