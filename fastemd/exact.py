@@ -42,8 +42,8 @@ def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tupl
     Raises
     ------
     ValueError
-        If `cost` is not square, negative or not finite, shapes do not fit or a histogram is bad;
-        the message names the row.
+        If `cost` is not square, negative or not finite in float64, shapes do not fit or a histogram
+        is bad; the message names the row.
     TypeError
         If an argument is of another kind.
 

@@ -28,6 +28,7 @@ def library_of(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> arr
     return arrays.library_of({"p": p, "q": q, **costs})
 
 
+@np.errstate(all="ignore")  # sums and conversions may overflow or underflow
 def checked(
     p: ArrayLike,
     q: ArrayLike,
@@ -63,17 +64,18 @@ def checked(
     )
     for rows in (p_rows, q_rows):
         rows[rows < 0.0] = 0.0  # within the tolerance
-    return Pairs(p_rows, q_rows, np.ascontiguousarray(matrix, result_type), batch, library)
+    costs = np.ascontiguousarray(matrix, result_type)
+    validation.check_cost(costs)  # finite in that type, too
+    return Pairs(p_rows, q_rows, costs, batch, library)
 
 
 def check_masses(inputs: dict[str, Array], batch: tuple[int, ...], tolerance: float) -> None:
     """Finite, non-negative, of equal mass: the kernels' own rules, without a plan."""
-    with np.errstate(all="ignore"):
-        p_mass, q_mass = (array.sum(axis=-1, dtype=np.float64) for array in inputs.values())
-        highest = np.maximum(p_mass, q_mass)
-        good: Any = (np.abs(p_mass - q_mass) <= tolerance * highest) & (highest < np.inf)
-        for array, mass in zip(inputs.values(), (p_mass, q_mass), strict=True):
-            negative = -np.minimum(array, 0).sum(axis=-1, dtype=np.float64)
-            good = good & (negative <= tolerance * mass)
+    p_mass, q_mass = (array.sum(axis=-1, dtype=np.float64) for array in inputs.values())
+    highest = np.maximum(p_mass, q_mass)
+    good: Any = (np.abs(p_mass - q_mass) <= tolerance * highest) & (highest < np.inf)
+    for array, mass in zip(inputs.values(), (p_mass, q_mass), strict=True):
+        negative = -np.minimum(array, 0).sum(axis=-1, dtype=np.float64)
+        good = good & (negative <= tolerance * mass)
     for row in np.flatnonzero(~np.broadcast_to(good, batch)):
         validation.blame(inputs, batch, int(row), tolerance)

@@ -113,8 +113,9 @@ def sinkhorn(
     Raises
     ------
     ValueError
-        If `cost` is not square, negative or not finite, shapes do not fit, ``lam <= 0``,
-        ``max_iter < 1``, ``tol < 0`` or a histogram is bad; the message names the row.
+        If `cost` is not square, negative or not finite in the type of the results, shapes do not
+        fit, ``lam <= 0``, ``max_iter < 1``, ``tol < 0`` or a histogram is bad; the message names
+        the row.
     TypeError
         If an argument is of another kind.
 

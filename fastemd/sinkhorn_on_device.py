@@ -81,7 +81,7 @@ class Solver:
         key = index, self.computing.char
         if key not in kept:
             host = space.cost_matrix()
-            with target.on_device(index):
+            with np.errstate(all="ignore"), target.on_device(index):  # costs are checked later
                 kept[key] = target.upload(host.astype(self.computing)), float(host.max())
         matrix, highest = kept[key]
         return matrix, lambda: highest

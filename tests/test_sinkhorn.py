@@ -138,6 +138,33 @@ def test_sinkhorn__takes_a_tolerance(rng):
         ).all()
 
 
+@pytest.mark.parametrize(
+    "method",
+    ["paper", pytest.param("log", marks=cpu)],  # devices compute "log" in float64
+)
+@pytest.mark.parametrize(
+    "cost",
+    [pytest.param(np.array([[0, 1e39], [1, 0]]), id="matrix"), fastemd.Chain(2, gaps=[1e39])],
+    ids=repr,
+)
+def test_sinkhorn_rejects_costs_beyond_the_range_of_float32(cost, method):
+    p, q = np.eye(2, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"cost: not finite, inf from bin 0 to 1; .* in float32"):
+        fastemd.sinkhorn(p, q, cost, lam=1, dtype=np.float32, method=method)
+
+
+@cpu
+@each_method
+def test_sinkhorn_converts_long_double_where_floating_point_errors_raise(method):
+    tiny = np.longdouble("1e-320")
+    arguments = np.array([1, tiny]), np.array([tiny, 1]), np.array([[0, tiny], [1, 1]])
+    ref = fastemd.sinkhorn(*arguments, lam=1, method=method)
+    with np.errstate(all="raise"):
+        comp = fastemd.sinkhorn(*arguments, lam=1, method=method)
+    for ours, wanted in zip(comp, ref, strict=True):
+        np.testing.assert_array_equal(ours, wanted)
+
+
 def test_sinkhorn__types(rng):
     p, q, cost = _problem(rng)
     single = [x.astype(np.float32) for x in (p, q, cost)]

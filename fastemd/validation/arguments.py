@@ -198,7 +198,10 @@ def check_cost(matrix: Array) -> None:
     if matrix.min() >= 0 and matrix.max() < np.inf:
         return
     for bad in np.argwhere(~np.isfinite(matrix))[:1]:
-        raise ValueError(f"cost: not finite, {matrix[tuple(bad)]} from bin {bad[0]} to {bad[1]}")
+        raise ValueError(
+            f"cost: not finite, {matrix[tuple(bad)]} from bin {bad[0]} to {bad[1]}; "
+            f"costs must be finite in {matrix.dtype}"
+        )
     for bad in np.argwhere(matrix < 0)[:1]:
         raise ValueError(
             f"cost: a negative cost, {matrix[tuple(bad)]} from bin {bad[0]} to {bad[1]}; "
