@@ -45,7 +45,7 @@ def checked(
         matrix = arrays.real("cost", cost)
         validation.check_cost(matrix)
         deciding = [matrix]
-    inputs = {"p": p, "q": q}
+    inputs: dict[str, Any] = {"p": p, "q": q}
     for name, value in inputs.items():
         if isinstance(cost, GroundSpace):
             inputs[name] = arrays.histograms(name, value, cost)

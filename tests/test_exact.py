@@ -222,7 +222,7 @@ BAD = [
     ({"p": [1e308] * 3, "q": [1e308] * 3}, ValueError, r"beyond the range"),
     ({"p": [1e308] * 3, "q": [1e308, 0, 0]}, ValueError, r"beyond the range"),
     ({"p": [np.inf, 0, 0]}, ValueError, r"p is not finite, inf at bin 0"),
-    ({"p": None}, TypeError, r"p: expected real numbers"),
+    ({"p": None}, TypeError, r"p: expected an array"),
 ]
 BAD_FOR_SINKHORN = [
     ({"lam": 0}, ValueError, r"lam: expected a finite number > 0, got 0"),
