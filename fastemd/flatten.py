@@ -4,7 +4,7 @@ Every description of a tree (a networkx graph, name paths, a linkage matrix) bec
 parent pointers, with -1 at the root, in the description's own node order.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -40,16 +40,16 @@ def post_order(parent: Index, root: int) -> list[int]:
     return order[::-1]
 
 
-def tree_order(parent: Index, labels: Sequence[Hashable]) -> Index:
-    """The post-order of all nodes, if they are one tree."""
+def tree_order(parent: Index, labels: Sequence[Hashable], argument: str) -> Index:
+    """The post-order of all nodes, if they are one tree; else an error that names `argument`."""
     roots = np.flatnonzero(parent < 0)
     if roots.size == 0:
-        validation.not_a_tree(f"there is no root; node {labels[0]!r} is below a cycle or on it")
+        validation.on_a_cycle(argument, labels[0])
     order = np.array(post_order(parent, int(roots[0])), np.intp)
     left_out = np.ones(parent.size, bool)
     left_out[order] = False
     for node in np.flatnonzero(left_out).tolist():
-        validation.not_a_tree(f"node {labels[node]!r} is below a cycle or on it")
+        validation.on_a_cycle(argument, labels[node])
     return order
 
 
@@ -76,16 +76,13 @@ def parents_of_digraph(
     parent = np.full(len(index), -1, np.intp)
     for above, node in graph.edges:
         if parent[index[node]] >= 0:
-            validation.not_a_tree(
-                f"node {node!r} has more than one parent; edges must run from parent to child "
-                "(graph.reverse() turns them)"
-            )
+            validation.two_parents(node)
         parent[index[node]] = index[above]
     roots = [label for label, i in index.items() if parent[i] < 0]
     if len(roots) > 1:
-        validation.not_a_tree(f"node {roots[1]!r} is not connected to node {roots[0]!r}")
+        validation.not_connected(roots[1], roots[0])
     if root is not None and roots and roots != [root]:
-        raise ValueError(f"root: node {root!r} has a parent in the directed graph")
+        validation.not_the_root(root, roots[0])
     return parent
 
 
@@ -105,64 +102,52 @@ def parents_of_graph(
         for other in graph.adj[node]:
             if other in reached:
                 if index[other] != parent[index[node]]:
-                    validation.not_a_tree(f"node {other!r} lies on a cycle")
+                    validation.on_a_cycle("graph", other)
                 continue
             reached.add(other)
             parent[index[other]] = index[node]
             order.append(other)
     for label in index:
         if label not in reached:
-            validation.not_a_tree(f"node {label!r} is not connected to node {start!r}")
+            validation.not_connected(label, start)
     return parent
 
 
 def edge_attribute(
-    graph: "nx.Graph[Any]", nodes: Sequence[Hashable], parent: Index, attribute: str
+    graph: "nx.Graph[Any]", nodes: Sequence[Hashable], parent: Index, attribute: str | None
 ) -> list[Any]:
-    """The length of the edge above every node; 1 if no edge has the attribute."""
+    """The length of the edge above every node; 1 if no edge has the default attribute."""
     above = [nodes[i] if i >= 0 else None for i in parent]
     edges = [
-        None if i < 0 else graph.edges[label, node].get(attribute)
+        {} if i < 0 else graph.edges[label, node]
         for node, label, i in zip(nodes, above, parent, strict=True)
     ]
-    missing = [i for i in range(len(nodes)) if parent[i] >= 0 and edges[i] is None]
+    lengths = [None if attribute is None else edge.get(attribute) for edge in edges]
+    missing = [i for i in range(len(nodes)) if parent[i] >= 0 and lengths[i] is None]
     if len(missing) == np.count_nonzero(parent >= 0):
         return [1.0] * len(nodes)
     for i in missing:
-        raise ValueError(
-            f"{attribute}: the edge {above[i]!r} - {nodes[i]!r} has none, others have; "
-            "give all edges a length or none"
-        )
-    return edges
+        validation.edge_without(attribute, above[i], nodes[i])
+    return lengths
 
 
 def tree_of_paths(
-    paths: Iterable[Any], weights: Mapping[Any, Any] | None
+    paths: object, weights: object
 ) -> tuple[list[Path], Index, list[Any], list[Path]]:
     """Prefixes, parent pointers, edge lengths and bins of name paths; the root is ``()``."""
+    bins = validation.check_paths(paths)
     index: dict[Path, int] = {(): 0}
-    parent, lengths = [-1], [0.0]
-    bins: dict[Path, None] = {}  # a set that keeps its order
-    for given in paths:
-        if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-            raise TypeError(f"paths: expected a sequence of names, got {given!r}")
-        path = tuple(given)
-        if not all(isinstance(name, Hashable) for name in path):
-            raise TypeError(f"paths: the names in {path!r} must be hashable")
-        if path in bins:
-            raise ValueError(f"paths: {path!r} stands twice")
-        bins[path] = None
+    parent = [-1]
+    for path in bins:
         for end in range(1, len(path) + 1):
-            prefix = path[:end]
-            if prefix not in index:
-                index[prefix] = len(index)
-                parent.append(index[prefix[:-1]])
-                if weights is not None and prefix not in weights:
-                    raise ValueError(f"weights: no length for the edge above {prefix!r}")
-                lengths.append(1.0 if weights is None else weights[prefix])
-    if not bins:
-        raise ValueError("paths: a ground space needs at least one bin")
-    return list(index), np.array(parent, np.intp), lengths, list(bins)
+            if path[:end] not in index:
+                index[path[:end]] = len(index)
+                parent.append(index[path[: end - 1]])
+    prefixes = list(index)
+    lengths = [1.0] * len(prefixes)
+    if weights is not None:
+        lengths[1:] = validation.check_prefix_lengths(weights, prefixes[1:])
+    return prefixes, np.array(parent, np.intp), lengths, bins
 
 
 def tree_of_linkage(linkage: ArrayLike) -> tuple[Index, Floats]:

@@ -24,7 +24,7 @@ class Chain(GroundSpace):
     n_bins : int
         Number of bins, at least 1.
     gaps : array_like of float, (n_bins - 1,), optional
-        Distance between each bin and the next, >= 0; 1 by default.
+        Distance between each bin and the next, finite and >= 0; 1 by default.
 
     Raises
     ------
@@ -42,7 +42,7 @@ class Chain(GroundSpace):
         n_bins = validation.check_count("n_bins", n_bins)
         if gaps is None:
             gaps = np.ones(n_bins - 1)
-        lengths = validation.check_lengths("gaps", gaps, range(n_bins - 1))
+        lengths = validation.check_lengths("gaps", gaps, range(n_bins - 1), "after bin")
         parent = np.append(np.arange(1, n_bins), -1)
         super().__init__(parent, np.append(lengths, 0.0), np.arange(n_bins), range(n_bins))
 
@@ -107,8 +107,9 @@ class Tree(GroundSpace):
         Raises
         ------
         ValueError
-            If the graph is no tree, a length is missing, negative or not finite, or a bin is not
-            a node or stands twice; the message names the node.
+            If the graph is no tree, a length is missing, negative or not finite, a bin is not a
+            node or appears twice, or a node is or contains NaN, NaT or pandas' NA; the message
+            names the node.
         TypeError
             If `graph` is not a networkx graph.
 
@@ -129,10 +130,11 @@ class Tree(GroundSpace):
             )
         nodes = list(graph)
         if not nodes:
-            validation.not_a_tree("the graph has no nodes")
+            validation.not_a_tree("graph", "there are no nodes; expected at least one")
+        validation.check_labels(nodes)
         index = {label: i for i, label in enumerate(nodes)}
-        if root is not None and (not isinstance(root, Hashable) or root not in index):
-            raise ValueError(f"root: {root!r} is not a node of the graph")
+        if root is not None:
+            validation.check_node("root", root, index)
         directed = graph.is_directed()
         orient = flatten.parents_of_digraph if directed else flatten.parents_of_graph
         parent = orient(graph, index, root)
@@ -140,7 +142,7 @@ class Tree(GroundSpace):
         if bins is None:
             degree = graph.out_degree if directed else graph.degree
             bins = [node for node in nodes if degree[node] <= (0 if directed else 1)]
-        return cls._build(parent, (weight, lengths), nodes, bins)
+        return cls._build("graph", parent, ("weight", lengths), nodes, bins)
 
     @classmethod
     def from_parents(
@@ -187,7 +189,7 @@ class Tree(GroundSpace):
         if bins is None:
             n_children = np.bincount(parent[parent >= 0], minlength=parent.size)
             bins = np.flatnonzero(n_children == 0).tolist()
-        return cls._build(parent, ("weights", weights), range(parent.size), bins)
+        return cls._build("parents", parent, ("weights", weights), range(parent.size), bins)
 
     @classmethod
     def from_paths(
@@ -202,7 +204,8 @@ class Tree(GroundSpace):
         ----------
         paths : iterable of sequences of names
             ``("animal", "cat")`` puts a bin on node cat below animal below a common root. A path
-            that another one continues is a bin on an inner node.
+            that another one continues is a bin on an inner node. Names are hashable and equal to
+            themselves: None is a name, NaN is not.
         weights : mapping of tuple to float, optional
             Length of the edge above every prefix: ``{("animal",): 2.0, ("animal", "cat"): 1.0}``;
             1 by default.
@@ -215,7 +218,9 @@ class Tree(GroundSpace):
         Raises
         ------
         ValueError, TypeError
-            If a path stands twice, is a plain string, or has no length in `weights`.
+            If a path appears twice, is a plain string, or has no length in `weights`, or if a name
+            is not hashable or is or contains NaN, NaT or pandas' NA; the message gives the index
+            of the path.
 
         Examples
         --------
@@ -227,7 +232,7 @@ class Tree(GroundSpace):
                [3., 3., 0.]])
         """
         nodes, parent, lengths, bins = flatten.tree_of_paths(paths, weights)
-        return cls._build(parent, ("weights", lengths), nodes, bins)
+        return cls._build("paths", parent, ("weights", lengths), nodes, bins)
 
     @classmethod
     def from_linkage(cls, Z: ArrayLike) -> Self:  # noqa: N803  # scipy's name
@@ -261,19 +266,23 @@ class Tree(GroundSpace):
         """
         parent, lengths = flatten.tree_of_linkage(Z)
         bins = range((parent.size + 1) // 2)
-        return cls._build(parent, ("Z", lengths), range(parent.size), bins)
+        return cls._build("Z", parent, ("Z", lengths), range(parent.size), bins)
 
     @classmethod
     def _build(
         cls,
+        argument: str,
         parent: Index,
         lengths: tuple[str, object],
         labels: Sequence[Hashable],
         bins: object,
     ) -> Self:
-        """Check the tree, its lengths (with the argument's name) and bins; put it in post-order."""
-        order = flatten.tree_order(parent, labels)
-        weight = validation.check_lengths(*lengths, labels, root=int(order[-1]))
+        """Check the tree, its lengths (with the argument's name) and bins; put it in post-order.
+
+        `argument` is what the user described the tree by.
+        """
+        order = flatten.tree_order(parent, labels, argument)
+        weight = validation.check_lengths(*lengths, labels, "above node", root=int(order[-1]))
         number = np.empty(parent.size, np.intp)
         number[order] = np.arange(order.size)
         index = {label: i for i, label in enumerate(labels)}

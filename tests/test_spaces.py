@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from decimal import Decimal
+from fractions import Fraction
 
 import naive
 import networkx as nx
@@ -279,3 +281,56 @@ def test_chain__has_bin_k_on_node_k():
     assert fastemd.Chain(4).weight.tolist() == [1.0, 1.0, 1.0, 0.0]
     assert fastemd.Chain(np.int64(1)).n_nodes == 1
     assert tree_case(naive.chain(4)).space.parent.tolist() == [1, 2, 3, -1]
+
+
+NUMBERS = {
+    "a tuple": tuple,
+    "objects": lambda values: np.array(values, object),
+    "fractions": lambda values: [Fraction(value) for value in values],
+    "decimals": lambda values: [Decimal(value) for value in values],
+    "a masked array": np.ma.array,
+    "a masked array with a mask": lambda values: np.ma.array(values, mask=[False] * len(values)),
+}
+
+
+@pytest.mark.parametrize("convert", NUMBERS.values(), ids=NUMBERS.keys())
+def test_chain_accepts_numbers_of_any_kind(convert):
+    assert fastemd.Chain(3, convert([2, 3])).weight.tolist() == [2.0, 3.0, 0.0]
+    assert fastemd.Tree.from_parents([-1, 0, 0], convert([9, 2, 3])).weight.tolist() == [2, 3, 0]
+
+
+@pytest.mark.parametrize("name", ["objects", "a masked array", "a masked array with a mask"])
+def test_from_parents_accepts_integers_of_any_kind(name):
+    tree = fastemd.Tree.from_parents(NUMBERS[name]([-1, 0, 0]))
+    assert tree.parent.tolist() == [2, 2, -1]
+
+
+def test_from_parents_ignores_the_masked_length_of_the_root():
+    weights = np.ma.array([0.0, 2.0, 3.0], mask=[True, False, False])
+    assert fastemd.Tree.from_parents([-1, 0, 0], weights).weight.tolist() == [2.0, 3.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("real", "integer"), [("float64", "int8"), ("Float64", "Int64"), ("object", "object")]
+)
+def test_spaces_accept_columns_of_pandas(real, integer):
+    pandas = pytest.importorskip("pandas")
+    for dtype in (real, integer):
+        lengths = pandas.Series([2, 3], dtype=dtype, index=[7, 5])
+        assert fastemd.Chain(3, lengths).weight.tolist() == [2.0, 3.0, 0.0]
+    weights = pandas.Series([None, 2, 3], dtype=real)
+    parents = pandas.Series([-1, 0, 0], dtype=integer, index=[5, 1, 2])
+    tree = fastemd.Tree.from_parents(parents, weights, bins=pandas.Series([2, 1]))
+    assert tree.weight.tolist() == [2.0, 3.0, 0.0]
+    assert tree.bins == (2, 1)
+    for gaps in (pandas.Series([2, None], dtype="Int64"), pandas.Series([None, 2], dtype="object")):
+        with pytest.raises((TypeError, ValueError), match=r"^gaps: "):
+            fastemd.Chain(3, gaps)
+
+
+def test_from_paths_accepts_weights_in_a_series():
+    pandas = pytest.importorskip("pandas")
+    index = pandas.Index([("a",), ("a", "x"), ("b",)], tupleize_cols=False)
+    weights = pandas.Series([1.0, 2.0, 3.0], index=index)
+    tree = fastemd.Tree.from_paths([("a", "x"), ("b",)], weights=weights)
+    np.testing.assert_array_equal(tree.cost_matrix(), [[0, 6], [6, 0]])

@@ -59,9 +59,18 @@ from fastemd.validation.losses import (
 )
 from fastemd.validation.spaces import (
     check_bins,
+    check_labels,
     check_lengths,
+    check_node,
     check_parents,
+    check_paths,
+    check_prefix_lengths,
+    edge_without,
     not_a_space,
     not_a_tree,
+    not_connected,
+    not_the_root,
+    on_a_cycle,
     space_is_gone,
+    two_parents,
 )
