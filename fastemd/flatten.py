@@ -156,26 +156,9 @@ def tree_of_linkage(linkage: ArrayLike) -> tuple[Index, Floats]:
     The edge lengths are half the difference of the heights, so that the path between two
     observations is as long as their cophenetic distance.
     """
-    from scipy.cluster.hierarchy import is_valid_linkage  # slow to import, seldom needed
-
-    matrix = np.asarray(linkage, np.float64)
-    is_valid_linkage(matrix, throw=True, name="Z")
-    n_observations = matrix.shape[0] + 1
-    late = matrix[:, :2].max(axis=1) >= n_observations + np.arange(matrix.shape[0])
-    for row in np.flatnonzero(late):  # scipy lets this pass in a matrix of one row
-        raise ValueError(f"Z: row {row} merges a cluster that does not exist yet")
-    height = np.concatenate((np.zeros(n_observations), matrix[:, 2]))
-    if np.isnan(height).any():
-        raise ValueError("Z: a height is NaN")
+    parts, height = validation.check_linkage(linkage)
     parent = np.full(height.size, -1, np.intp)
-    clusters = np.arange(n_observations, height.size)
-    for side in (0, 1):
-        parent[matrix[:, side].astype(np.intp)] = clusters
+    parent[parts] = np.arange(height.size - len(parts), height.size)[:, None]
     lengths = np.zeros(height.size)
     lengths[:-1] = (height[parent[:-1]] - height[:-1]) / 2.0
-    for node in np.flatnonzero(lengths < 0.0):
-        raise ValueError(
-            f"Z: cluster {parent[node]} at height {height[parent[node]]:g} lies below its part "
-            f"{node} at {height[node]:g}; the methods 'centroid' and 'median' can give such trees"
-        )
     return parent, lengths

@@ -252,7 +252,15 @@ class Tree(GroundSpace):
         Raises
         ------
         ValueError, TypeError
-            If `Z` is no valid linkage matrix, or a cluster lies below one of its parts.
+            If `Z` is no valid linkage matrix, or a cluster lies below one of its parts by more
+            than rounding.
+
+        Notes
+        -----
+        Rounding may put a cluster slightly below one of its parts, for example in Ward linkages
+        of ``fastcluster.linkage_vector``. A cluster whose height is smaller by at most the square
+        root of the precision of `Z`, relative (1.5e-8 in float64, 3.5e-4 in float32), is raised to
+        its highest part: the length of that edge is 0.
 
         Examples
         --------

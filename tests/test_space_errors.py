@@ -455,3 +455,39 @@ def test_from_networkx_names_the_edge_without_the_weight():
         ValueError, match=r"^weight: no attribute 'length' .* 'r' and 'b'; expected"
     ):
         Tree.from_networkx(graph, weight="length")
+
+
+@pytest.mark.parametrize("height", [np.inf, np.nan])
+def test_from_linkage_names_the_row_whose_height_is_not_finite(height):
+    with pytest.raises(ValueError, match=r"^Z: row 1 has height (inf|nan); expected"):
+        Tree.from_linkage([[0, 1, 1.0, 2], [2, 3, height, 3]])
+
+
+def test_from_linkage_names_the_row_whose_height_is_negative():
+    with pytest.raises(ValueError, match=r"^Z: row 0 has height -1.0; expected"):
+        Tree.from_linkage([[0, 1, -1.0, 2]])
+
+
+def test_from_linkage_refuses_what_is_no_matrix_of_numbers():
+    with pytest.raises(TypeError, match=r"^Z: expected a linkage matrix"):
+        Tree.from_linkage([["0", "1", "x", "2"]])
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(np.float64, 1e-7), (np.float32, 1e-3)])
+def test_from_linkage_refuses_inversions_beyond_rounding(dtype, step):
+    with pytest.raises(ValueError, match=r"^Z: cluster 4 at height .* lies below its part 3 at"):
+        Tree.from_linkage(np.array([[0, 1, 0.1, 2], [2, 3, 0.1 * (1 - step), 3]], dtype))
+
+
+def test_from_linkage_refuses_inversions_that_add_up_beyond_rounding():
+    n = 1000
+    heights = 1.0 - 1e-8 * np.arange(n)
+    merges = [[max(n + i, i), i + 1, h, i + 2] for i, h in enumerate(heights)]
+    merges[0][0] = 0
+    with pytest.raises(ValueError, match=r"^Z: cluster .* lies below its part"):
+        Tree.from_linkage(merges)
+
+
+def test_from_linkage_refuses_masked_entries():
+    with pytest.raises(ValueError, match=r"^Z: 1 of 4 entries masked"):
+        Tree.from_linkage(np.ma.array([[0, 1, 1.0, 2]], mask=[[0, 0, 1, 0]]))

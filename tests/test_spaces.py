@@ -283,6 +283,18 @@ def test_chain__has_bin_k_on_node_k():
     assert tree_case(naive.chain(4)).space.parent.tolist() == [1, 2, 3, -1]
 
 
+@pytest.mark.parametrize(("dtype", "ulps"), [(np.float64, 1), (np.float64, 500), (np.float32, 500)])
+def test_from_linkage_accepts_inversions_within_rounding(dtype, ulps):
+    """As fastcluster's Ward linkage of vectors gives them: a part higher than its cluster."""
+    merges = np.array([[0, 1, 0.1, 2], [4, 2, 0.1, 3], [5, 3, 0.3, 4]], dtype)
+    merges[0, 2] += ulps * np.spacing(merges[0, 2])
+    assert merges[1, 2] < merges[0, 2]
+    tree = fastemd.Tree.from_linkage(merges)
+    assert (tree.weight >= 0.0).all()
+    tolerance = np.sqrt(np.finfo(dtype).eps)
+    assert_close(tree.cost_matrix(), squareform(cophenet(merges)), rtol=tolerance)
+
+
 NUMBERS = {
     "a tuple": tuple,
     "objects": lambda values: np.array(values, object),

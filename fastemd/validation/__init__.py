@@ -61,6 +61,7 @@ from fastemd.validation.spaces import (
     check_bins,
     check_labels,
     check_lengths,
+    check_linkage,
     check_node,
     check_parents,
     check_paths,

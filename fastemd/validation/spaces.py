@@ -227,6 +227,46 @@ def edge_without(attribute: object, above: object, node: object) -> NoReturn:
     )
 
 
+def check_linkage(linkage: Any) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The parts of every cluster, and the height of every node, no part above its cluster."""
+    from scipy.cluster.hierarchy import is_valid_linkage  # slow to import, seldom needed
+
+    given = np.asarray(linkage)
+    if np.ma.is_masked(linkage):
+        count = int(np.ma.getmaskarray(linkage).sum())
+        raise ValueError(f"Z: {count} of {given.size} entries masked; expected numbers only")
+    try:
+        matrix = given.astype(np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"Z: expected a linkage matrix of numbers, got {_kind(linkage)}") from None
+    is_valid_linkage(matrix, throw=True, name="Z")
+    n_observations = matrix.shape[0] + 1
+    parts = matrix[:, :2].astype(np.intp)
+    height = [0.0] * n_observations + matrix[:, 2].tolist()
+    precision = np.finfo(given.dtype if given.dtype.kind == "f" else np.float64).eps
+    lowest = 1.0 - math.sqrt(max(precision, np.finfo(np.float64).eps))
+    for cluster, pair in enumerate(parts.tolist(), n_observations):
+        row = cluster - n_observations
+        if max(pair) >= cluster:  # scipy lets this pass in a matrix of one row
+            raise ValueError(
+                f"Z: row {row} merges cluster {max(pair)}, which does not exist yet; "
+                f"expected numbers below {cluster}"
+            )
+        if not 0.0 <= height[cluster] < math.inf:
+            raise ValueError(
+                f"Z: row {row} has height {height[cluster]}; expected a finite number >= 0"
+            )
+        part = max(pair, key=height.__getitem__)
+        if height[cluster] < lowest * height[part]:
+            raise ValueError(
+                f"Z: cluster {cluster} at height {height[cluster]} lies below its part {part} at "
+                f"{height[part]}; expected heights that do not decrease; the methods 'centroid' "
+                "and 'median' do not guarantee that, use another one"
+            )
+        height[cluster] = max(height[cluster], height[part])
+    return parts, np.array(height)
+
+
 def not_a_tree(argument: str, why: str) -> NoReturn:
     raise ValueError(f"{argument}: not a tree: {why}")
 
