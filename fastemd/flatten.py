@@ -125,6 +125,8 @@ def edge_attribute(
     lengths = [None if attribute is None else edge.get(attribute) for edge in edges]
     missing = [i for i in range(len(nodes)) if parent[i] >= 0 and lengths[i] is None]
     if len(missing) == np.count_nonzero(parent >= 0):
+        if missing and attribute not in (None, "weight"):
+            validation.no_edge_has(attribute, dict.fromkeys(key for edge in edges for key in edge))
         return [1.0] * len(nodes)
     for i in missing:
         validation.edge_without(attribute, above[i], nodes[i])

@@ -81,7 +81,7 @@ class Tree(GroundSpace):
         *,
         root: Hashable | None = None,
         bins: Iterable[Hashable] | None = None,
-        weight: str = "weight",
+        weight: str | None = "weight",
     ) -> Self:
         """Build a tree from a networkx graph.
 
@@ -96,9 +96,9 @@ class Tree(GroundSpace):
             The nodes that carry mass, in column order; inner nodes may. By default the leaves,
             in the graph's own node order: nodes without children, or in an undirected tree with
             one neighbour, be it the root or not.
-        weight : str
-            The edge attribute that holds the length, a finite number >= 0. All edges have it or
-            none has; then (also if the name is misspelt) every edge has length 1.
+        weight : str or None
+            The edge attribute that holds the length, a finite number >= 0. Every edge has it. If
+            no edge has the default ``"weight"``, or for None, every edge has length 1.
 
         Returns
         -------
@@ -107,9 +107,9 @@ class Tree(GroundSpace):
         Raises
         ------
         ValueError
-            If the graph is no tree, a length is missing, negative or not finite, a bin is not a
-            node or appears twice, or a node is or contains NaN, NaT or pandas' NA; the message
-            names the node.
+            If the graph is no tree, a length is missing, negative or not finite, no edge has an
+            attribute `weight` other than the default, a bin is not a node or appears twice, or a
+            node is or contains NaN, NaT or pandas' NA; the message names the node.
         TypeError
             If `graph` is not a networkx graph.
 

@@ -448,6 +448,19 @@ def test_from_parents_refuses_a_parent_too_large_for_an_index():
         Tree.from_parents([-1, 10**40])
 
 
+def test_from_networkx_refuses_a_weight_that_no_edge_has():
+    graph = _digraph(RA, RB, AC, lengths=[1, 2, 3])
+    nx.set_edge_attributes(graph, "red", "colour")
+    message = r"^weight: no edge has the attribute 'distance'; .*'weight', 'colour'"
+    for given in (graph, graph.to_undirected()):
+        with pytest.raises(ValueError, match=message):
+            Tree.from_networkx(given, weight="distance")
+    with pytest.raises(
+        ValueError, match=r"^weight: no edge has the attribute 'distance'; .* no attr"
+    ):
+        Tree.from_networkx(V, weight="distance")
+
+
 def test_from_networkx_names_the_edge_without_the_weight():
     graph = nx.DiGraph([RA, RB])
     graph.edges[RA]["length"] = 2.0

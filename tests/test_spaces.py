@@ -295,6 +295,19 @@ def test_from_linkage_accepts_inversions_within_rounding(dtype, ulps):
     assert_close(tree.cost_matrix(), squareform(cophenet(merges)), rtol=tolerance)
 
 
+def test_from_networkx_ignores_lengths_for_weight_none():
+    graph = nx.DiGraph()
+    graph.add_weighted_edges_from([("r", "a", 5.0), ("r", "b", 7.0)])
+    tree = fastemd.Tree.from_networkx(graph, weight=None)
+    np.testing.assert_array_equal(tree.cost_matrix(), [[0, 2], [2, 0]])
+
+
+def test_from_networkx_accepts_a_graph_without_edges_for_any_weight():
+    graph = nx.Graph()
+    graph.add_node("r")
+    assert fastemd.Tree.from_networkx(graph, weight="length").bins == ("r",)
+
+
 NUMBERS = {
     "a tuple": tuple,
     "objects": lambda values: np.array(values, object),

@@ -67,6 +67,7 @@ from fastemd.validation.spaces import (
     check_paths,
     check_prefix_lengths,
     edge_without,
+    no_edge_has,
     not_a_space,
     not_a_tree,
     not_connected,

@@ -220,6 +220,14 @@ def _differs_from_itself(label: object) -> bool:
         return True
 
 
+def no_edge_has(attribute: object, others: Iterable[object]) -> NoReturn:
+    listed = ", ".join(map(quoted, others))
+    raise ValueError(
+        f"weight: no edge has the attribute {quoted(attribute)}; expected an attribute that all "
+        f"edges have; {f'the edges have {listed}' if listed else 'the edges have no attributes'}"
+    )
+
+
 def edge_without(attribute: object, above: object, node: object) -> NoReturn:
     raise ValueError(
         f"weight: no attribute {quoted(attribute)} on the edge between {quoted(above)} and "
