@@ -4,6 +4,10 @@ After Martinez et al., "Relaxed Earth Mover's Distances for Chain- and Tree-conn
 their use as a Loss Function in Deep Learning" (arXiv:1611.07573).
 """
 
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
 from fastemd import datasets
 from fastemd.exact import exact_emd
 from fastemd.functions import (
@@ -18,6 +22,12 @@ from fastemd.losses import emd_loss, emd_loss_hessian_diag
 from fastemd.on_device import synchronize
 from fastemd.sinkhorn import SinkhornResult, sinkhorn
 from fastemd.spaces import Chain, Tree
+
+if TYPE_CHECKING:
+    from fastemd import boosting as boosting
+    from fastemd import jax as jax
+    from fastemd import plotting as plotting
+    from fastemd import torch as torch
 
 __version__ = "0.1.0"
 
@@ -41,3 +51,20 @@ __all__ = [
     "sinkhorn",
     "synchronize",
 ]
+
+_FRAMEWORKS = ("jax", "torch")
+_LAZY = (*_FRAMEWORKS, "boosting", "plotting")  # submodules that are imported when first used
+
+
+if not TYPE_CHECKING:  # type checkers know the submodules by their imports above
+
+    def __getattr__(name: str) -> object:
+        if name in _LAZY:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # help() reads every name listed here, so it must not list a framework that is not installed.
+    missing = {name for name in _FRAMEWORKS if importlib.util.find_spec(name) is None}
+    return sorted({*globals(), *_LAZY} - missing)

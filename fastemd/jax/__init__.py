@@ -3,12 +3,18 @@
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from fastemd import validation
+
+try:
+    import jax
+except ModuleNotFoundError as error:
+    validation.not_installed("jax", error)
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
 from fastemd.ground import GroundSpace
 from fastemd.jax.programs import values
 from fastemd.registry import number_of, space_of

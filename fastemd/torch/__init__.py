@@ -3,10 +3,16 @@
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fastemd import validation
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    validation.not_installed("torch", error)
+
+from torch import Tensor
+
 from fastemd.ground import GroundSpace
 from fastemd.registry import number_of
 from fastemd.torch.operators import distances, values

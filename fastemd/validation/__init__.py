@@ -25,6 +25,7 @@ from fastemd.validation.arguments import (
     no_third_derivative,
     not_a_tensor,
     not_an_array,
+    not_installed,
     not_readable,
     one_cost,
     only_on_cpu,

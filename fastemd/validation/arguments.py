@@ -87,6 +87,17 @@ def no_cuda(why: str) -> NoReturn:
     )
 
 
+def not_installed(framework: str, error: ModuleNotFoundError) -> NoReturn:
+    """The framework of a submodule, if it is what cannot be imported."""
+    if error.name != framework:
+        raise error
+    raise ModuleNotFoundError(
+        f"fastemd.{framework}: the package {framework} is not installed; "
+        f"install it by pip install 'fastemd[{framework}]'",
+        name=framework,
+    ) from error
+
+
 def only_on_cpu(what: str) -> NoReturn:
     raise TypeError(f"{what} are computed on the CPU only: bring the arrays there first")
 

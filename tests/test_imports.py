@@ -1,0 +1,89 @@
+"""What `import fastemd` imports, and what it leaves until it is used."""
+
+import subprocess
+import sys
+
+import pytest
+
+LAZY = ["boosting", "jax", "plotting", "torch"]
+MISSING = """
+import sys
+class Without:  # a finder that does not know some packages
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name in {names} else self.finder.find_spec(name, path, target)
+sys.meta_path = [Without(finder) for finder in sys.meta_path]
+"""
+
+
+def _run(code):
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import fastemd",
+        "from fastemd import *",
+        "import doctest, fastemd; doctest.DocTestFinder().find(fastemd)",
+    ],
+)
+def test_import_leaves_frameworks_alone(statement):
+    frameworks = ["torch", "jax", "matplotlib", "lightgbm", "xgboost", "networkx", "pandas"]
+    modules = [*frameworks, *(f"fastemd.{name}" for name in LAZY)]
+    code = f"{statement}\nimport sys\nprint([name for name in {modules} if name in sys.modules])"
+    assert _run(code) == "[]\n"
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_import_reaches_submodules_when_they_are_used(name):
+    if name in ("jax", "torch"):
+        pytest.importorskip(name)
+    code = f"import fastemd, sys; print(fastemd.{name} is sys.modules['fastemd.{name}'])"
+    assert _run(code) == "True\n"
+
+
+@pytest.mark.parametrize("name", ["jax", "torch"])
+@pytest.mark.parametrize("access", ["import fastemd.{0}", "import fastemd; fastemd.{0}"])
+def test_import_names_the_extra_of_a_missing_framework(name, access):
+    code = MISSING.format(names=[name]) + (
+        f"try:\n    {access.format(name)}\nexcept ImportError as error:\n    print(error)"
+    )
+    missing = f"fastemd.{name}: the package {name} is not installed"
+    assert _run(code) == f"{missing}; install it by pip install 'fastemd[{name}]'\n"
+
+
+@pytest.mark.parametrize("name", ["jax", "torch"])
+def test_import_passes_on_what_an_installed_framework_lacks(name, tmp_path):
+    (tmp_path / f"{name}.py").write_text("import no_such_dependency")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport fastemd\n"
+        f"try:\n    fastemd.{name}\nexcept ImportError as error:\n    print(error)"
+    )
+    assert _run(code) == "No module named 'no_such_dependency'\n"
+
+
+def test_dir_lists_submodules_and_help_works_without_frameworks():
+    code = MISSING.format(names=["jax", "torch"]) + (
+        "import fastemd, pydoc\nprint(sorted(dir(fastemd)))\npydoc.render_doc(fastemd)"
+    )
+    listed = _run(code)
+    assert all(f"'{name}'" in listed for name in ["boosting", "emd", "plotting", "__version__"])
+    assert "'torch'" not in listed
+    assert "'jax'" not in listed
+
+
+def test_dir_lists_installed_frameworks_without_importing_them():
+    pytest.importorskip("torch")
+    code = "import fastemd, sys; print('torch' in dir(fastemd), 'torch' in sys.modules)"
+    assert _run(code) == "True False\n"
+
+
+def test_import_raises_attribute_errors_for_other_names():
+    code = (
+        "import fastemd\ntry:\n    fastemd.emdd\nexcept AttributeError as error:\n    print(error)"
+    )
+    assert _run(code) == "module 'fastemd' has no attribute 'emdd'\n"
