@@ -1,6 +1,7 @@
 """The demonstration: EMD^rho and its gradient on the ImageNet tree, checked and timed."""
 
 import argparse
+import difflib
 import importlib
 import sys
 import time
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastemd
+from fastemd.paper.common import clear_bar
 from fastemd.rivals import (
     Run,
     ancestor_matrix,
@@ -24,6 +26,7 @@ from fastemd.rivals import (
 Array = NDArray[Any]
 FORMATS = (".png", ".pdf", ".svg")
 COMMANDS = ("table1", "figure3")  # modules of fastemd.paper
+INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
 TOLERANCE = 1e-6  # relative, for float32 results against a float64 computation
 
 
@@ -71,7 +74,14 @@ def picture(tree: fastemd.Tree, p: Array, target: int, path: Path, n_bins: int =
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demonstration or a command; return the process's exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        clear_bar()
+        return INTERRUPTED
+
+
+def _run(arguments: list[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
         command = importlib.import_module(f"fastemd.paper.{arguments[0]}")
         return int(command.main(arguments[1:]))
@@ -81,12 +91,19 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="Commands that reproduce the paper, with options of their own: "
         + ", ".join(f"python -m fastemd {name}" for name in COMMANDS),
     )
+    parser.add_argument("--version", action="version", version=f"fastemd {fastemd.__version__}")
     parser.add_argument(
         "--picture", type=Path, default=Path("fastemd-demo.png"), help="where to save the picture"
     )
     parser.add_argument("--batch", type=int, default=512, help="rows in the batch (512)")
     parser.add_argument("--repeats", type=int, default=30, help="timed runs of each (30)")
     parser.add_argument("--seed", type=int, default=0, help="of the random predictions (0)")
+    if arguments and not arguments[0].startswith("-"):
+        nearest = difflib.get_close_matches(arguments[0].lower(), COMMANDS, n=1)
+        parser.error(
+            f"unknown command {arguments[0]!r}; expected one of {', '.join(COMMANDS)}"
+            + "".join(f"; did you mean {name!r}?" for name in nearest)
+        )
     options = parser.parse_args(arguments)
     for name in ("batch", "repeats"):
         if getattr(options, name) < 1:

@@ -1,6 +1,10 @@
 """python -m fastemd: what it prints, saves and returns."""
 
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +12,9 @@ import pytest
 import fastemd
 from fastemd import __main__ as demonstration
 from fastemd import rivals
+from fastemd.paper import figure3, table1
 
+LISTED = ", ".join(demonstration.COMMANDS)
 ARGUMENTS = ["--batch", "3", "--repeats", "2"]
 
 
@@ -68,3 +74,103 @@ def test_by_products__agrees_with_a_tree_done_by_hand():
     value, grad = rivals.by_products(ancestors, weight, p, q, 2)
     assert value == [1 + 2 + 0.25 + 0.75]
     np.testing.assert_allclose(grad, [np.array([2, -5, -7]) + 10 / 3])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "tabel1",
+            f"unknown command 'tabel1'; expected one of {LISTED}; did you mean 'table1'?",
+        ),
+        (
+            "Figure",
+            f"unknown command 'Figure'; expected one of {LISTED}; did you mean 'figure3'?",
+        ),
+        ("xyz", f"unknown command 'xyz'; expected one of {LISTED}\n"),
+    ],
+)
+def test_main_suggests_the_nearest_command(word, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        demonstration.main([word, "--quick"])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_main_prints_the_version(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        demonstration.main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"fastemd {fastemd.__version__}\n"
+
+
+def _interrupt_after(monkeypatch, module, name, calls):
+    """Let the first calls of a function pass; the next one is interrupted."""
+    function, count = getattr(module, name), iter(range(calls))
+
+    def interrupted(*arguments, **keywords):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return function(*arguments, **keywords)
+
+    monkeypatch.setattr(module, name, interrupted)
+
+
+def test_main_stops_quietly_on_interrupt(path, capsys, monkeypatch):
+    _interrupt_after(monkeypatch, demonstration, "measure", 0)
+    assert demonstration.main([*ARGUMENTS, "--picture", str(path)]) == 130
+    printed = capsys.readouterr()
+    assert len(re.findall(r"^EMD\^[12] .* ok$", printed.out, re.M)) == 4
+    assert printed.err == ""
+    assert not path.exists()
+
+
+def test_main_clears_the_progress_bar_on_interrupt(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    _interrupt_after(monkeypatch, demonstration, "check", 0)
+    assert demonstration.main(ARGUMENTS) == 130
+    assert capsys.readouterr().err == "\r\033[K"
+
+
+def test_figure3_keeps_finished_rows_on_interrupt(tmp_path, capsys, monkeypatch):
+    _interrupt_after(monkeypatch, figure3, "sinkhorn", 3)
+    assert demonstration.main(["figure3", "--quick", "--folder", str(tmp_path)]) == 130
+    lines = (tmp_path / "fastemd-figure3.csv").read_text().splitlines()
+    printed = capsys.readouterr()
+    assert lines[0].startswith("method,dtype")
+    assert len(lines) == 4
+    assert len(re.findall(r"^paper .* of 2$", printed.out, re.M)) == 3
+    assert f"Numbers: {tmp_path / 'fastemd-figure3.csv'}" in printed.out
+    assert printed.err == ""
+    assert not (tmp_path / "fastemd-figure3.png").exists()
+
+
+def test_table1_keeps_finished_rows_on_interrupt(tmp_path, capsys, monkeypatch):
+    n = len(table1.CONTENDERS) - 1
+    _interrupt_after(monkeypatch, table1, "_timed", n + 1)
+    assert demonstration.main(["table1", "--quick", "--folder", str(tmp_path)]) == 130
+    lines = (tmp_path / "fastemd-table1.csv").read_text().splitlines()
+    printed = capsys.readouterr()
+    assert len(lines) == 1 + n + 1 + 1  # the header, a row of the table, a cell of the next one
+    assert len(re.findall(r"^SD, 2 iterations .*\d", printed.out, re.M)) == 1
+    assert "SD, 5 iterations" not in printed.out
+    assert f"Numbers: {tmp_path / 'fastemd-table1.csv'}" in printed.out
+    assert printed.err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_main_exits_with_130_on_ctrl_c(tmp_path):
+    command = [sys.executable, "-m", "fastemd", "figure3", "--folder", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    table = tmp_path / "fastemd-figure3.csv"
+    deadline = time.monotonic() + 300
+    while not (table.exists() and table.read_text().count("\n") > 1):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert err == ""
+    assert "paper float64" in out
+    assert "SD / EMD" in out

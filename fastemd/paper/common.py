@@ -1,10 +1,11 @@
 """What the commands share: the problem, the options, the progress bar, the files."""
 
 import argparse
+import contextlib
 import csv
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def options(
     return chosen
 
 
+def clear_bar() -> None:
+    """Remove the progress bar from the terminal, before other output or at an interruption."""
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 class Progress:
     """A bar with the time left, on a terminal."""
 
@@ -67,12 +74,25 @@ class Progress:
             flush=True,
         )
         if self.done >= self.total:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            clear_bar()
+
+
+@contextlib.contextmanager
+def open_table(path: Path, header: Sequence[str]) -> Iterator[Callable[[Sequence[object]], None]]:
+    """A CSV file as a function that adds a row; rows added before an interruption are kept."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+
+        def add(row: Sequence[object]) -> None:
+            writer.writerow(row)
+            file.flush()
+
+        add(header)
+        yield add
 
 
 def save_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """The numbers as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+    with open_table(path, header) as add:
+        for row in rows:
+            add(row)

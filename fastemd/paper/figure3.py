@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fastemd import datasets
 from fastemd.functions import emd_value_and_grad
-from fastemd.paper.common import Progress, options, predictions, save_table
+from fastemd.paper.common import Progress, clear_bar, open_table, options, predictions
 from fastemd.sinkhorn import sinkhorn
 
 Array = NDArray[Any]
@@ -125,18 +125,21 @@ def main(arguments: Sequence[str]) -> int:
     settings = [Setting("paper", "float64", n) for n in limits]
     settings += [Setting("paper", "float32", same), Setting("log", "float64", same)]
     progress = Progress(len(lams) * sum(setting.limit for setting in settings))
+    numbers, drawn = chosen.folder / "fastemd-figure3.csv", chosen.folder / "fastemd-figure3.png"
+    print(f"Numbers: {numbers}")
     print(f"{'':26}{'lambda':>8}{'SD / EMD':>12}{'cosine dist.':>14}{'misses p by':>13}  failed")
     measured = []
-    for point in points(settings, lams, rows, progress):
-        measured.append(point)
-        print(
-            f"{point.method:6}{point.dtype:8}{point.limit:6} times{point.lam:8.2f}"
-            f"{point.ratio:12.4g}{point.cosine_distance:14.3g}{point.error:13.1e}"
-            f"  {point.failed} of {point.rows}",
-            flush=True,
-        )
-    numbers, drawn = chosen.folder / "fastemd-figure3.csv", chosen.folder / "fastemd-figure3.png"
-    save_table(numbers, Point._fields, measured)
+    with open_table(numbers, Point._fields) as add:
+        for point in points(settings, lams, rows, progress):
+            add(point)
+            measured.append(point)
+            clear_bar()
+            print(
+                f"{point.method:6}{point.dtype:8}{point.limit:6} times{point.lam:8.2f}"
+                f"{point.ratio:12.4g}{point.cosine_distance:14.3g}{point.error:13.1e}"
+                f"  {point.failed} of {point.rows}",
+                flush=True,
+            )
     picture(measured, limits, drawn)
-    print(f"Numbers: {numbers}\nPicture: {drawn}")
+    print(f"Picture: {drawn}")
     return 0

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from fastemd import datasets
 from fastemd.functions import emd_grad
 from fastemd.ground import GroundSpace
-from fastemd.paper.common import Progress, options, predictions, save_table
+from fastemd.paper.common import Progress, clear_bar, open_table, options, predictions
 from fastemd.paper.contenders import CONTENDERS, Contender
 from fastemd.rivals import Run
 
@@ -37,33 +37,43 @@ class Cell(NamedTuple):
     note: str
 
 
-def cells(batch: int, iterations: Sequence[int], part: int, repeats: int) -> list[Cell]:
+def columns(batch: int) -> list[str]:
+    """The implementations, in the order in which `cells` gives them for every gradient."""
+    names = [name for name in CONTENDERS if name != "sinkhorn, batched (POT)"]
+    return [*names, NO_CUDA, *([PAPER] if batch == PAPERS_BATCH else [])]
+
+
+def cells(batch: int, iterations: Sequence[int], part: int, repeats: int) -> Iterator[Cell]:
     """Time everything: `part` rows stand for the batch where all would take too long."""
     tree = datasets.imagenet_tree()
-    names = [name for name in CONTENDERS if name != "sinkhorn, batched (POT)"]
-    work = {(n, name): _work(n, name, batch, part) for n in iterations for name in names}
-    progress = Progress(sum(n * rows for (n, _), rows in work.items()) + batch)
-    result = []
-    for (n, name), rows in work.items():
-        seconds = _timed(CONTENDERS[name], tree, n, rows, repeats if n <= 100 else 1)
-        progress.add(n * rows)
+    names = [name for name in columns(batch) if name in CONTENDERS]
+    work = {n: {name: _work(n, name, batch, part) for name in names} for n in iterations}
+    progress = Progress(sum(n * sum(rows.values()) for n, rows in work.items()) + batch)
+    for n, rows_of in work.items():
         gradient = f"SD, {n} iterations"
-        if seconds is None:
-            result.append(Cell(gradient, name, None, 0, "not installed"))
-            continue
-        note = f"timed on {rows} rows and scaled up" if rows < batch else ""
-        result.append(Cell(gradient, name, seconds * 1e3 * batch / rows, rows, note))
+        for name, rows in rows_of.items():
+            seconds = _timed(CONTENDERS[name], tree, n, rows, repeats if n <= 100 else 1)
+            progress.add(n * rows)
+            if seconds is None:
+                yield Cell(gradient, name, None, 0, "not installed")
+                continue
+            note = f"timed on {rows} rows and scaled up" if rows < batch else ""
+            yield Cell(gradient, name, seconds * 1e3 * batch / rows, rows, note)
+        yield from _not_timed(gradient, batch)
     p, q = (predictions(batch, tree.n_bins, seed).astype(np.float32) for seed in (0, 1))
     seconds = _median(lambda: emd_grad(p, q, tree, 2), 10 * repeats)
     progress.add(batch)
-    result.append(Cell(EMD2, "fastemd", seconds * 1e3, batch, ""))
-    for gradient in dict.fromkeys(cell.gradient for cell in list(result)):
-        result.append(Cell(gradient, NO_CUDA, None, 0, "not available yet"))
-        if batch == PAPERS_BATCH:
-            paper = PAPER_MS.get(gradient)
-            note = "" if paper else "could not be checked, left out"
-            result.append(Cell(gradient, PAPER, paper, batch if paper else 0, note))
-    return result
+    yield Cell(EMD2, "fastemd", seconds * 1e3, batch, "")
+    yield from _not_timed(EMD2, batch)
+
+
+def _not_timed(gradient: str, batch: int) -> Iterator[Cell]:
+    """The last columns of a row."""
+    yield Cell(gradient, NO_CUDA, None, 0, "not available yet")
+    if batch == PAPERS_BATCH:
+        paper = PAPER_MS.get(gradient)
+        note = "" if paper else "could not be checked, left out"
+        yield Cell(gradient, PAPER, paper, batch if paper else 0, note)
 
 
 def _work(n_iter: int, name: str, batch: int, part: int) -> int:
@@ -96,20 +106,19 @@ def _median(run: Run, repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def as_text(measured: Sequence[Cell], batch: int) -> str:
-    """The table for people."""
-    columns = list(dict.fromkeys(cell.implementation for cell in measured))
-    lines = [f"ms per gradient of a batch of {batch}, float32, {numba.get_num_threads()} threads"]
-    lines.append("".join([f"{'':22}", *(f"{name:>30}" for name in columns)]))
-    for gradient in dict.fromkeys(cell.gradient for cell in measured):
-        line = f"{gradient:22}"
-        for name in columns:
-            found = [c for c in measured if (c.gradient, c.implementation) == (gradient, name)]
-            line += f"{_entry(found[0]) if found else '':>30}"
-        lines.append(line)
-    lines.append("* timed on a part of the batch and scaled up; the rows are in the CSV")
-    lines.append("- no figure: CUDA is not available yet, the paper's could not be checked")
-    return "\n".join(lines)
+def as_rows(measured: Iterable[Cell], batch: int) -> Iterator[str]:
+    """The lines of the table for people, each as soon as its last cell is there."""
+    names = columns(batch)
+    yield f"ms per gradient of a batch of {batch}, float32, {numba.get_num_threads()} threads"
+    yield "".join([f"{'':22}", *(f"{name:>30}" for name in names)])
+    entries: dict[str, str] = {}
+    for cell in measured:
+        entries[cell.implementation] = _entry(cell)
+        if cell.implementation == names[-1]:
+            yield "".join([f"{cell.gradient:22}", *(f"{entries.get(n, ''):>30}" for n in names)])
+            entries.clear()
+    yield "* timed on a part of the batch and scaled up; the rows are in the CSV"
+    yield "- no figure: CUDA is not available yet, the paper's could not be checked"
 
 
 def _entry(cell: Cell) -> str:
@@ -157,10 +166,20 @@ def main(arguments: Sequence[str]) -> int:
         batch, iterations, part, repeats = 8, [2, 5], 8, 1
     else:
         batch, iterations, part, repeats = PAPERS_BATCH, [10, 100, 1000], 64, 3
-    measured = cells(batch, iterations, part, repeats)
-    print(as_text(measured, batch))
     numbers, drawn = chosen.folder / "fastemd-table1.csv", chosen.folder / "fastemd-table1.png"
-    save_table(numbers, Cell._fields, measured)
+    print(f"Numbers: {numbers}")
+    measured = []
+
+    def saved() -> Iterator[Cell]:
+        with open_table(numbers, Cell._fields) as add:
+            for cell in cells(batch, iterations, part, repeats):
+                add(cell)
+                measured.append(cell)
+                yield cell
+
+    for row in as_rows(saved(), batch):
+        clear_bar()
+        print(row, flush=True)
     picture(measured, batch, drawn)
-    print(f"Numbers: {numbers}\nPicture: {drawn}")
+    print(f"Picture: {drawn}")
     return 0
