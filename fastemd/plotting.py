@@ -1,6 +1,6 @@
 """Pictures of flows and gradients on a ground space, with matplotlib."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import CenteredNorm
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike, NDArray
 
 from fastemd import arrays, validation
@@ -17,6 +19,7 @@ from fastemd.spaces import Chain
 
 Array = NDArray[Any]
 COLORS = "RdBu_r"
+DISC_RADIUS = 8.0  # points, at least that of the largest disc
 
 
 class _Layout(NamedTuple):
@@ -70,30 +73,102 @@ def _layout(space: GroundSpace, chosen: Iterable[int] | None) -> _Layout:
     return _Layout(nodes[: fork + 1], columns, x, y)
 
 
-def _axes(space: GroundSpace, ax: Axes | None) -> Axes:
+def _draw_tree(
+    space: GroundSpace,
+    layout: _Layout,
+    labels: Mapping[Hashable, str] | None,
+    ax: Axes | None,
+) -> tuple[Axes, list[Annotation]]:
+    """Draw edges, bins and their labels; `_make_room` then needs the labels."""
+    figure, height = None, 2.5 if isinstance(space, Chain) else 6.0
     if ax is None:
-        size = (10.0, 2.5) if isinstance(space, Chain) else (10.0, 6.0)
-        ax = plt.subplots(figsize=size, layout="constrained")[1]
+        figure, ax = plt.subplots(figsize=(10.0, height), layout="constrained")
     ax.set_axis_off()
-    return ax
+    ax.add_collection(
+        LineCollection(list(layout.segments(space)), colors="0.6", linewidths=1.0, zorder=1)
+    )
+    at = space.bin_node[layout.columns]
+    ax.scatter(layout.x[at], layout.y[at], s=12, color="0.2", zorder=2)
+    names = [_name_bin(ax, space, layout, node, labels) for node in at.tolist()]
+    if figure is not None:
+        longest = max(_extent(name).height for name in names)
+        figure.set_figheight(height + longest / figure.dpi)
+    return ax, names
 
 
-def _name_bins(
-    ax: Axes, space: GroundSpace, layout: _Layout, labels: Mapping[Hashable, str] | None
-) -> None:
-    for column in layout.columns:
-        node = space.bin_node[column]
-        label = space.nodes[node]
-        ax.annotate(
-            str(label) if labels is None else labels.get(label, str(label)),
-            (layout.x[node], layout.y[node]),
-            (0, -7),
-            textcoords="offset points",
-            rotation=90,
-            ha="center",
+def _name_bin(
+    ax: Axes,
+    space: GroundSpace,
+    layout: _Layout,
+    node: int,
+    labels: Mapping[Hashable, str] | None,
+) -> Annotation:
+    label, above = space.nodes[node], space.parent[node]
+    text = str(label)
+    if isinstance(label, tuple) and label and above >= 0 and space.nodes[above] == label[:-1]:
+        text = str(label[-1])  # a path, whose beginning the tree shows
+    return ax.annotate(
+        text if labels is None else labels.get(label, text),
+        (layout.x[node], layout.y[node]),
+        (0, -7),
+        textcoords="offset points",
+        rotation=90,
+        ha="center",
+        va="top",
+        fontsize=7,
+    )
+
+
+def _extent(name: Annotation) -> Bbox:
+    """What the label covers from its anchor, in pixels."""
+    assert name.axes is not None
+    return name.get_window_extent().translated(*-name.axes.transData.transform(name.xy))
+
+
+def _make_room(ax: Axes, space: GroundSpace, layout: _Layout, names: Sequence[Annotation]) -> None:
+    """Set the limits so that all labels lie within the axes; note if lengths are not to scale."""
+    pad = DISC_RADIUS * ax.figure.dpi / 72.0
+    top = pad
+    lengths = space.weight[layout.nodes[:-1]]
+    if not isinstance(space, Chain) and not np.allclose(lengths, lengths[:1], atol=0.0):
+        note = ax.text(
+            0.0,
+            1.0,
+            "edge lengths not to scale",
+            transform=ax.transAxes,
             va="top",
             fontsize=7,
+            style="italic",
+            color="0.4",
         )
+        top += note.get_window_extent().height
+    corners = ax.dataLim.get_points()  # also of what the user has drawn
+    ax.set(xlim=corners[:, 0] + (-1.0, 1.0), ylim=corners[:, 1] + (-1.0, 1.0))
+    anchors = np.concatenate((corners, [name.xy for name in names]))
+    extents = np.array([_extent(name).get_points() for name in names])
+    below = np.concatenate((np.full((2, 2), pad), -extents[:, 0])) / ax.bbox.size
+    above = np.concatenate((np.full((2, 2), (pad, top)), extents[:, 1])) / ax.bbox.size
+    ax.set(
+        xlim=_limits(anchors[:, 0], below[:, 0], above[:, 0]),
+        ylim=_limits(anchors[:, 1], below[:, 1], above[:, 1]),
+    )
+
+
+def _limits(anchors: Array, below: Array, above: Array) -> tuple[float, float]:
+    """The narrowest limits that keep distances from all anchors, in fractions of the axis."""
+    too_much = max(1.0, (below.max() + above.max()) / 0.8)  # the rest is for the tree
+    below, above = below / too_much, above / too_much
+    span = 0.0
+    while True:  # Newton's method; the span that is needed is convex and piecewise linear in it
+        i, j = np.argmin(anchors - span * below), np.argmax(anchors + span * above)
+        wider = (anchors[j] - anchors[i]) / (1.0 - below[i] - above[j])
+        if not wider > span * (1.0 + 1e-9):
+            break
+        span = wider
+    span = span or 1.0  # all anchors are at one place
+    low, high = np.min(anchors - span * below), np.max(anchors + span * above)
+    spare = (span - (high - low)) / 2.0
+    return float(low - spare), float(high + spare)
 
 
 def plot_tree(
@@ -105,6 +180,9 @@ def plot_tree(
 ) -> Axes:
     """Draw a ground space: the root at the top, bins as dots; a chain lies flat.
 
+    A chain is to scale. A tree is drawn by levels, and a note says so if the edges shown differ in
+    length. The limits of the axes leave room for all labels.
+
     Parameters
     ----------
     space : Chain or Tree
@@ -112,9 +190,10 @@ def plot_tree(
     columns : iterable of int, optional
         The bins to show, by their column, with the nodes above them; all by default.
     labels : mapping of Hashable to str, optional
-        What to write at a bin, by its node's label (`Tree.nodes`); by default the label itself.
+        What to write at a bin, by its node's label (`Tree.nodes`); by default the label itself,
+        of a path (`Tree.from_paths`) its last name.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure by default.
+        Where to draw; a new figure by default, high enough for the longest label.
 
     Returns
     -------
@@ -133,13 +212,8 @@ def plot_tree(
     >>> ax = plotting.plot_tree(tree)
     """
     layout = _layout(space, columns)
-    ax = _axes(space, ax)
-    ax.add_collection(
-        LineCollection(list(layout.segments(space)), colors="0.6", linewidths=1.0, zorder=1)
-    )
-    at = space.bin_node[layout.columns]
-    ax.scatter(layout.x[at], layout.y[at], s=12, color="0.2", zorder=2)
-    _name_bins(ax, space, layout, labels)
+    ax, names = _draw_tree(space, layout, labels, ax)
+    _make_room(ax, space, layout, names)
     return ax
 
 
@@ -183,7 +257,7 @@ def plot_flow(
     p, q = _one_pair(p, q)
     flow = emd_flow(p, q, space)[layout.nodes[:-1]]
     norm = _centred(flow)
-    ax = plot_tree(space, columns=layout.columns, labels=labels, ax=ax)
+    ax, names = _draw_tree(space, layout, labels, ax)
     edges = LineCollection(
         list(layout.segments(space)),
         array=flow,
@@ -195,7 +269,8 @@ def plot_flow(
     )
     ax.add_collection(edges)
     surplus = (p.astype(float) - q.astype(float))[layout.columns]
-    _discs(ax, space, layout, surplus, norm, "mass through an edge, p - q at a bin")
+    _discs(ax, space, layout, surplus, norm, "mass through an edge,\np - q at a bin")
+    _make_room(ax, space, layout, names)
     return ax
 
 
@@ -240,8 +315,9 @@ def plot_gradient(
     layout = _layout(space, columns)
     p, q = _one_pair(p, q)
     grad = emd_grad(p, q, space, rho)[layout.columns]
-    ax = plot_tree(space, columns=layout.columns, labels=labels, ax=ax)
+    ax, names = _draw_tree(space, layout, labels, ax)
     _discs(ax, space, layout, grad, _centred(grad), f"gradient of EMD^{rho:g}")
+    _make_room(ax, space, layout, names)
     return ax
 
 

@@ -1,6 +1,7 @@
 """The pictures show the right numbers at the right places."""
 
 import matplotlib as mpl
+import networkx as nx
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
@@ -37,7 +38,7 @@ def test_plot_flow__shows_every_edge_and_bin():
     ax = plotting.plot_flow(P, Q, TREE)
     np.testing.assert_array_equal(_values(ax, LineCollection), fastemd.emd_flow(P, Q, TREE))
     np.testing.assert_allclose(_values(ax, PathCollection), P - Q)
-    assert {text.get_text() for text in ax.texts} == {str(label) for label in TREE.bins}
+    assert {text.get_text() for text in ax.texts} == {"x", "y", "z", "c"}
 
 
 def test_plot_flow__a_part_starts_where_its_paths_meet():
@@ -90,3 +91,117 @@ def test_plot_flow__refuses_batches_and_what_is_no_space():
         plotting.plot_flow([P], Q, TREE)
     with pytest.raises(TypeError, match="space: expected"):
         plotting.plot_tree("tree")
+
+
+def _texts(ax):
+    return {text.get_text() for text in ax.texts}
+
+
+def test_plot_tree_labels_a_path_by_its_last_name():
+    tree = fastemd.Tree.from_paths([("animal", "cat"), ("toy", "cat"), ("toy", 3), ("animal",)])
+    assert _texts(plotting.plot_tree(tree)) == {"cat", "3", "animal"}
+    labels = {("toy", 3): "three"}
+    assert _texts(plotting.plot_tree(tree, labels=labels)) == {"cat", "three", "animal"}
+    again = fastemd.Tree.from_networkx(tree.to_networkx(), bins=tree.bins)
+    assert _texts(plotting.plot_tree(again)) == {"cat", "3", "animal"}
+
+
+def test_plot_tree_labels_other_tuples_in_full():
+    tree = fastemd.Tree.from_networkx(nx.DiGraph([("r", ("r", 1)), ("r", (0, 1))]))
+    assert _texts(plotting.plot_tree(tree)) == {"('r', 1)", "(0, 1)"}
+    root = fastemd.Tree.from_paths([(), ("a",)])
+    assert _texts(plotting.plot_tree(root)) == {"()", "a"}
+
+
+NAMES = ["a", "a name of thirty characters, ab", "Canis lupus familiaris (long)"]
+SPACES = {
+    "wide": fastemd.Tree.from_paths([(name, str(i)) for i, name in enumerate(NAMES)]),
+    "long names": fastemd.Tree.from_paths([("x", name) for name in NAMES] + [("y",)]),
+    "one column": fastemd.Tree.from_paths([("x", NAMES[1])]),
+    "one node": fastemd.Tree.from_paths([()]),
+    "chain": fastemd.Chain(30, gaps=np.linspace(0.1, 1, 29)),
+    "chain of one": fastemd.Chain(1),
+}
+
+
+def _plots(space, keywords):
+    p, q = np.eye(space.n_bins)[[0, -1]]
+    yield plotting.plot_tree(space, **keywords())
+    yield plotting.plot_flow(p, q, space, **keywords())
+    yield plotting.plot_gradient(p, q, space, 2, **keywords())
+
+
+def _assert_inside(text, box):
+    (x0, y0), (x1, y1) = text.get_window_extent().get_points()
+    assert box.x0 - 1 <= x0 < x1 <= box.x1 + 1, text.get_text()
+    assert box.y0 - 1 <= y0 < y1 <= box.y1 + 1, text.get_text()
+
+
+def _assert_labels_inside(ax, box):
+    ax.figure.canvas.draw()
+    assert ax.texts
+    for text in ax.texts:
+        _assert_inside(text, box)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+def test_plots_keep_labels_inside_the_figure(space):
+    for ax in _plots(space, dict):
+        _assert_labels_inside(ax, ax.figure.bbox)
+        for bar in ax.figure.axes[1:]:
+            _assert_inside(bar.yaxis.label, ax.figure.bbox)
+
+
+@pytest.mark.parametrize("layout", [None, "constrained", "tight"])
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+def test_plots_keep_labels_inside_the_axes_of_the_user(space, layout):
+    labels = {} if isinstance(space, fastemd.Tree) else dict.fromkeys(space.bins, NAMES[2])
+
+    def keywords():
+        figure = plt.figure(figsize=(5, 4), layout=layout)
+        return {"ax": figure.subplots(1, 2)[0], "labels": labels}
+
+    for ax in _plots(space, keywords):
+        ax.set_title("flow")
+        _assert_labels_inside(ax, ax.bbox)
+
+
+def test_plot_tree_makes_room_in_its_own_figure_for_very_long_names():
+    tree = fastemd.Tree.from_paths([("a", "x" * 150), ("b", "y")])
+    ax = plotting.plot_tree(tree)
+    _assert_labels_inside(ax, ax.figure.bbox)
+    nodes = np.concatenate(_collection(ax, LineCollection).get_segments())
+    heights = ax.transData.transform(nodes)[:, 1]
+    assert np.ptp(heights) > 72.0  # the tree itself is still there, pixels
+
+
+def test_plot_tree_keeps_what_the_axes_of_the_user_show():
+    ax = plt.figure().add_subplot()
+    ax.plot([-5, 9], [-7, 3])
+    plotting.plot_tree(TREE, ax=ax)
+    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+    assert x0 <= -5 < 9 <= x1
+    assert y0 <= -7 < 3 <= y1
+
+
+NOT_TO_SCALE = "edge lengths not to scale"
+
+
+@pytest.mark.parametrize("lengths", [(1, 2, 1, 1), (1, 1, 1, 0)])
+def test_plots_say_that_lengths_are_not_to_scale(lengths):
+    weights = dict(zip([("a",), ("a", "x"), ("a", "y"), ("b",)], lengths, strict=True))
+    tree = fastemd.Tree.from_paths([("a", "x"), ("a", "y"), ("b",)], weights=weights)
+    for ax in _plots(tree, dict):
+        assert [text.get_text() for text in ax.texts].count(NOT_TO_SCALE) == 1
+        _assert_labels_inside(ax, ax.figure.bbox)
+
+
+def test_plots_say_nothing_of_lengths_that_are_to_scale():
+    equal = fastemd.Tree.from_parents([-1, 0, 0], [7.0, 0.1 + 0.2, 0.3])
+    part = fastemd.Tree.from_paths(
+        [("a", "x"), ("a", "y"), ("b",)],
+        weights={("a",): 5, ("a", "x"): 2, ("a", "y"): 2, ("b",): 1},
+    )
+    for space, columns in ((equal, None), (part, [0, 1]), (SPACES["chain"], None)):
+        assert NOT_TO_SCALE not in _texts(plotting.plot_tree(space, columns=columns))
+    assert NOT_TO_SCALE in _texts(plotting.plot_tree(part))
