@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from device import SIMULATED, cpu
+from device import DEVICE, SIMULATED, cpu
 from operations import BY_NAME, OPERATIONS, assert_close
 
 import fastemd
@@ -32,6 +32,11 @@ def _assert_refused(operation, arrays, space, match, error=ValueError, rho=1.5):
     buffers = [np.empty(shape, dtype) for shape in operation.shapes(batch, space)]
     with pytest.raises(error, match=match):
         operation(arrays, space, rho, out=operation.out(buffers))
+
+
+def _deferred(match):
+    """What matches where, as on a device, the tolerance given is checked later."""
+    return match if DEVICE == "cpu" else r"^row \d+ of an earlier call"
 
 
 @each
@@ -191,25 +196,24 @@ def test_functions_accept_negative_masses_within_the_tolerance(
     operation(arrays, small_case.space, 2.5, validate=2 * tolerance)
     row[3], row[4] = 0.0, dtype(-1e-300 if dtype == np.float64 else -1e-38)
     operation(arrays, small_case.space, 2.5)
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=_deferred(match)):
         operation(arrays, small_case.space, 2.5, validate=0.0)
 
 
-@each_of_two
+@pytest.mark.parametrize("name", ["emd_grad", "emd_hvp"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("exponent", range(-22, -8))
-def test_functions_compare_masses_up_to_any_tolerance(operation, dtype, exponent, rng):
+def test_functions_compare_masses_up_to_any_tolerance(name, dtype, exponent):
     """Also below the rounding errors of sums in the type of the rows."""
-    chain, off = fastemd.Chain(20_000 if not SIMULATED else 200), 2.0**exponent
+    operation, off = BY_NAME[name], 2.0**exponent
+    chain = fastemd.Chain(20_000 if not SIMULATED else 200)
     arrays = [np.zeros((9, chain.n_bins), dtype) for _ in operation.arrays]
     arrays[0][:], arrays[1][:] = 1 / 1024, 1 / 1024
     arrays[0][8, 0] += dtype(off * arrays[0][8].sum(dtype=np.float64))
     exact = arrays[0][8].sum(dtype=np.float64) - arrays[1][8].sum(dtype=np.float64)
     exact /= arrays[0][8].sum(dtype=np.float64)
-    if operation.name == "emd_hessian":
-        pytest.skip("too large")
     operation(arrays, chain, 2, validate=float(1.01 * exact))
-    with pytest.raises(ValueError, match="row 8 has unequal masses"):
+    with pytest.raises(ValueError, match=_deferred("row 8 has unequal masses")):
         operation(arrays, chain, 2, validate=float(0.99 * exact))
 
 
@@ -288,7 +292,7 @@ def test_embed_has_no_masses_to_compare(validate, small_case, rng):
     ref = fastemd.embed(p, small_case.space, 2)
     np.testing.assert_array_equal(fastemd.embed(p, small_case.space, 2, validate=validate), ref)
     p[8, 2] = -2.0 * p[8].sum()
-    with pytest.raises(ValueError, match="p: row 8 has a negative mass"):
+    with pytest.raises(ValueError, match=_deferred("p: row 8 has a negative mass")):
         fastemd.embed(p, small_case.space, 2, validate=validate)
 
 
