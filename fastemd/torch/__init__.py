@@ -263,10 +263,8 @@ class EMDLoss(torch.nn.Module):
             self.normalize or "none",
             self.cross_entropy,
         )
-        if weight is not None:
-            weight = weight.where(counted, 0.0)
-        elif counted is not None:
-            weight = counted.to(dtype)
+        if counted is not None:
+            weight = counted.to(dtype) if weight is None else weight.where(counted, 0.0)
         return self._reduced(losses, weight)
 
     def _counted(self, target: Tensor, labelled: bool, weight: Tensor | None) -> Tensor | None:
