@@ -95,8 +95,8 @@ def test_emd__derivatives(rho, way, rng):
     x, y = _logits(rng)
     order = 1 if rho == 1 else 2
     check_grads = needed("jax.test_util").check_grads
-    check_grads(lambda x, y: _loss(x, y, rho), (x, y), order=order, modes=["rev"])
-    check_grads(jax.jit(lambda x, y: _loss(x, y, rho)), (x, y), order=order, modes=["rev"])
+    check_grads(lambda x, y: _loss(x, y, rho), (x, y), order=order)
+    check_grads(jax.jit(lambda x, y: _loss(x, y, rho)), (x, y), order=order)
 
 
 @each_rho
@@ -110,9 +110,17 @@ def test_emd__under_transforms(rho, way, rng):
         lambda f: jax.jit(jax.vmap(jax.grad(f, argnums=1))),
         lambda f: jax.vmap(jax.jacrev(jax.jacrev(f))),
         lambda f: jax.jacrev(jax.vmap(jax.grad(f))),
+        lambda f: lambda x, y: jax.jvp(f, (x, y), (y, x)),
+        lambda f: lambda x, y: jax.jvp(jax.jit(f), (x, y), (y, x))[1],
+        lambda f: jax.jit(jax.vmap(jax.jacfwd(f, argnums=1))),
+        lambda f: jax.vmap(jax.jacfwd(jax.jacfwd(jax.jit(f)))),
+        lambda f: jax.vmap(jax.hessian(f, argnums=(0, 1))),
+        lambda f: jax.jit(jax.vmap(jax.hessian(f))),
     ):
         comp = transform(lambda x, y: _loss(x, y, rho))(x, y)
-        assert_close(comp, transform(lambda x, y: _dense(x, y, rho))(x, y), 1.0, 1e-11)
+        ref = transform(lambda x, y: _dense(x, y, rho))(x, y)
+        for ours, wanted in zip(*map(jax.tree.leaves, (comp, ref)), strict=True):
+            assert_close(ours, wanted, 1.0, 1e-11)
 
 
 def test_emd__broadcasts_and_sums_the_gradients(rng):
@@ -130,8 +138,12 @@ def test_emd__third_derivative(rng):
         return jax.grad(jax.grad(jax.grad(lambda t: loss(t * x, y, rho))))(1.0)
 
     assert_close(third(_loss, 2), third(_dense, 2), 1.0, 1e-11)
-    with pytest.raises(NotImplementedError, match=r"third derivatives of emd with rho=1.5"):
+    message = r"third derivatives of emd with rho=1.5"
+    with pytest.raises(NotImplementedError, match=message):
         third(_loss, 1.5)
+    for f in (_loss, jax.jit(_loss)):
+        with pytest.raises(NotImplementedError, match=message):
+            jax.jacfwd(jax.hessian(f))(x, y)
 
 
 def test_emd__gradient_takes_one_pass(rng):
@@ -313,6 +325,13 @@ def emd(x, y):
 def loss(x, target):
     return fastemd.jax.emd_loss(x, target, chain, 1.5, cross_entropy=0.5, reduction="none")
 
+def weighted(x, target):
+    options = dict(ignore_index=2, sample_weight=x.sum(-1) > 0, reduction="none")
+    return fastemd.jax.emd_loss(x, target, chain, 1.5, **options)
+
+def along(function):
+    return lambda x, y: jax.jvp(lambda x: function(x, y), (x,), (x,))[1]
+
 def grad(function, argnums=0):
     return jax.grad(lambda *args: (function(*args) ** 2).sum(), argnums)
 
@@ -322,7 +341,8 @@ def agree(comp, ref):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_emd__under_shard_map(known):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_emd__under_shard_map(known, compiled):
     """Derivatives inside and outside, also where only one argument has a part on each device."""
     _run_on_devices(
         2,
@@ -331,14 +351,14 @@ fastemd.jax.programs.KNOWN = {known}
 mesh = jax.sharding.Mesh(np.array(jax.devices()), "b")
 whole, parts = P(), P("b")
 for function, second, spec in (
-    (emd, y, parts), (emd, y[0], whole), (loss, labels, parts), (loss, labels[0], whole)
+    (emd, y, parts), (emd, y[0], whole), (loss, labels, parts), (loss, labels[0], whole),
+    (weighted, labels, parts), (weighted, labels[0], whole),
 ):
     def spread(function):
-        return jax.jit(
-            jax.shard_map(function, mesh=mesh, in_specs=(parts, spec), out_specs=parts)
-        )
+        spread = jax.shard_map(function, mesh=mesh, in_specs=(parts, spec), out_specs=parts)
+        return jax.jit(spread) if {compiled} else spread
     agree(spread(function)(x, second), function(x, second))
-    for derivative in (grad, lambda function: grad(grad(function))):
+    for derivative in (grad, lambda function: grad(grad(function)), along):
         ref = derivative(function)(x, second)
         agree(spread(derivative(function))(x, second), ref)
         agree(derivative(spread(function))(x, second), ref)
@@ -353,8 +373,8 @@ def test_emd__on_arrays_of_explicit_sharding():
         2,
         f"""{SPREAD}
 jax.set_mesh(jax.make_mesh((2,), ("b",)))
-for function, second in ((emd, y), (loss, labels)):
-    for derivative in (grad, lambda function: grad(grad(function))):
+for function, second in ((emd, y), (loss, labels), (weighted, labels)):
+    for derivative in (grad, lambda function: grad(grad(function)), along):
         ref = derivative(function)(x, second)
         for a, b in ((P("b"), P("b")), (P("b"), P()), (P(), P("b")), (P(None, "b"), P())):
             args = jax.device_put(x, a), jax.device_put(second, b)
@@ -420,7 +440,9 @@ def test_loss__derivatives_under_transforms(kind, way, rng):
         lambda f: jax.jit(jax.grad(f)),
         lambda f: jax.vmap(jax.grad(f)),
         lambda f: lambda x, t: jax.vmap(jax.grad(f), in_axes=(0, None))(x, t[1]),
-        lambda f: jax.vmap(jax.hessian(f) if f is dense else jax.jacrev(jax.jacrev(f))),
+        lambda f: jax.vmap(jax.jacrev(jax.jacrev(f))),
+        lambda f: jax.jit(jax.vmap(jax.hessian(f))),
+        lambda f: lambda x, t: jax.jvp(lambda x: f(x, t), (x,), (x,))[1],
         lambda f: jax.grad(lambda x, t: jnp.square(jax.grad(f)(x, t)).sum()),
     ):
         assert_close(transform(loss)(x, target), transform(dense)(x, target), 1.0, 1e-10)

@@ -60,7 +60,9 @@ def emd(
     -----
     The first derivative is `fastemd.emd_grad`, projected onto what conserves the mass; it comes
     with the value, in one pass. The second derivative is `fastemd.emd_hvp`. ``jit``, ``grad``,
-    ``vmap`` and ``jacrev`` work in any order; forward mode (``jvp``, ``jacfwd``) does not.
+    ``jvp``, ``jacfwd``, ``jacrev``, ``hessian``, ``vmap`` and ``shard_map`` work in any order.
+    Third derivatives exist for `rho` 1 and 2, where they are 0.
+
     On CUDA bad histograms are complained of later, by `fastemd.synchronize`. On other devices the
     arrays go to the host and the results back.
 
@@ -78,7 +80,7 @@ def emd(
     tolerance = validation.check_validate(validate, _mass_tolerance(p, q))
     p, q = jnp.broadcast_arrays(p.astype(dtype), q.astype(dtype))
     constants = validation.check_rho(rho), tolerance
-    return values(p, q, "emd", _number_of(space), *constants)
+    return values(p, (q,), "emd", _number_of(space), *constants)
 
 
 def emd_loss(
@@ -170,7 +172,7 @@ def emd_loss(
         target = jnp.broadcast_to(target.astype(dtype), x.shape)
     target = jax.lax.stop_gradient(target)
     constants = validation.check_rho(rho), tolerance, normalize, cross_entropy, ignore_index
-    losses = values(x, target, "loss", _number_of(space), *constants)
+    losses = values(x, (target,), "loss", _number_of(space), *constants)
     weight = jnp.ones(rows, dtype)
     if sample_weight is not None:
         weight = jnp.asarray(sample_weight, dtype)

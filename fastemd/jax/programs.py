@@ -2,7 +2,7 @@
 
 import functools
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -21,63 +21,105 @@ Array = NDArray[Any]
 # -- derivatives -----------------------------------------------------------------------------------
 
 
-def values(first: Any, second: Any, operation: str, *constants: Any) -> jax.Array:
-    """What an operation finds for every row; `constants` as its function below takes them."""
-    first, second = _spread_as(second, first), _spread_as(first, second)
-    value: jax.Array = _values_and_grads(first, second, operation, constants)[0]
+def values(first: Any, second: tuple[Any, ...], operation: str, *constants: Any) -> jax.Array:
+    """Return the value of every row.
+
+    Parameters
+    ----------
+    first : jax.Array, (..., N)
+        Rows in which the values are differentiable.
+    second : tuple of jax.Array
+        The other arrays of the operation: for "emd" histograms, in which the values are
+        differentiable, too; for "loss" the target.
+    operation : {"emd", "loss"}
+        The name of one of the functions below.
+    *constants
+        What that function reads from its text.
+    """
+    for array in second:
+        first = _spread_as(array, first)
+    second = tuple(_spread_as(first, array) for array in second)
+    value: jax.Array = _values(first, second, operation, constants)
     return value
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _values(
+    first: jax.Array, second: tuple[jax.Array, ...], operation: str, constants: tuple[Any, ...]
+) -> jax.Array:
+    value: jax.Array = _launch(operation, constants, first, *second)[0]
+    return value
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _values_and_grads(
-    first: jax.Array, second: jax.Array, operation: str, constants: tuple[Any, ...]
+    first: jax.Array, second: tuple[jax.Array, ...], operation: str, constants: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """That the derivatives are an output makes this differentiable twice."""
-    value, grad = _launch(operation, constants, first, second)
+    """Return values and gradients; a function of its own, since it takes `_product` to derive."""
+    value, grad = _launch(operation, constants, first, *second)
     return value, grad
 
 
-def _forward(first: Any, second: Any, operation: str, constants: Any) -> tuple[Any, Any]:
-    first, second = first.value, second.value
+def _values_jvp(operation: str, constants: Any, at: Any, tangents: Any) -> tuple[Any, Any]:
+    value, grad = _values_and_grads(*at, operation, constants)
+    return value, (grad * _direction(operation, tangents)).sum(-1)
+
+
+def _values_and_grads_jvp(
+    operation: str, constants: Any, at: Any, tangents: Any
+) -> tuple[Any, Any]:
+    first, second = at
     value, grad = _values_and_grads(first, second, operation, constants)
-    return (value, grad), (first, second, grad)
+    v = _direction(operation, tangents)
+    product = _product(first, second, v, operation, constants)
+    return (value, grad), ((grad * v).sum(-1), product)
 
 
-def _backward(operation: str, constants: Any, kept: Any, to: Any) -> tuple[Any, Any]:
-    first, second, grad = kept
-    to_value, to_grad = to
-    to_first = jnp.zeros_like(first)
-    if not isinstance(to_value, SymbolicZero):
-        to_first = to_value[..., None] * grad
-    if not isinstance(to_grad, SymbolicZero):
-        to_first = to_first + _product(first, second, to_grad, operation, constants)
-    return to_first, -to_first if operation == "emd" else None
+_values.defjvp(_values_jvp, symbolic_zeros=True)
+_values_and_grads.defjvp(_values_and_grads_jvp, symbolic_zeros=True)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _direction(operation: str, tangents: Any) -> Any:
+    """Return the tangent of the rows; emd depends on the difference of its arguments only."""
+    first, second = tangents
+    if operation != "emd" or isinstance(second[0], SymbolicZero):
+        return first
+    return -second[0] if isinstance(first, SymbolicZero) else first - second[0]
+
+
 def _product(
-    first: jax.Array, second: jax.Array, v: jax.Array, operation: str, constants: tuple[Any, ...]
+    first: jax.Array,
+    second: tuple[jax.Array, ...],
+    v: jax.Array,
+    operation: str,
+    constants: tuple[Any, ...],
 ) -> jax.Array:
-    """Second derivatives times vectors `v`, differentiable in `v`."""
-    product: jax.Array
-    (product,) = _launch(f"{operation}_product", constants, first, second, v)
+    """Return second derivatives times vectors `v`, differentiable in `v`."""
+    rho = constants[1]
+    if operation == "emd" and rho in (1.0, 2.0):  # its third derivative is 0
+        first, second = jax.lax.stop_gradient((first, second))
+    else:
+        first, second = _constant((first, second), operation, rho)
+
+    def multiply(matvec: Any, v: jax.Array) -> Any:
+        product = _launch(f"{operation}_product", constants, first, *second, v)[0]
+        return _spread_as(v, product)  # outside of jit, no mesh is known of `first` here
+
+    # The only linear function in JAX's public interface that is declared to be its own transpose
+    # and works under vmap. Its first argument, the inverse, would be evaluated for derivatives in
+    # `first` only, which are excluded above.
+    product: jax.Array = jax.lax.custom_linear_solve(lambda v: v, v, multiply, symmetric=True)
     return product
 
 
-def _product_forward(first: Any, second: Any, v: Any, *rest: Any) -> tuple[Any, Any]:
-    operation, (_, rho, *_) = rest
-    if (first.perturbed or second.perturbed) and (operation != "emd" or rho not in (1.0, 2.0)):
-        validation.no_third_derivative(operation, rho)
-    first, second, v = first.value, second.value, v.value
-    return _product(first, second, v, *rest), (first, second)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _constant(arrays: Any, operation: str, rho: float) -> Any:
+    return arrays
 
 
-def _product_backward(operation: str, constants: Any, kept: Any, to: Any) -> tuple[Any, Any, Any]:
-    return None, None, _product(*kept, to, operation, constants)
-
-
-_values_and_grads.defvjp(_forward, _backward, symbolic_zeros=True)
-_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
+@_constant.defjvp
+def _constant_jvp(operation: str, rho: float, at: Any, tangents: Any) -> NoReturn:
+    validation.no_third_derivative(operation, rho)
 
 
 # -- the kernels in JAX's programs -----------------------------------------------------------------
