@@ -326,21 +326,25 @@ def test_jax__computes_in_the_memory_of_xla(small_case, dtype, rng):
 
 @simulator
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("labelled", [True, False])
-def test_jax__computes_losses_in_the_memory_of_xla(small_case, labelled, dtype, rng):
+@pytest.mark.parametrize("labels", [np.int8, np.uint16, np.int32, np.int64, None])
+@pytest.mark.parametrize("counted", [True, False])
+def test_jax__computes_losses_in_the_memory_of_xla(small_case, labels, counted, dtype, rng):
     space, n = small_case.space, small_case.n_bins
     x = rng.normal(size=(3, n)).astype(dtype)
-    target = np.array([0, 2, 1], np.int32) if labelled else random_pair(rng, (3, n), dtype)[0]
-    loss, grad = np.zeros(3, dtype), np.zeros((3, n), dtype)
-    constants = [number_of(space), 2.0, 1e-3, "softmax", 0.5, 2 if labelled else None]
-    assert OnDevice("loss")([x, target], [loss, grad], constants) is None
-    options = {"cross_entropy": 0.5, "ignore_index": constants[-1], "reduction": "none"}
-    ref = fastemd.emd_loss(x, target, space, **options)
+    target = np.array([0, 2, 1], labels) if labels else random_pair(rng, (3, n), dtype)[0]
+    others = [np.array([True, False, True])] if counted else []
+    if counted:
+        x[1] = np.nan
+    loss, grad = np.ones(3, dtype), np.ones((3, n), dtype)
+    constants = [number_of(space), 2.0, 1e-3, "softmax", 0.5]
+    assert OnDevice("loss")([x, target, *others], [loss, grad], constants) is None
+    weights = {"sample_weight": others[0]} if counted else {}
+    ref = fastemd.emd_loss(x, target, space, cross_entropy=0.5, reduction="none", **weights)
     np.testing.assert_array_equal(loss, ref[0])
     np.testing.assert_array_equal(grad, ref[1])
-    v, product = rng.normal(size=(3, n)).astype(dtype), np.zeros((3, n), dtype)
-    assert OnDevice("loss_product")([x, target, v], [product], constants) is None
-    call = LossCall(space, 2, "softmax", 0.5, x=x, target=target, v=v)
-    ref = call.values_and_derivatives("loss_product", constants[-1], "none")[1]
+    v, product = rng.normal(size=(3, n)).astype(dtype), np.ones((3, n), dtype)
+    assert OnDevice("loss_product")([x, target, *others, v], [product], constants) is None
+    call = LossCall(space, 2, "softmax", 0.5, x=x, target=target, v=v, weight=(*others, None)[0])
+    ref = call.values_and_derivatives("loss_product", None, "none")[1]
     np.testing.assert_allclose(product, ref, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-6)
     fastemd.synchronize()

@@ -177,16 +177,22 @@ def test_emd__empty_batch(way):
 
 def test_emd__bad_input(way):
     p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
+    good = {"p": p, "q": p, "space": TREE, "rho": 2}
     for bad, wrong, message in (
         ({"q": p[:, 1:]}, ValueError, "q: the last axis must hold the 5 bins"),
         ({"space": 3}, TypeError, "space: expected a fastemd.Chain"),
         ({"rho": 0.5}, ValueError, "rho: expected a finite number >= 1"),
-        ({"p": jnp.tile(p, (2, 1))}, ValueError, "broadcast"),
-        ({"p": p * 1j}, TypeError, "expected real numbers, got a dtype of complex"),
-        ({"q": 1.01 * p, "validate": 1}, Exception, "unequal masses"),
+        ({"p": jnp.tile(p, (2, 1))}, ValueError, r"p and q: .* broadcast: p \(4,\), q \(2,\)"),
+        ({"p": p * 1j}, TypeError, "p: expected an array of real numbers, .* complex128"),
+        ({"q": "rows"}, TypeError, "q: expected an array of real numbers, got 'rows'"),
+        ({"q": [[1], [1, 2]]}, TypeError, "q: expected an array of real numbers, got list"),
+        ({"q": 1.01 * p, "validate": True}, Exception, "unequal masses"),
+        ({"q": p, "validate": 1}, TypeError, "validate: expected True, False or"),
     ):
-        with pytest.raises(wrong, match=message):
-            np.asarray(adapter.emd(**{"p": p, "q": p, "space": TREE, "rho": 2} | bad))
+        for transform in (lambda f: f, jax.jit):
+            call = transform(lambda bad=bad: adapter.emd(**{**good, **bad}))
+            with pytest.raises(wrong, match=message):
+                np.asarray(call())
     assert np.isnan(adapter.emd(p * np.nan, p, TREE, 2, validate=False)).all()
 
 
@@ -456,7 +462,8 @@ def test_loss__no_gradient_to_the_target(rng):
 
 def test_loss__shapes_and_types(way, rng):
     x, labels = _case(rng, "labels", {})
-    whole = adapter.emd_loss(x[:, None], labels, TREE, reduction="none")
+    pairs = jnp.broadcast_to(x[:, None], (4, *x.shape))
+    whole = adapter.emd_loss(pairs, labels, TREE, reduction="none")
     assert whole.shape == (4, 4)
     assert_close(jnp.diag(whole), adapter.emd_loss(x, labels, TREE, reduction="none"))
     assert adapter.emd_loss(x.astype("bfloat16"), labels.astype("int8"), TREE).dtype == "float32"
@@ -465,6 +472,7 @@ def test_loss__shapes_and_types(way, rng):
 
 def test_loss__bad_input(way, rng):
     x, labels = _case(rng, "labels", {})
+    good = {"x": x, "target": labels, "space": TREE}
     for bad, wrong, message in (
         ({"space": 3}, TypeError, "space: expected"),
         ({"rho": 0.5}, ValueError, "rho: expected"),
@@ -472,14 +480,220 @@ def test_loss__bad_input(way, rng):
         ({"reduction": "min"}, ValueError, "reduction: expected"),
         ({"cross_entropy": -1}, ValueError, "cross_entropy: expected"),
         ({"x": x[:, 1:]}, ValueError, "x: the last axis must hold the 5 bins"),
-        ({"target": labels * 1.0}, ValueError, "target: the last axis must hold the 5 bins"),
-        ({"target": labels + 1}, Exception, "target: row 2 is class 5; there are 5"),
+        ({"target": x[:, 1:]}, ValueError, "target: the last axis must hold the 5 bins"),
+        ({"target": labels * 1.0}, ValueError, "labels must be integers"),
+        ({"target": labels + 1}, Exception, "target: row 2 is class 5; classes are 0..4"),
         ({"x": x * jnp.nan}, Exception, "x: row 0"),
-        ({"target": jnp.eye(5, dtype=int)[labels]}, ValueError, "integers are class indices"),
+        ({"target": jnp.eye(5, dtype=int)[labels]}, ValueError, "integers are labels"),
         ({"target": jnp.eye(5, dtype=bool)[labels]}, TypeError, "classes of an integer type"),
-        ({"target": labels + 2**32}, Exception, "target: row 0 is class"),
+        ({"target": jnp.ones((4, 5)) * 1j}, TypeError, "target: expected an array of real"),
         ({"sample_weight": jnp.ones((2, 4))}, ValueError, "do not broadcast: sample_weight"),
+        ({"sample_weight": jnp.ones(4) * 1j}, TypeError, "sample_weight: expected an array of"),
         ({"ignore_index": 0.5}, TypeError, "ignore_index"),
+        ({"target": x, "ignore_index": 1}, ValueError, "ignore_index: needs labels"),
     ):
-        with pytest.raises(wrong, match=message):
-            np.asarray(adapter.emd_loss(**{"x": x, "target": labels, "space": TREE} | bad))
+        for transform in (lambda f: f, jax.jit):
+            call = transform(lambda bad=bad: adapter.emd_loss(**{**good, **bad}))
+            with pytest.raises(wrong, match=message):
+                np.asarray(call())
+
+
+@pytest.mark.parametrize("name", ["x", "target", "sample_weight"])
+def test_emd_loss_refuses_sparse_arrays(name, rng):
+    sparse = needed("jax.experimental.sparse")
+    x, target = _case(rng, "histograms", {})
+    arrays = {"x": x, "target": target, "sample_weight": jnp.ones(4)}
+    arrays[name] = sparse.BCOO.fromdense(arrays[name])
+    with pytest.raises(TypeError, match=rf"{name}: .* got BCOO; pass {name}.todense\(\)"):
+        adapter.emd_loss(space=TREE, **arrays)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (2, 4), (4, 4), (3,), (5,)])
+@each_target
+def test_emd_loss_target_does_not_enlarge_the_batch(shape, kind, rng):
+    x, target = _case(rng, kind, {})
+    target = jnp.broadcast_to(target[0], (*shape, *target.shape[1:]))
+    hint = f"target.squeeze({-1 if kind == 'labels' else -2})"
+    for function in (adapter.emd_loss, jax.jit(adapter.emd_loss, static_argnums=2)):
+        with pytest.raises(ValueError, match=r"target: .*do not broadcast to the rows") as info:
+            function(x, target, TREE)
+        assert str(target.shape) in str(info.value)
+        assert str(x.shape) in str(info.value)
+        assert (hint in str(info.value)) == (shape == (4, 1))
+
+
+@each_target
+def test_emd_loss_target_broadcasts_to_the_rows(kind, rng):
+    x, target = _case(rng, kind, {})
+    x = jnp.stack([x, 2 * x])
+    tail = target.shape[1:]
+    for shape in ((4,), (1,), (), (2, 1), (1, 4), (2, 4)):
+        small = target[: shape[-1]] if shape else target[0]
+        small = jnp.broadcast_to(small, (*shape, *tail))
+        comp = adapter.emd_loss(x, small, TREE, reduction="none")
+        whole = jnp.broadcast_to(small, (2, 4, *tail))
+        np.testing.assert_array_equal(comp, adapter.emd_loss(x, whole, TREE, reduction="none"))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["int4", "uint4", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"],
+)
+def test_emd_loss_takes_labels_of_every_integer_type(dtype, way, rng):
+    x, labels = _case(rng, "labels", {})
+    options = {"reduction": "none", "ignore_index": 3}
+    comp = adapter.emd_loss(x, labels.astype(dtype), TREE, **options)
+    np.testing.assert_array_equal(comp, adapter.emd_loss(x, labels, TREE, **options))
+    limits = jnp.iinfo(dtype)
+    for wrong in {int(limits.min), int(limits.max)} - {0}:
+        with pytest.raises(Exception, match=f"target: row 1 is class {wrong};"):
+            adapter.emd_loss(x, labels.astype(dtype).at[1].set(wrong), TREE, **options)
+
+
+@pytest.mark.parametrize("offset", [-(2**40), -(2**32), 2**32, 2**40])
+def test_emd_loss_labels_do_not_wrap(offset, way, rng):
+    x, labels = _case(rng, "labels", {})
+    for function in (adapter.emd_loss, jax.jit(adapter.emd_loss, static_argnums=2)):
+        with pytest.raises(Exception, match=f"target: row 0 is class {offset};"):
+            jax.block_until_ready(function(x, labels + offset, TREE))
+
+
+def test_emd_loss_labels_of_64_bits_do_not_wrap_without_x64():
+    _run_on_devices(
+        1,
+        """
+import numpy as np, fastemd, fastemd.jax
+for label, dtype in ((-2**32, "int64"), (2**32, "int64"), (2**63, "uint64"), (-1, "int64")):
+    labels = np.array([label, 0], dtype)
+    try:
+        fastemd.jax.emd_loss(np.zeros((2, 3)), labels, fastemd.Chain(3))
+    except ValueError as error:
+        assert "target: row 0 is class" in str(error)
+    else:
+        raise AssertionError(label)
+try:
+    fastemd.jax.emd_loss(np.zeros((2, 3)), [2**40, 0], fastemd.Chain(3))
+except TypeError as error:
+    assert "target: expected an array" in str(error)
+else:
+    raise AssertionError
+""",
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ignored", "labels", "losses"),
+    [
+        ("int64", -(2**32), [0, -(2**32), 2], [True, False, True]),
+        ("int64", 2**32, [0, 2**32, 2], [True, False, True]),
+        ("int64", 2**32, [0, 1, 2], [True, True, True]),
+        ("int32", -(2**32), [0, 1, 2], [True, True, True]),
+        ("int8", 256, [0, 1, 2], [True, True, True]),
+        ("uint8", 255, [0, 255, 2], [True, False, True]),
+        ("uint8", -254, [0, 1, 2], [True, True, True]),
+        ("uint64", 2**64 - 1, [0, 2**64 - 1, 2], [True, False, True]),
+        ("uint64", -1, [0, 1, 2], [True, True, True]),
+        ("int64", 2**70, [0, 1, 2], [True, True, True]),
+    ],
+)
+def test_emd_loss_compares_ignore_index_in_the_type_of_the_labels(
+    dtype, ignored, labels, losses, way
+):
+    labels = jnp.array(np.array(labels, dtype))
+    options = {"ignore_index": ignored, "reduction": "none"}
+    comp = adapter.emd_loss(jnp.zeros((3, 3)), labels, fastemd.Chain(3), **options)
+    np.testing.assert_array_equal(comp > 0.0, losses)
+
+
+def test_emd_loss_does_not_ignore_a_label_that_is_equal_in_another_type():
+    labels = jnp.array([0, 255, 2], "uint8")
+    with pytest.raises(Exception, match="target: row 1 is class 255"):
+        adapter.emd_loss(jnp.zeros((3, 3)), labels, fastemd.Chain(3), ignore_index=-1)
+
+
+UNREAD = {  # by row: x, the target, its weight; the label 9 is ignored, class 77 does not exist
+    "NaN, weight 0": (np.nan, 1, 0.0),
+    "NaN, ignored": (np.nan, 9, 1.0),
+    "excluded label, weight 0": ([0, -np.inf, 0, 0, 0], 1, 0.0),
+    "no class, weight 0": (0.0, 77, 0.0),
+    "all excluded, ignored": (-np.inf, 9, 1.0),
+    "NaN weight, ignored": (np.inf, 9, np.nan),
+    "infinite weight, ignored": (0.0, 9, np.inf),
+    "large weight, ignored": (0.0, 9, 1e300),
+}
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("case", UNREAD.values(), ids=UNREAD)
+def test_emd_loss_does_not_read_rows_that_do_not_count(case, reduction, way, rng):
+    x, labels = _case(rng, "labels", {})
+    content, label, weight = case
+    weights = jnp.array([1.0, weight, 2.0, 0.5])
+    others = np.array([0, 2, 3])
+    options = {"cross_entropy": 1.0, "reduction": reduction}
+
+    def whole(x):
+        target = labels.at[1].set(label)
+        return adapter.emd_loss(
+            x, target, TREE, sample_weight=weights, ignore_index=9, **options
+        ).sum()
+
+    def rest(x):
+        return adapter.emd_loss(
+            x, labels[others], TREE, sample_weight=weights[others], **options
+        ).sum()
+
+    at = x.at[1].set(jnp.array(content))
+    assert_close(whole(at), rest(x[others]))
+    for transform in (jax.grad, lambda f: jax.jit(jax.hessian(f)), lambda f: jax.hessian(f)):
+        comp, ref = transform(whole)(at), transform(rest)(x[others])
+        np.testing.assert_array_equal(comp[1], 0.0)
+        np.testing.assert_array_equal(jnp.moveaxis(comp, -2, 0)[1], 0.0)
+        comp = comp[others] if comp.ndim == 2 else comp[others][:, :, others]
+        assert_close(comp, ref, 1.0)
+
+
+def test_emd_loss_does_not_read_histograms_of_weight_0(way, rng):
+    x, target = _case(rng, "histograms", {})
+    weights = jnp.array([1.0, 0.0, 2.0, 0.5])
+    options = {"sample_weight": weights, "normalize": "l1"}
+    x = jnp.exp(x)
+    ref = jax.value_and_grad(lambda x: adapter.emd_loss(x, target, TREE, **options))(x)
+    x, target = x.at[1].set(-1.0), target.at[1].set(jnp.nan)
+    comp = jax.value_and_grad(lambda x: adapter.emd_loss(x, target, TREE, **options))(x)
+    assert_close(comp[0], ref[0])
+    assert_close(comp[1], ref[1], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight"),
+    [("float32", 3e38), ("float64", 1e300), ("float64", 1.7e308), ("float64", 1e-300)],
+)
+@pytest.mark.parametrize("single", [False, True])
+def test_emd_loss_mean_takes_weights_of_any_size(dtype, weight, single, rng):
+    x, labels = _case(rng, "labels", {})
+    x = x.astype("float32" if single else "float64")
+    weights = jnp.array([1.0, 0.25, 0.0, 0.5], dtype)
+
+    def loss(weights):
+        return adapter.emd_loss(x, labels, TREE, sample_weight=weights)
+
+    for function in (loss, jax.jit(loss)):
+        comp = function(weights * weight)
+        assert comp.dtype == x.dtype
+        np.testing.assert_allclose(comp, loss(weights), 1e-6 if single else 1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_emd_loss_is_differentiable_in_the_weights(reduction, rng):
+    x, labels = _case(rng, "labels", {})
+    losses = adapter.emd_loss(x, labels, TREE, reduction="none")
+    weights = jnp.array([1.0, 3.0, 0.5, 2.0])
+
+    def loss(weights):
+        return adapter.emd_loss(x, labels, TREE, sample_weight=weights, reduction=reduction)
+
+    mean = (losses * weights).sum() / weights.sum()
+    ref = losses if reduction == "sum" else (losses - mean) / weights.sum()
+    assert_close(jax.grad(loss)(weights), ref, 1.0)
+    assert jax.grad(loss)(weights.at[1].set(0.0))[1] == 0.0

@@ -1,6 +1,5 @@
 """EMD^rho as functions and losses of JAX: differentiable, under ``jit`` and ``vmap``."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -25,21 +24,21 @@ _kept: set[GroundSpace] = set()  # the programs that JAX compiles know them by n
 def emd(
     p: ArrayLike, q: ArrayLike, space: GroundSpace, rho: float, *, validate: bool | float = True
 ) -> jax.Array:
-    """EMD^rho between histograms on a chain or tree, differentiable twice in both.
+    """Return EMD^rho between histograms on a chain or tree, differentiable twice in both.
 
     Parameters
     ----------
     p, q : array_like, (..., N)
-        Histograms over the N bins of `space`: finite, >= 0 and of equal mass. Leading axes
-        broadcast. They are computed in their common type, but float16 and bfloat16 in float32 and
-        integers in JAX's default float type.
+        Histograms over the N bins of `space`: finite, >= 0 and of equal mass (see `validate`).
+        Leading axes broadcast. They are computed in their common type, but float16 and bfloat16
+        in float32 and integers in JAX's default float type.
     space : Chain or Tree
         The ground space; it stays in memory until the process ends.
     rho : float
         The power of the flow, >= 1.
     validate : bool or float
-        Whether to check the numbers; a float is the relative tolerance between two masses, by
-        default the root of the precision of the coarser type given.
+        Whether to check the numbers, as for `fastemd.emd`. A float is the relative tolerance of
+        masses, by default the root of the precision of the coarser type, but at least 1e-5.
 
     Returns
     -------
@@ -53,7 +52,7 @@ def emd(
     TypeError
         If an argument is of another kind.
     jax.errors.JaxRuntimeError
-        When the result is waited for, if a histogram is bad; the message names the row. (Where the
+        When the result is used, if a histogram is invalid; the message names the row. (Where the
         version of JAX is not known here, another error with this message.)
 
     Notes
@@ -63,8 +62,8 @@ def emd(
     ``jvp``, ``jacfwd``, ``jacrev``, ``hessian``, ``vmap`` and ``shard_map`` work in any order.
     Third derivatives exist for `rho` 1 and 2, where they are 0.
 
-    On CUDA bad histograms are complained of later, by `fastemd.synchronize`. On other devices the
-    arrays go to the host and the results back.
+    On CUDA invalid histograms raise later, in `fastemd.synchronize`. On devices other than CPU
+    and CUDA the arrays go to the host and the results back.
 
     Examples
     --------
@@ -75,12 +74,17 @@ def emd(
     >>> jax.grad(loss)(logits).round(4)
     Array([-0.2288, -0.1765,  0.4053], dtype=float32)
     """
-    p, q = _arrays(space, p=p, q=q)
+    p, q = _array("p", p), _array("q", q)
+    _check_space(space, p=p, q=q)
     dtype = _computing_type(p, q)
     tolerance = validation.check_validate(validate, _mass_tolerance(p, q))
-    p, q = jnp.broadcast_arrays(p.astype(dtype), q.astype(dtype))
-    constants = validation.check_rho(rho), tolerance
-    return values(p, (q,), "emd", _number_of(space), *constants)
+    constants = _number_of(space), validation.check_rho(rho), tolerance
+    try:
+        rows = jnp.broadcast_shapes(p.shape[:-1], q.shape[:-1])
+    except ValueError:
+        validation.do_not_broadcast({"p": p.shape[:-1], "q": q.shape[:-1]})
+    p, q = (jnp.broadcast_to(x.astype(dtype), (*rows, space.n_bins)) for x in (p, q))
+    return values(p, (q,), "emd", *constants)
 
 
 def emd_loss(
@@ -95,14 +99,15 @@ def emd_loss(
     ignore_index: int | None = None,
     reduction: str = "mean",
 ) -> jax.Array:
-    """EMD^rho between the histograms that logits stand for and targets, as a loss to train with.
+    """Return the EMD^rho loss between normalised predictions and targets.
 
     Parameters
     ----------
     x : array_like, (..., N)
         Logits, or masses, as `normalize` says. float16 and bfloat16 are computed in float32.
     target : array_like of int, (...), or of float, (..., N)
-        Classes or histograms; no gradient flows to it. Leading axes broadcast with those of `x`.
+        Labels of any integer type, or histograms; no gradient flows to it. It broadcasts to the
+        rows of `x`, never `x` to the target.
     space : Chain or Tree
         The ground space; it stays in memory until the process ends.
     rho : float
@@ -112,9 +117,12 @@ def emd_loss(
     cross_entropy : float
         Add this many times the cross entropy.
     sample_weight : array_like, (...), optional
-        What every row counts, >= 0 (not checked).
+        Weight of every row, >= 0 (not checked); broadcasts to the rows. A row of weight 0 is not
+        read: whatever it holds, NaN included, its loss and its derivatives, also in the weight,
+        are 0.
     ignore_index : int, optional
-        Rows with this class count nothing.
+        Rows with this label are ignored, as if their weight were 0, whatever it is. A number that
+        the type of the labels cannot hold ignores none.
     reduction : {"mean", "sum", "none"}
         The mean is the weighted sum divided by the sum of the weights of the rows that are not
         ignored, and 0 if that is 0.
@@ -128,11 +136,12 @@ def emd_loss(
     Raises
     ------
     ValueError
-        If shapes or options do not fit.
+        If shapes or options do not fit, as for a target that does not broadcast to the rows of
+        `x`.
     TypeError
         If an argument is of another kind.
     jax.errors.JaxRuntimeError
-        When the result is waited for, if the numbers are bad; as for `emd`.
+        When the result is used, if a row is invalid; as for `emd`.
 
     See Also
     --------
@@ -140,7 +149,7 @@ def emd_loss(
 
     Notes
     -----
-    Loss and gradient take one pass. Transforms as for `emd`.
+    Loss and gradient take one pass. Transforms as for `emd`; third derivatives do not exist.
 
     Examples
     --------
@@ -153,51 +162,99 @@ def emd_loss(
     validation.check_normalize(normalize)
     validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
     cross_entropy = validation.check_cross_entropy(cross_entropy)
-    (x,), target = _arrays(space, x=x), jnp.asarray(target)
-    validation.check_target(target.dtype)
+    x, target = _array("x", x), _target(target)
+    _check_space(space, x=x)
     labelled = jnp.issubdtype(target.dtype, jnp.integer)
-    if ignore_index is not None:
-        validation.check_ignore_index(ignore_index, labelled)
-    if labelled:
-        validation.check_labels_shape(target.shape, x.shape)
+    validation.check_target_shape(target.shape, x.shape, labelled)
     dtype, tolerance = _computing_type(x, target), _mass_tolerance(x, target)
-    rows = jnp.broadcast_shapes(target.shape if labelled else target.shape[:-1], x.shape[:-1])
-    x = jnp.broadcast_to(x.astype(dtype), (*rows, space.n_bins))
-    if labelled:
-        # From here on no class exists; a small type cannot hold that number.
-        far = min(jnp.iinfo("int32").max, jnp.iinfo(target.dtype).max)
-        target = jnp.broadcast_to(jnp.clip(target, max=far).astype("int32"), rows)
-    else:
-        validation.check_bins_axis("target", target.shape, space.n_bins)
-        target = jnp.broadcast_to(target.astype(dtype), x.shape)
-    target = jax.lax.stop_gradient(target)
-    constants = validation.check_rho(rho), tolerance, normalize, cross_entropy, ignore_index
-    losses = values(x, (target,), "loss", _number_of(space), *constants)
-    weight = jnp.ones(rows, dtype)
+    constants = validation.check_rho(rho), tolerance, normalize, cross_entropy
+    x, rows = x.astype(dtype), x.shape[:-1]
+    target = target if labelled else jax.lax.stop_gradient(target.astype(dtype))
+    target = jnp.broadcast_to(target, rows if labelled else x.shape)
+    counted, weight = None, jnp.ones(rows, dtype)
     if sample_weight is not None:
-        weight = jnp.asarray(sample_weight, dtype)
-        try:
-            weight = jnp.broadcast_to(weight, rows)
-        except ValueError:
-            validation.do_not_broadcast({"sample_weight": weight.shape, "x": rows})
+        weight = _weight(sample_weight, rows, dtype)
+        counted = weight != 0
+    if ignore_index is not None:
+        ignored = _ignored(target, validation.check_ignore_index(ignore_index, labelled))
+        counted = ~ignored if counted is None else counted & ~ignored
+    second = (target,) if counted is None else (target, counted)
+    losses = values(x, second, "loss", _number_of(space), *constants)
+    if counted is not None:
+        weight = jnp.where(counted, weight, 0)
+    if reduction == "mean" and sample_weight is not None:
+        weight = _scaled(weight)
     losses = losses * weight
     if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    if ignore_index is not None:
-        weight = jnp.where(target == ignore_index, 0.0, weight)
-    total = weight.sum()
-    return losses.sum() / jnp.where(total > 0.0, total, 1.0)
+        return losses.astype(dtype)
+    total = losses.sum()
+    if reduction == "mean":
+        weights = weight.sum()
+        total = total / jnp.where(weights > 0, weights, 1)
+    return total.astype(dtype)
 
 
-def _arrays(space: GroundSpace, **given: ArrayLike) -> list[jax.Array]:
+def _array(name: str, value: Any) -> jax.Array:
+    """The argument `name` as an array of real numbers."""
+    if hasattr(value, "todense"):
+        validation.sparse(name, value, "todense")
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        validation.not_an_array(name, value)
+    except OverflowError as error:  # Python's integers
+        validation.not_an_array(name, value, f"; {error}")
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        validation.not_an_array(name, array)
+    return array
+
+
+def _target(value: Any) -> jax.Array:
+    """The target, labels in their own type."""
+    if hasattr(value, "__array__") and not isinstance(value, jax.Array):
+        value = np.asarray(value)
+        if value.dtype.kind in "iu":
+            # Without jax_enable_x64 JAX keeps the last 32 bits only, which may be another label.
+            limits = jnp.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
+            value = value.clip(limits.min, limits.max)
+    target = _array("target", value)
+    validation.check_target(target.dtype)
+    if jnp.issubdtype(target.dtype, jnp.integer) and jnp.iinfo(target.dtype).bits < 8:
+        target = target.astype(jnp.int8)  # NumPy has none of its own
+    return target
+
+
+def _ignored(labels: jax.Array, ignore_index: int) -> jax.Array:
+    """Whether labels are the ignored one, which may be beyond their type."""
+    limits = jnp.iinfo(labels.dtype)
+    if not limits.min <= ignore_index <= limits.max:
+        return jnp.zeros(labels.shape, bool)
+    return labels == jnp.asarray(ignore_index, labels.dtype)
+
+
+def _weight(value: Any, rows: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The weights of all rows, in a type that holds them and the losses."""
+    weight = _array("sample_weight", value)
+    weight = weight.astype(jnp.promote_types(dtype, weight.dtype))
+    try:
+        return jnp.broadcast_to(weight, rows)
+    except ValueError:
+        validation.do_not_broadcast({"sample_weight": weight.shape, "x": rows})
+
+
+def _scaled(weight: jax.Array) -> jax.Array:
+    """Weights divided by about the largest, since their sum might overflow."""
+    limits = jnp.finfo(weight.dtype)
+    largest = jax.lax.stop_gradient(weight.max(initial=0))
+    # XLA multiplies by the reciprocal, and takes it for 0 if it is subnormal.
+    return weight / largest.clip(limits.tiny, limits.max / 8)
+
+
+def _check_space(space: GroundSpace, **arrays: jax.Array) -> None:
     if not isinstance(space, GroundSpace):
         validation.not_a_space(space)
-    arrays = [jnp.asarray(array) for array in given.values()]
-    for name, array in zip(given, arrays, strict=True):
+    for name, array in arrays.items():
         validation.check_bins_axis(name, array.shape, space.n_bins)
-    return arrays
 
 
 def _number_of(space: GroundSpace) -> int:
@@ -208,8 +265,6 @@ def _number_of(space: GroundSpace) -> int:
 
 def _computing_type(a: jax.Array, b: jax.Array) -> Any:
     common = jnp.promote_types(a.dtype, b.dtype)
-    if jnp.issubdtype(common, jnp.complexfloating):
-        validation.complex_numbers(common)
     if not jnp.issubdtype(common, jnp.floating):
         return jnp.asarray(0.0).dtype
     return jnp.float32 if common.itemsize < 4 else common
@@ -218,4 +273,4 @@ def _computing_type(a: jax.Array, b: jax.Array) -> Any:
 def _mass_tolerance(*arrays: jax.Array) -> float:
     """As `validation.mass_tolerance`, also for types that NumPy does not have."""
     floats = [x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
-    return math.sqrt(max(float(jnp.finfo(x).eps) for x in (*floats, np.float64)))
+    return validation.tolerance_of(*(float(jnp.finfo(x).eps) for x in floats))

@@ -30,7 +30,7 @@ def values(first: Any, second: tuple[Any, ...], operation: str, *constants: Any)
         Rows in which the values are differentiable.
     second : tuple of jax.Array
         The other arrays of the operation: for "emd" histograms, in which the values are
-        differentiable, too; for "loss" the target.
+        differentiable, too; for "loss" the target and, optionally, whether a row is read (...,).
     operation : {"emd", "loss"}
         The name of one of the functions below.
     *constants
@@ -150,10 +150,16 @@ def _run_loss_product(arguments: list[Any], results: list[Array], constants: str
 
 
 def _loss(operation: str, arguments: list[Any], results: list[Array], constants: str) -> None:
-    number, rho, tolerance, normalize, cross_entropy, ignore_index = json.loads(constants)
-    names = dict(zip(("x", "target", "v"), arguments, strict=False))
-    call = LossCall(space_of(number), rho, normalize, cross_entropy, tolerance=tolerance, **names)
-    values = call.values_and_derivatives(operation, ignore_index, "none", results[-1])[0]
+    number, rho, tolerance, normalize, cross_entropy = json.loads(constants)
+    x, target, *others = arguments
+    inputs = {"x": x, "target": target}
+    if operation == "loss_product":
+        inputs["v"] = others.pop()
+    call = LossCall(
+        space_of(number), rho, normalize, cross_entropy, tolerance=tolerance,
+        weight=others[0] if others else None, **inputs,
+    )  # fmt: skip
+    values = call.values_and_derivatives(operation, None, "none", results[-1])[0]
     if len(results) == 2:
         call.put(values, results[0])
 
@@ -198,14 +204,12 @@ def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
     def by_host(*given: Any) -> Any:
         return jax.pure_callback(call_back, kinds, *given, vmap_method="broadcast_all")
 
+    def by_platform(*given: Any) -> Any:
+        return jax.lax.platform_dependent(*given, cpu=directly, cuda=directly, default=by_host)
+
     kinds, text = results(jax.ShapeDtypeStruct, arguments[0]), json.dumps(constants)
-    if not KNOWN:
-        out = by_host(*arguments)
-    elif only_the_cpu():
-        out = directly(*arguments)
-    else:
-        out = jax.lax.platform_dependent(*arguments, cpu=directly, cuda=directly, default=by_host)
-    return [_spread_as(arguments[0], array) for array in out]
+    launch = by_host if not KNOWN else directly if only_the_cpu() else by_platform
+    return [_spread_as(arguments[0], array) for array in _raising(launch, *arguments)]
 
 
 @functools.cache

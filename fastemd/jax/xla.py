@@ -28,7 +28,17 @@ METADATA = 1
 CANCELLED, INVALID_ARGUMENT = 1, 3
 DONE = 1  # instead of the address of an error
 DTYPES: dict[int, np.dtype[Any]] = {
-    number: np.dtype(name) for number, name in ((4, "int32"), (11, "float32"), (12, "float64"))
+    1: np.dtype(np.bool_),
+    2: np.dtype(np.int8),
+    3: np.dtype(np.int16),
+    4: np.dtype(np.int32),
+    5: np.dtype(np.int64),
+    6: np.dtype(np.uint8),
+    7: np.dtype(np.uint16),
+    8: np.dtype(np.uint32),
+    9: np.dtype(np.uint64),
+    11: np.dtype(np.float32),
+    12: np.dtype(np.float64),
 }
 ALIGNMENT = 256  # bytes
 
