@@ -42,6 +42,10 @@ def test_emd__beside_another_device(known, monkeypatch, rng):
     x, y = _logits(rng)
     for function in (jax.vmap(jax.grad(_loss)), jax.jit(jax.vmap(jax.grad(_loss)))):
         assert_close(function(x, y), jax.grad(lambda x: _dense(x, y).sum())(x))
+    with pytest.raises(
+        ValueError if known else Exception, match=r"(^|ValueError: )p and q: row 0 "
+    ):
+        jax.block_until_ready(adapter.emd(jnp.exp(x), jnp.exp(y), TREE, 2))
     text = str(jax.make_jaxpr(_loss)(x, y))
     assert ("platform_index" in text) == known
     assert "pure_callback" in text
@@ -508,6 +512,40 @@ def test_emd_loss_refuses_sparse_arrays(name, rng):
         adapter.emd_loss(space=TREE, **arrays)
 
 
+def test_emd_raises_value_error_outside_of_jit(rng):
+    """With the message of NumPy's function; under jit XLA's code stands before it."""
+    p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
+    q = p.at[1].multiply(2)
+    with pytest.raises(ValueError) as numpy:  # noqa: PT011
+        fastemd.emd(p, q, TREE, 2)
+    message = str(numpy.value)
+    assert message.startswith("p and q: row 1 has unequal masses")
+
+    def loss(q):
+        return adapter.emd(p, q, TREE, 2).sum()
+
+    for function in (loss, jax.grad(loss), jax.value_and_grad(loss)):
+        with pytest.raises(ValueError) as eager:  # noqa: PT011
+            function(q)
+        assert str(eager.value) == message
+        assert eager.value.__context__ is None
+        with pytest.raises(jax.errors.JaxRuntimeError) as compiled:
+            jax.block_until_ready(jax.jit(function)(q))
+        assert str(compiled.value) == f"INVALID_ARGUMENT: {message}"
+
+
+def test_emd_reports_an_internal_error_with_its_type(monkeypatch):
+    """Only what is wrong with the arguments is an invalid argument."""
+
+    def fail(*args, **keywords):
+        raise KeyError("lost")
+
+    p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
+    monkeypatch.setattr(programs, "Call", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: KeyError: 'lost'"):
+        adapter.emd(p, p, TREE, 2).block_until_ready()
+
+
 @pytest.mark.parametrize("shape", [(4, 1), (2, 4), (4, 4), (3,), (5,)])
 @each_target
 def test_emd_loss_target_does_not_enlarge_the_batch(shape, kind, rng):
@@ -607,7 +645,7 @@ def test_emd_loss_compares_ignore_index_in_the_type_of_the_labels(
 
 def test_emd_loss_does_not_ignore_a_label_that_is_equal_in_another_type():
     labels = jnp.array([0, 255, 2], "uint8")
-    with pytest.raises(Exception, match="target: row 1 is class 255"):
+    with pytest.raises(ValueError, match="target: row 1 is class 255"):
         adapter.emd_loss(jnp.zeros((3, 3)), labels, fastemd.Chain(3), ignore_index=-1)
 
 
@@ -697,3 +735,21 @@ def test_emd_loss_is_differentiable_in_the_weights(reduction, rng):
     ref = losses if reduction == "sum" else (losses - mean) / weights.sum()
     assert_close(jax.grad(loss)(weights), ref, 1.0)
     assert jax.grad(loss)(weights.at[1].set(0.0))[1] == 0.0
+
+
+def test_emd_loss_and_emd_ignore_the_error_state_of_numpy(way):
+    chain = fastemd.Chain(3)
+    x = jnp.array([[0.0, -800.0, 300.0], [-jnp.inf, 0.0, 1.0]], "float32")
+    p, q = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], "float32")
+
+    def run():
+        loss = jax.value_and_grad(lambda x: adapter.emd_loss(x, [0, 1], chain, 3.7, **options))
+        pairs = jax.value_and_grad(lambda p: adapter.emd(p, q, chain, 3.7, validate=False))
+        return loss(x), pairs(p * 1e-30), pairs(p * jnp.nan), pairs(p * 1e30)
+
+    options = {"cross_entropy": 1e30, "sample_weight": [1e300, 1e-300]}
+    ref = run()
+    with np.errstate(all="raise"):
+        jax.clear_caches()
+        comp = run()
+    jax.tree.map(np.testing.assert_array_equal, comp, ref)

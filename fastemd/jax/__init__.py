@@ -48,12 +48,14 @@ def emd(
     Raises
     ------
     ValueError
-        If shapes do not fit or `rho` is < 1.
+        If shapes do not fit or `rho` is < 1. Outside of ``jit``, also if a histogram is invalid;
+        the message names the row.
     TypeError
         If an argument is of another kind.
     jax.errors.JaxRuntimeError
-        When the result is used, if a histogram is invalid; the message names the row. (Where the
-        version of JAX is not known here, another error with this message.)
+        Under ``jit``, if a histogram is invalid, at the latest when the result is used. The
+        message is that of the ValueError after XLA's code ``INVALID_ARGUMENT:``. (For a version
+        of JAX whose interface is not known to fastemd, it is part of another error.)
 
     Notes
     -----
@@ -137,11 +139,11 @@ def emd_loss(
     ------
     ValueError
         If shapes or options do not fit, as for a target that does not broadcast to the rows of
-        `x`.
+        `x`. Outside of ``jit``, also if a row is invalid; the message names it.
     TypeError
         If an argument is of another kind.
     jax.errors.JaxRuntimeError
-        When the result is used, if a row is invalid; as for `emd`.
+        Under ``jit``, if a row is invalid; as for `emd`.
 
     See Also
     --------
@@ -199,7 +201,8 @@ def _array(name: str, value: Any) -> jax.Array:
     if hasattr(value, "todense"):
         validation.sparse(name, value, "todense")
     try:
-        array = jnp.asarray(value)
+        with np.errstate(all="ignore"):
+            array = jnp.asarray(value)
     except (TypeError, ValueError):
         validation.not_an_array(name, value)
     except OverflowError as error:  # Python's integers

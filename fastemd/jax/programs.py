@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -165,10 +166,13 @@ def _loss(operation: str, arguments: list[Any], results: list[Array], constants:
 
 
 _RUN = {
-    "emd": _run_emd,
-    "emd_product": _run_emd_product,
-    "loss": _run_loss,
-    "loss_product": _run_loss_product,
+    name: np.errstate(all="ignore")(run)  # XLA may call from the thread of the user
+    for name, run in (
+        ("emd", _run_emd),
+        ("emd_product", _run_emd_product),
+        ("loss", _run_loss),
+        ("loss_product", _run_loss_product),
+    )
 }
 HANDLERS = {
     (name, platform): xla.handler(run, on_device=platform == "CUDA")
@@ -210,6 +214,18 @@ def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
     kinds, text = results(jax.ShapeDtypeStruct, arguments[0]), json.dumps(constants)
     launch = by_host if not KNOWN else directly if only_the_cpu() else by_platform
     return [_spread_as(arguments[0], array) for array in _raising(launch, *arguments)]
+
+
+def _raising(launch: Callable[..., Any], *arguments: Any) -> Any:
+    """Launch, and raise the ValueError of an invalid row as such where it is known at once."""
+    try:
+        out = launch(*arguments)
+        return jax.block_until_ready(out) if only_the_cpu() else out
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        code, _, message = str(error).partition(": ")
+        if code != "INVALID_ARGUMENT":
+            raise
+    raise ValueError(message)
 
 
 @functools.cache

@@ -25,7 +25,7 @@ Function = Callable[[list[Any], list[Array], str], None]
 
 KNOWN = {(0, 3)}  # versions of the interface for which the tests have passed
 METADATA = 1
-CANCELLED, INVALID_ARGUMENT = 1, 3
+CANCELLED, INVALID_ARGUMENT, INTERNAL = 1, 3, 13  # codes of errors
 DONE = 1  # instead of the address of an error
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.bool_),
@@ -243,9 +243,11 @@ def handler(function: Function, on_device: bool = False) -> Any:
                 _run_on_device(function, call, constants)
             else:
                 function(_arrays(call.arguments, _array), _arrays(call.results, _array), constants)
+        except (TypeError, ValueError) as error:
+            told[0] = call.api.contents.create_error(_error(str(error), INVALID_ARGUMENT))
         except BaseException as error:
-            message = str(error) or type(error).__name__
-            told[0] = call.api.contents.create_error(_error(message, INVALID_ARGUMENT))
+            message = f"{type(error).__name__}: {error}"
+            told[0] = call.api.contents.create_error(_error(message, INTERNAL))
         else:
             told[0] = DONE
 
