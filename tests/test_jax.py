@@ -751,3 +751,19 @@ def test_emd_loss_and_emd_ignore_the_error_state_of_numpy(way):
         jax.clear_caches()
         comp = run()
     jax.tree.map(np.testing.assert_array_equal, comp, ref)
+
+
+def test_emd_loss_and_emd_ignore_the_error_state_of_numpy_without_x64():
+    """NumPy would raise where JAX makes float32 of float64."""
+    _run_on_devices(
+        1,
+        """
+import numpy as np, fastemd, fastemd.jax
+chain = fastemd.Chain(3)
+p, q = np.array([1.0, 1e-60, 1e-300]), np.array([0.0, 1.0, 0.0])
+with np.errstate(all="raise"):
+    assert fastemd.jax.emd(p, q, chain, 2) == 1.0
+    assert fastemd.jax.emd_loss(p[None], [1], chain, sample_weight=[1e-300]) == 0.0
+    assert fastemd.jax.emd_loss(p, p, chain, normalize=None) == 0.0
+""",
+    )

@@ -166,13 +166,10 @@ def _loss(operation: str, arguments: list[Any], results: list[Array], constants:
 
 
 _RUN = {
-    name: np.errstate(all="ignore")(run)  # XLA may call from the thread of the user
-    for name, run in (
-        ("emd", _run_emd),
-        ("emd_product", _run_emd_product),
-        ("loss", _run_loss),
-        ("loss_product", _run_loss_product),
-    )
+    "emd": _run_emd,
+    "emd_product": _run_emd_product,
+    "loss": _run_loss,
+    "loss_product": _run_loss_product,
 }
 HANDLERS = {
     (name, platform): xla.handler(run, on_device=platform == "CUDA")
