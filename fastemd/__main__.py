@@ -88,7 +88,7 @@ def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastemd",
         description=__doc__,
-        epilog="Commands that reproduce the paper, with options of their own: "
+        epilog="Commands that reproduce the paper (--help lists their options): "
         + ", ".join(f"python -m fastemd {name}" for name in COMMANDS),
     )
     parser.add_argument("--version", action="version", version=f"fastemd {fastemd.__version__}")

@@ -154,17 +154,20 @@ def _on_host(name: str, value: Any) -> Array:
 def _numbers(name: str, array: Array) -> Array:
     """An array of objects that are numbers, as columns of data frames may be."""
     kinds = {type(x) for x in array.flat}
+    if kinds <= {bool, np.bool_}:
+        return array.astype(bool)
     if all(issubclass(kind, numbers.Integral) for kind in kinds):
-        try:
-            return array.astype(np.int64)
-        except OverflowError:
-            return array.astype(np.float64)
+        for integer in (np.int64, np.uint64):
+            try:
+                return array.astype(integer)
+            except OverflowError:
+                continue
     wanted = numbers.Real, decimal.Decimal
     if not all(issubclass(kind, wanted) for kind in kinds):
         for index in np.ndindex(array.shape):
             if not isinstance(array[index], wanted):
-                validation.missing_entry(name, index, array[index])
-    return array.astype(np.float64)
+                validation.not_a_number(name, index, array[index])
+    return np.array([validation.as_float(x) for x in array.flat]).reshape(array.shape)
 
 
 def unwrap(name: str, value: object, n_bins: int) -> Array:
@@ -176,8 +179,8 @@ def unwrap(name: str, value: object, n_bins: int) -> Array:
 
 def histograms(name: str, value: object, space: Any) -> Array:
     """The same, over the bins of a ground space; the names of a data frame are in their order."""
-    if hasattr(value, "iloc"):
-        validation.check_order(name, value, space.bins)
+    if hasattr(value, "iloc") or hasattr(value, "columns") or hasattr(value, "column_names"):
+        validation.check_order(name, value, list(space.bins))
     return unwrap(name, value, space.n_bins)
 
 

@@ -27,6 +27,8 @@ class Call:
     ) -> None:
         if not isinstance(space, GroundSpace):
             validation.not_a_space(space)
+        if isinstance(validate, np.bool_):
+            validate = bool(validate)
         self.space = space
         self.rho = validation.check_rho(rho)
         self.inputs: dict[str, Array] = inputs

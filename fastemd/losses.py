@@ -12,6 +12,7 @@ from fastemd.ground import GroundSpace
 from fastemd.on_device import Launch
 
 Array = NDArray[Any]
+TINY = np.finfo(np.float64).tiny
 
 
 @documented
@@ -192,9 +193,14 @@ class LossCall:
             if reduction != "mean":
                 return weights, weights
             if given is not None:  # their sum might overflow
-                weights /= weights.max(initial=0.0) or 1.0
+                scaled = weights / (weights.max(initial=0.0) or 1.0)
+                weights = np.where(weights > 0.0, np.maximum(scaled, TINY), 0.0)
             total = weights.sum()
-            return (weights / total if total > 0.0 else weights), weights
+            if total == 0.0:
+                return weights, weights
+            # A row whose weight is not 0 is read, so that its factor may not become 0.
+            factors = np.where(weights > 0.0, np.maximum(weights / total, TINY), 0.0)
+            return factors, weights
 
     def _given_weights(self) -> Array | None:
         """`sample_weight` for all rows."""

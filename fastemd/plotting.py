@@ -254,7 +254,7 @@ def plot_flow(
     >>> ax = plotting.plot_flow([1, 0, 0], [0, 0.5, 0.5], fastemd.Chain(3))
     """
     layout = _layout(space, columns)
-    p, q = _one_pair(p, q)
+    p, q = _one_pair(p, q, space)
     flow = emd_flow(p, q, space)[layout.nodes[:-1]]
     norm = _centred(flow)
     ax, names = _draw_tree(space, layout, labels, ax)
@@ -313,7 +313,7 @@ def plot_gradient(
     >>> ax = plotting.plot_gradient([1, 0, 0], [0, 0.5, 0.5], fastemd.Chain(3), rho=2)
     """
     layout = _layout(space, columns)
-    p, q = _one_pair(p, q)
+    p, q = _one_pair(p, q, space)
     grad = emd_grad(p, q, space, rho)[layout.columns]
     ax, names = _draw_tree(space, layout, labels, ax)
     _discs(ax, space, layout, grad, _centred(grad), f"gradient of EMD^{rho:g}")
@@ -321,8 +321,8 @@ def plot_gradient(
     return ax
 
 
-def _one_pair(p: ArrayLike, q: ArrayLike) -> tuple[Array, Array]:
-    pair = arrays.real("p", p), arrays.real("q", q)
+def _one_pair(p: ArrayLike, q: ArrayLike, space: GroundSpace) -> tuple[Array, Array]:
+    pair = arrays.histograms("p", p, space), arrays.histograms("q", q, space)
     for name, array in zip("pq", pair, strict=True):
         validation.check_one_histogram(name, array.shape)
     return pair

@@ -375,7 +375,7 @@ def test_metric_refuses_ambiguous_scores_of_two_classes(interface):
 
 @each_library
 def test_training_of_two_classes(library, rng, monkeypatch):
-    """In XGBoost they start at 0.5, so they sum to 1, unless told otherwise."""
+    """In XGBoost they start at 0.5, so they sum to 1, unless base_score is set."""
     halves = [half._replace(y=half.y // 3) for half in _halves(rng)]
     run, chain = INTERFACES[library].run, fastemd.Chain(2)
     monkeypatch.setitem(globals(), "N", 2)
@@ -429,7 +429,7 @@ def test_functions_accept_pandas(dtype, interface, rng):
 
 @pytest.mark.parametrize("weight", [1.0, 1e-30, 1e-38, 1e-44, 1e-300, 1e30])
 def test_functions_raise_no_floating_point_error(weight, interface, rng):
-    """Neither here nor where LightGBM casts the derivatives to float32."""
+    """LightGBM casts the derivatives to float32, which may raise, too."""
     scores = rng.choice([-1e4, -300, -100, 0, 1, 30], (300, N))
     labels, weights = rng.integers(0, N, 300), np.full(300, weight)
     weights[::7] *= 1e-5

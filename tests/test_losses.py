@@ -276,7 +276,8 @@ def test_emd_loss_refuses_a_target_that_would_enlarge_the_batch(x, target, messa
 
 @pytest.mark.parametrize(
     ("x", "target"),
-    [((3, 3), (3,)), ((4, 3), (4,)), ((3,), ()), ((4, 3), (4, 1)), ((2, 3, 3), (2, 3)),
+    [((3, 3), (3,)), ((4, 3), (4,)), ((3,), ()), ((4, 3), ()), ((4, 3), (4, 1)),
+     ((2, 3, 3), (2, 3)), ((2, 4, 3), (2, 1)),
      ((2, 4, 3), (2, 4, 1))],
 )  # fmt: skip
 def test_emd_loss_refuses_floating_point_labels(x, target):
@@ -284,7 +285,7 @@ def test_emd_loss_refuses_floating_point_labels(x, target):
         fastemd.emd_loss(np.zeros(x), np.zeros(target), CHAIN)
     assert str(target) in str(caught.value)
     assert str(x) in str(caught.value)
-    assert ("target[None]" in str(caught.value)) == (target == (3,))
+    assert ("target[None]" in str(caught.value)) == (target[-1:] == (3,))
 
 
 def test_emd_loss_of_one_bin_has_column_histograms():
@@ -741,3 +742,31 @@ def test_losses__keep_the_arguments(rng):
     comp = call.values_and_derivatives("loss", None, "sum")
     assert comp[0] == ref[0]
     np.testing.assert_array_equal(comp[1], ref[1])
+
+
+@pytest.mark.parametrize("mask", [-np.inf, -1e9])
+@pytest.mark.parametrize("normalize", ["softmax", "l1"])
+def test_cross_entropy_takes_negative_target_masses_as_none(mask, normalize):
+    """They are within the tolerance, but a masked class would make them large or infinite."""
+    x = np.array([[0.0, mask, 0.5], [0.0, 1.0, 0.5]])
+    if normalize == "l1":
+        x = np.exp(x)
+    target = np.array([[1.0, -4e-6, 4e-6], [-3e-6, 1.0, 3e-6]])
+    positive = np.maximum(target, 0.0)
+    space = fastemd.Chain(3, [0, 0])  # only the cross entropy is left
+    keywords = {"cross_entropy": 1.0, "normalize": normalize, "reduction": "none"}
+    comp = fastemd.emd_loss(x, target, space, **keywords)
+    for ours, theirs in zip(comp, fastemd.emd_loss(x, positive, space, **keywords), strict=True):
+        assert_close(ours, theirs)
+    diagonal = fastemd.emd_loss_hessian_diag(x, target, space, **keywords)
+    assert_close(diagonal, fastemd.emd_loss_hessian_diag(x, positive, space, **keywords))
+
+
+def test_losses_read_rows_of_the_smallest_weight():
+    """A mean divides the weights; what is not 0 must not become so, or the row is not read."""
+    x = _with((0, 1), np.nan)
+    for reduction in ("mean", "sum", "none"):
+        with pytest.raises(ValueError, match="row 0"):
+            fastemd.emd_loss(
+                x, [0] * 4, CHAIN, sample_weight=[1e-320, 1e10, 1, 1], reduction=reduction
+            )

@@ -65,7 +65,7 @@ def test_is_optimal_transport_accepts_the_cheapest_vertices_only(rng):
 
 
 def test_is_optimal_transport_compares_exactly():
-    """The sum of two costs is the other two's but for one unit in the last place."""
+    """The sums of both pairs of costs differ by one unit in the last place."""
     one = np.nextafter(1.0, 2.0)
     plan = np.array([[1.0, 0.0], [0.0, 1.0]])
     assert naive.is_optimal_transport(plan, [[1.0, 1e-300], [2.0, 1.0]])

@@ -86,7 +86,7 @@ def test_functions_refuse_missing_entries_in_tables():
     for entry, name in ((None, "NoneType"), ("0.5", "str"), (1j, "complex"), ([0.5], "list")):
         objects = P.astype(object)
         objects[1, 2] = entry
-        message = rf"^p: expected real numbers, .* with {name} at index \(1, 2\); convert it"
+        message = rf"^p: expected real numbers, .* with {name} at index \(1, 2\); (fill|encode)"
         with pytest.raises(TypeError, match=message) as caught:
             fastemd.emd(objects, Q, STAR, 1)
         assert "0.5" not in str(caught.value)
@@ -109,7 +109,9 @@ def test_functions_refuse_columns_in_another_order(function):
         "exact_emd": lambda x: fastemd.exact_emd(x, Q, STAR)[0],
     }
     call = calls[function]
-    with pytest.raises(ValueError, match=r" another order; pass df\[list\(space.bins\)\]"):
+    with pytest.raises(
+        ValueError, match=r"^\w+: the columns .* another order .* pass df\[list\(space.bins\)\]"
+    ):
         call(frame)
     np.testing.assert_array_equal(call(frame[list(STAR.bins)]), call(P[:, [1, 0, 2]]))
     unrelated = _frame("float64", columns=("dog", "cat", "bee"))
@@ -118,7 +120,10 @@ def test_functions_refuse_columns_in_another_order(function):
 
 def test_emd_refuses_a_series_in_another_order():
     series = pd.Series(P[0], ["dog", "cat", "ant"])
-    with pytest.raises(ValueError, match=r"^q: the index .*; pass series\[list\(space.bins\)\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"^q: the index of this Series are in another order .*; pass series\[list\(space.bins\)\]",
+    ):
         fastemd.emd(Q[0], series, STAR, 1)
     ordered = series[list(STAR.bins)]
     np.testing.assert_array_equal(
@@ -127,7 +132,7 @@ def test_emd_refuses_a_series_in_another_order():
 
 
 def test_functions_ignore_a_default_index():
-    """Numbers from 0 are positions, also where nodes have such numbers."""
+    """A RangeIndex holds positions, also where nodes have such numbers."""
     space = fastemd.Tree.from_parents([3, 3, 3, -1], bins=[2, 0, 1])
     value = fastemd.emd(pd.DataFrame(P), pd.DataFrame(Q), space, 1)
     np.testing.assert_array_equal(value, fastemd.emd(P, Q, space, 1))
@@ -179,3 +184,61 @@ def test_errors_give_types_and_shapes_but_no_data():
         fastemd.emd(np.full((2, 3), secret), Q, STAR, 1)
     with pytest.raises(TypeError, match="rho: expected a number >= 1, got list of length 2"):
         fastemd.emd(P, Q, STAR, [4711.5, 2])
+
+
+def test_functions_refuse_columns_of_arrow_in_another_order():
+    arrow = needed("pyarrow")
+    columns = dict(zip(("dog", "cat", "ant"), P.T, strict=True))
+    with pytest.raises(ValueError, match="another order"):
+        fastemd.emd(arrow.table(columns), Q, STAR, 1)
+    ordered = arrow.table({name: columns[name] for name in STAR.bins})
+    ref = fastemd.emd(P[:, [1, 0, 2]], Q, STAR, 1)
+    np.testing.assert_array_equal(fastemd.emd(ordered, Q, STAR, 1), ref)
+
+
+def test_functions_refuse_numbered_columns_in_another_order():
+    space = fastemd.Tree.from_parents([3, 3, 3, -1], bins=[2, 0, 1])
+    with pytest.raises(ValueError, match="another order"):
+        fastemd.emd(pd.DataFrame(P, columns=pd.Index([0, 1, 2])), Q, space, 1)
+
+
+def test_plots_refuse_a_series_in_another_order():
+    series = pd.Series([1.0, 0.0, 0.0], ["dog", "cat", "ant"])
+    for plot in (fastemd.plotting.plot_flow, lambda *x: fastemd.plotting.plot_gradient(*x, 2)):
+        with pytest.raises(ValueError, match="another order"):
+            plot(series, Q[0], STAR)
+
+
+def test_functions_take_objects_beyond_float64_as_infinite():
+    huge = [[10**400, 0, 0]]
+    with pytest.raises(ValueError, match="p: row 0 is not finite, inf at bin 0"):
+        fastemd.emd(huge, Q[0], STAR, 1)
+    with pytest.raises(ValueError, match="q: row 0 is not finite, -inf at bin 1"):
+        fastemd.emd(Q[0], [[0, fractions.Fraction(-(10**400)), 1]], STAR, 1)
+    with pytest.raises(ValueError, match="p is not finite, nan at bin 0"):
+        fastemd.emd([decimal.Decimal("sNaN"), 0, 1], Q[0], STAR, 1)
+    with pytest.raises(ValueError, match="sample_weight: row 1 is inf"):
+        fastemd.emd_loss(P, [0, 1], STAR, sample_weight=[1, 10**400])
+    with pytest.raises(ValueError, match="cost: not finite"):
+        fastemd.exact_emd([1, 0], [0, 1], [[0, 10**400], [1, 0]])
+
+
+def test_emd_loss_refuses_objects_that_are_truth_values():
+    with pytest.raises(TypeError, match="target: expected classes of an integer type"):
+        fastemd.emd_loss(P, np.array([True, False], object), STAR)
+
+
+@pytest.mark.parametrize("dtype", ["Float64", object, "float64"])
+def test_jax_takes_tables(dtype):
+    needed("jax")
+    frame, labels = _frame(dtype), pd.Series([2, 0]).astype("Int64")
+    value = fastemd.jax.emd(frame, Q, STAR, 1)
+    np.testing.assert_allclose(value, fastemd.emd(P, Q, STAR, 1), rtol=1e-6)
+    loss = fastemd.jax.emd_loss(frame, labels, STAR, normalize="l1")
+    ref = fastemd.emd_loss(P, [2, 0], STAR, normalize="l1")[0]
+    np.testing.assert_allclose(loss, ref, rtol=1e-6)
+    with pytest.raises(ValueError, match="another order"):
+        fastemd.jax.emd(_frame(dtype, columns=("dog", "cat", "ant")), Q, STAR, 1)
+    masked = np.ma.masked_array(P, mask=[[0, 0, 0], [0, 0, 1]])
+    with pytest.raises(TypeError, match=r"p: .* fill the masked entries first"):
+        fastemd.jax.emd(masked, Q, STAR, 1)

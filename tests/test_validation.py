@@ -309,3 +309,9 @@ def test_validate__a_tolerance_of_one_s_own():
     for bad in (-1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="validate: expected a bool or a tolerance >= 0"):
             fastemd.emd(p, q, chain, 1, validate=bad)
+
+
+@pytest.mark.parametrize("size", [1e308, 1.7e308])
+def test_embed_names_a_mass_beyond_the_range(size):
+    with pytest.raises(ValueError, match=r"^p: row 1: the mass is beyond"):
+        fastemd.embed([[1.0, 0.0], [size, 0.0]], fastemd.Chain(2), 1, validate=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastemd import validation
+from fastemd import arrays, validation
 
 try:
     import jax
@@ -76,8 +76,8 @@ def emd(
     >>> jax.grad(loss)(logits).round(4)
     Array([-0.2288, -0.1765,  0.4053], dtype=float32)
     """
-    p, q = _array("p", p), _array("q", q)
-    _check_space(space, p=p, q=q)
+    _check_space(space)
+    p, q = _array("p", p, space), _array("q", q, space)
     dtype = _computing_type(p, q)
     tolerance = validation.check_validate(validate, _mass_tolerance(p, q))
     constants = _number_of(space), validation.check_rho(rho), tolerance
@@ -164,8 +164,9 @@ def emd_loss(
     validation.check_normalize(normalize)
     validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
     cross_entropy = validation.check_cross_entropy(cross_entropy)
-    x, target = _array("x", x), _target(target)
-    _check_space(space, x=x)
+    _check_space(space)
+    x = _array("x", x, space)
+    target, ignored = _target(target, ignore_index)
     labelled = jnp.issubdtype(target.dtype, jnp.integer)
     validation.check_target_shape(target.shape, x.shape, labelled)
     dtype, tolerance = _computing_type(x, target), _mass_tolerance(x, target)
@@ -177,9 +178,9 @@ def emd_loss(
     if sample_weight is not None:
         weight = _weight(sample_weight, rows, dtype)
         counted = weight != 0
-    if ignore_index is not None:
-        ignored = _ignored(target, validation.check_ignore_index(ignore_index, labelled))
-        counted = ~ignored if counted is None else counted & ~ignored
+    if ignored is not None:
+        kept = ~jnp.broadcast_to(ignored, rows)
+        counted = kept if counted is None else counted & kept
     second = (target,) if counted is None else (target, counted)
     losses = values(x, second, "loss", _number_of(space), *constants)
     if counted is not None:
@@ -196,43 +197,53 @@ def emd_loss(
     return total.astype(dtype)
 
 
-def _array(name: str, value: Any) -> jax.Array:
-    """The argument `name` as an array of real numbers."""
-    if hasattr(value, "todense"):
-        validation.sparse(name, value, "todense")
-    try:
-        with np.errstate(all="ignore"):
-            array = jnp.asarray(value)
-    except (TypeError, ValueError):
-        validation.not_an_array(name, value)
-    except OverflowError as error:  # Python's integers
-        validation.not_an_array(name, value, f"; {error}")
+def _array(name: str, value: Any, space: GroundSpace | None = None) -> jax.Array:
+    """The argument `name` as an array of real numbers, over the bins of `space` if given."""
+    if not isinstance(value, jax.Array):
+        value = _host_array(name, value, space)
+    with np.errstate(all="ignore"):
+        array = jnp.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         validation.not_an_array(name, array)
+    if space is not None:
+        validation.check_bins_axis(name, array.shape, space.n_bins)
     return array
 
 
-def _target(value: Any) -> jax.Array:
-    """The target, labels in their own type."""
-    if hasattr(value, "__array__") and not isinstance(value, jax.Array):
-        value = np.asarray(value)
-        if value.dtype.kind in "iu":
-            # Without jax_enable_x64 JAX keeps the last 32 bits only, which may be another label.
-            limits = jnp.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
-            value = value.clip(limits.min, limits.max)
+def _host_array(name: str, value: Any, space: GroundSpace | None) -> Any:
+    """A NumPy array of what is not JAX's."""
+    kind = getattr(getattr(value, "dtype", None), "name", "")
+    if kind.startswith(("bfloat16", "float8", "int4", "uint4", "int2", "uint2")):
+        return value  # types that NumPy does not have
+    return arrays.real(name, value) if space is None else arrays.histograms(name, value, space)
+
+
+def _target(value: Any, ignore_index: int | None) -> tuple[jax.Array, Any]:
+    """The target, labels in their own type; and whether labels are the ignored one."""
+    if not isinstance(value, jax.Array):
+        value = _host_array("target", value, None)
+    validation.check_target(value.dtype)
+    labelled, ignored = jnp.issubdtype(value.dtype, jnp.integer), None
+    if ignore_index is not None:
+        ignored = _equal(value, validation.check_ignore_index(ignore_index, labelled))
+    if labelled and isinstance(value, np.ndarray):
+        # Without jax_enable_x64 JAX keeps the last 32 bits only, which may be another label.
+        limits = jnp.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
+        value = value.clip(limits.min, limits.max)
     target = _array("target", value)
-    validation.check_target(target.dtype)
-    if jnp.issubdtype(target.dtype, jnp.integer) and jnp.iinfo(target.dtype).bits < 8:
-        target = target.astype(jnp.int8)  # NumPy has none of its own
-    return target
+    if labelled and jnp.iinfo(target.dtype).bits < 8:
+        target = target.astype(jnp.int8)  # the smallest that NumPy has
+    return target, ignored
 
 
-def _ignored(labels: jax.Array, ignore_index: int) -> jax.Array:
-    """Whether labels are the ignored one, which may be beyond their type."""
+def _equal(labels: Any, number: int) -> Any:
+    """Whether labels equal a number, which may be beyond their type."""
     limits = jnp.iinfo(labels.dtype)
-    if not limits.min <= ignore_index <= limits.max:
-        return jnp.zeros(labels.shape, bool)
-    return labels == jnp.asarray(ignore_index, labels.dtype)
+    if not limits.min <= number <= limits.max:
+        return np.zeros(labels.shape, bool)
+    return labels == (
+        number if isinstance(labels, np.ndarray) else jnp.asarray(number, labels.dtype)
+    )
 
 
 def _weight(value: Any, rows: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -253,11 +264,9 @@ def _scaled(weight: jax.Array) -> jax.Array:
     return weight / largest.clip(limits.tiny, limits.max / 8)
 
 
-def _check_space(space: GroundSpace, **arrays: jax.Array) -> None:
+def _check_space(space: GroundSpace) -> None:
     if not isinstance(space, GroundSpace):
         validation.not_a_space(space)
-    for name, array in arrays.items():
-        validation.check_bins_axis(name, array.shape, space.n_bins)
 
 
 def _number_of(space: GroundSpace) -> int:

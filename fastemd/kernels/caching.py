@@ -60,7 +60,10 @@ def _code(name: str) -> bytes:
 
 
 def _parts(code: CodeType) -> tuple[object, ...]:
-    constants = [_parts(c) if isinstance(c, CodeType) else c for c in code.co_consts]
+    constants = [
+        _parts(c) if isinstance(c, CodeType) else sorted(c) if isinstance(c, frozenset) else c
+        for c in code.co_consts
+    ]
     return code.co_code, code.co_names, constants
 
 

@@ -75,7 +75,8 @@ def half_sum_of_logits(tile):
     total = zero
     for k in range(tile.n_bins):
         logit = max(read_column(tile.p_rows, zero, k, tile.like) * 0.5 - highest, LOWEST_LOGIT)
-        total = multiply_add(read_column(tile.q_rows, zero, k, tile.like), logit, total)
+        q = max(read_column(tile.q_rows, zero, k, tile.like), 0.0)
+        total = multiply_add(q, logit, total)
     return total
 
 

@@ -164,7 +164,7 @@ def slope(tile, k, total, given):
 @register_jitable
 def slope_column(tile, k, given):
     form, shift = given
-    q = read_column(tile.q_rows, splat(tile.y, 0.0), k, tile.like)
+    q = max(read_column(tile.q_rows, splat(tile.y, 0.0), k, tile.like), 0.0)
     change = slope(tile, k, load(tile.x, k), (form.a_y, form.a_1, shift))
     return form.factor * (change - tile.cross_entropy * q)
 

@@ -25,7 +25,13 @@ from fastemd.kernels.lanes import (
 )
 from fastemd.kernels.lines import number
 from fastemd.kernels.memory import settle
-from fastemd.kernels.rows import is_finite, is_histogram_pair, largest_of_row, mean_of_row
+from fastemd.kernels.rows import (
+    is_finite,
+    is_histogram_pair,
+    largest_of_row,
+    mean_of_row,
+    positive_mean_of_row,
+)
 
 NORMALIZE = {"softmax": 0, "l1": 1, None: 2}
 SOFTMAX, L1, NONE = NORMALIZE.values()
@@ -172,11 +178,11 @@ def form_of(tile, total):
 
 @register_jitable
 def entropy_of(tile):
-    """The masses of the targets, which are not quite 1, times c."""
+    """The positive masses of the targets, which are not quite 1, times c."""
     if tile.labelled or tile.cross_entropy == 0.0:
         return splat(tile.y, tile.cross_entropy)
     for r in range(n_lanes(tile.y)):
-        mean = mean_of_row(integer_at(tile.q_rows, r), tile.n_bins, tile.like)
+        mean = positive_mean_of_row(integer_at(tile.q_rows, r), tile.n_bins, tile.like)
         put_number(tile.spare, r, tile.cross_entropy * mean * tile.n_bins)
     return load(tile.spare, 0)
 

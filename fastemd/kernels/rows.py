@@ -80,6 +80,18 @@ def mean_of_row(row, n_bins, like):
 
 
 @register_jitable
+def positive_mean_of_row(row, n_bins, like):
+    """The mean of a row whose negative numbers, within the tolerance, count as 0."""
+    total, step = 0.0, numbers_per_line(like)
+    whole = n_bins - n_bins % step
+    for k in range(0, whole, step):
+        total += sum_of_line(max_lines(line_at(row, k, like), empty_line(), like), like)
+    for k in range(whole, n_bins):
+        total += max(number(row, k, like), 0.0)
+    return total / n_bins
+
+
+@register_jitable
 def largest_of_row(row, n_bins, like):
     """The largest number of a row, NaN if there is one."""
     largest, step = -np.inf, numbers_per_line(like)

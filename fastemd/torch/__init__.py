@@ -241,8 +241,9 @@ class EMDLoss(torch.nn.Module):
         _check_tensors(self.space.n_bins, x=x)
         if not isinstance(target, Tensor) or target.requires_grad:
             validation.bad_target(target)
-        if sample_weight is not None and not isinstance(sample_weight, Tensor):
-            validation.not_a_tensor("sample_weight", sample_weight)
+        _check_tensor("target", target)
+        if sample_weight is not None:
+            _check_tensor("sample_weight", sample_weight)
         _check_devices(x=x, target=target, sample_weight=sample_weight)
         labelled = not target.is_floating_point()
         if target.dtype == torch.bool:
@@ -321,11 +322,18 @@ def _broadcast(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_tensors(n_bins: int, **tensors: Any) -> None:
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            validation.not_a_tensor(name, tensor)
-        if tensor.layout != torch.strided:
-            validation.sparse(name, tensor, "to_dense")
+        _check_tensor(name, tensor)
         validation.check_bins_axis(name, tuple(tensor.shape), n_bins)
+
+
+def _check_tensor(name: str, tensor: Any) -> None:
+    """A dense tensor of real numbers."""
+    if not isinstance(tensor, Tensor):
+        validation.not_a_tensor(name, tensor)
+    if tensor.layout != torch.strided:
+        validation.sparse(name, tensor, "to_dense")
+    if tensor.is_complex():
+        validation.not_an_array(name, tensor)
 
 
 def _check_devices(**tensors: Tensor | None) -> None:
@@ -340,8 +348,6 @@ def _check_devices(**tensors: Tensor | None) -> None:
 
 def _computing_type(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     common = torch.promote_types(a, b)
-    if common.is_complex:
-        validation.complex_numbers(common)
     if not common.is_floating_point:
         return torch.float64
     return torch.float32 if common.itemsize < 4 else common

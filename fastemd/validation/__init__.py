@@ -1,6 +1,7 @@
 """Every message a user can get for bad input."""
 
 from fastemd.validation.arguments import (
+    as_float,
     check_amount,
     check_bins_axis,
     check_choice,
@@ -14,15 +15,14 @@ from fastemd.validation.arguments import (
     check_out,
     check_out_pair,
     check_rho,
-    complex_numbers,
     do_not_broadcast,
-    missing_entry,
     mixed_devices,
     mixed_libraries,
     no_cuda,
     no_gradient,
     no_products,
     no_third_derivative,
+    not_a_number,
     not_a_tensor,
     not_an_array,
     not_installed,
@@ -47,7 +47,6 @@ from fastemd.validation.losses import (
     check_boosted_scores,
     check_cross_entropy,
     check_derivatives,
-    check_float_labels,
     check_ignore_index,
     check_normalize,
     check_not_ambiguous,
@@ -56,7 +55,6 @@ from fastemd.validation.losses import (
     check_target,
     check_target_shape,
     check_weights,
-    target_does_not_fit,
 )
 from fastemd.validation.spaces import (
     check_bins,

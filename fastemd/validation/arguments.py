@@ -16,10 +16,7 @@ def check_rho(rho: object) -> float:
         return float(rho)  # type: ignore[arg-type]
     if isinstance(rho, bool) or not isinstance(rho, numbers.Real):
         raise TypeError(f"rho: expected a number >= 1, got {_kind(rho)}")
-    try:
-        power = float(rho)
-    except OverflowError:
-        power = np.inf
+    power = as_float(rho)
     if not 1.0 <= power < np.inf:
         raise ValueError(f"rho: expected a finite number >= 1, got {power}")
     return power
@@ -37,26 +34,36 @@ def sparse(name: str, value: object, method: str) -> NoReturn:
     )
 
 
-def missing_entry(name: str, index: tuple[int, ...], entry: object) -> NoReturn:
-    place = index[0] if len(index) == 1 else index
+def not_a_number(name: str, index: tuple[int, ...], entry: object) -> NoReturn:
+    place, kind = index[0] if len(index) == 1 else index, type(entry).__name__
+    mend = "fill missing entries first" if kind in ("NoneType", "NAType") else "encode it first"
     raise TypeError(
-        f"{name}: expected real numbers, got an array of objects with {type(entry).__name__} at "
-        f"index {place}; convert it, for example by {name}.astype(float)"
+        f"{name}: expected real numbers, got an array of objects with {kind} at index {place}; "
+        f"{mend}"
     )
 
 
-def check_order(name: str, value: Any, bins: Sequence[Hashable]) -> None:
+def as_float(value: Any) -> float:
+    """A real number as a float, which is infinite beyond the range of float64."""
+    try:
+        return float(value)
+    except OverflowError:
+        return np.inf if value > 0 else -np.inf
+    except ValueError:  # Decimal("sNaN")
+        return np.nan
+
+
+def check_order(name: str, value: Any, bins: list[Hashable]) -> None:
     """Refuse a data frame or series whose names are the bins in another order."""
-    index = value.columns if hasattr(value, "columns") else value.index
-    names = list(index)
-    if len(names) != len(bins) or names in (list(bins), list(range(len(names)))):
+    attribute = next(x for x in ("column_names", "columns", "index") if hasattr(value, x))
+    names = getattr(value, attribute)
+    if type(names).__name__ == "RangeIndex" or len(names) != len(bins) or list(names) == bins:
         return
     if set(names) == set(bins):
-        attribute = "columns" if hasattr(value, "columns") else "index"
-        short = "df" if attribute == "columns" else "series"
+        short = "series" if attribute == "index" else "df"
         raise ValueError(
-            f"{name}: the {attribute} of this {type(value).__name__} holds the bins of the space "
-            f"in another order; pass {short}[list(space.bins)]"
+            f"{name}: the {attribute} of this {type(value).__name__} are in another order than the "
+            f"bins of the space; pass {short}[list(space.bins)]"
         )
 
 
@@ -100,10 +107,6 @@ def not_installed(framework: str, error: ModuleNotFoundError) -> NoReturn:
 
 def only_on_cpu(what: str) -> NoReturn:
     raise TypeError(f"{what} are computed on the CPU only: bring the arrays there first")
-
-
-def complex_numbers(dtype: object) -> NoReturn:
-    raise TypeError(f"expected real numbers, got a dtype of {dtype}")
 
 
 def not_a_tensor(name: str, value: object) -> NoReturn:
@@ -158,7 +161,11 @@ def check_bins_axis(name: str, shape: tuple[int, ...], n_bins: int) -> None:
 
 def do_not_broadcast(shapes: Mapping[str, tuple[int, ...]]) -> NoReturn:
     listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-    raise ValueError(f"{' and '.join(shapes)}: the batch shapes do not broadcast: {listed}")
+    mend = ""
+    for name, shape in shapes.items():
+        if shape[-1:] == (1,) and any(len(other) < len(shape) for other in shapes.values()):
+            mend = f"; remove the axis of length 1 of {name}, for example by squeeze"
+    raise ValueError(f"{' and '.join(shapes)}: the batch shapes do not broadcast: {listed}{mend}")
 
 
 def check_out(name: str, out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -235,10 +242,7 @@ def check_amount(name: str, value: object, *, zero: bool) -> float:
     wanted = "number >= 0" if zero else "number > 0"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a {wanted}, got {_kind(value)}")
-    try:
-        amount = float(value)
-    except OverflowError:
-        amount = np.inf
+    amount = as_float(value)
     if not 0.0 <= amount < np.inf or (amount == 0.0 and not zero):
         raise ValueError(f"{name}: expected a finite {wanted}, got {amount}")
     return amount

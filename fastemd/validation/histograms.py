@@ -84,7 +84,7 @@ def blame(
             _blame_vector(name, row_name, values)
         else:
             masses[name] = _blame_masses(name, row_name, values, tolerance)
-    if sum(masses.values()) == np.inf:
+    if 2.0 * max(masses.values()) == np.inf:
         names = " and ".join(masses)
         raise ValueError(f"{names}{row_name}: the mass is beyond the range of float64")
     sums = " and ".join(f"{name} sums to {mass}" for name, mass in masses.items())
@@ -96,7 +96,9 @@ def blame(
 
 def _blame_vector(name: str, row_name: str, values: Array) -> None:
     for bad in np.flatnonzero(~np.isfinite(values)):
-        raise ValueError(f"{name}{row_name} is not finite, {values[bad]} at bin {bad}")
+        raise ValueError(
+            f"{name}{row_name} is not finite, {values[bad]} at bin {bad}; expected finite numbers"
+        )
 
 
 def _blame_masses(name: str, row_name: str, values: Array, tolerance: float) -> float:

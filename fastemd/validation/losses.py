@@ -53,7 +53,7 @@ def check_target_shape(shape: tuple[int, ...], x_shape: tuple[int, ...], labelle
     """Raise unless a target broadcasts to the rows of `x`, and its type fits its shape."""
     rows, n_bins = x_shape[:-1], x_shape[-1]
     if not labelled:
-        check_float_labels(shape, x_shape)
+        _check_float_labels(shape, x_shape)
         check_bins_axis("target", shape, n_bins)
     elif shape == x_shape and n_bins != 1:
         raise ValueError(
@@ -62,7 +62,7 @@ def check_target_shape(shape: tuple[int, ...], x_shape: tuple[int, ...], labelle
         )
     target_rows = shape if labelled else shape[:-1]
     if target_rows != rows and not _broadcasts(target_rows, rows):
-        target_does_not_fit(shape, x_shape, labelled)
+        _does_not_fit(shape, x_shape, labelled)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -70,20 +70,20 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape, behind, strict=True))
 
 
-def check_float_labels(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
+def _check_float_labels(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
     """Raise if a floating point target has the shape of labels."""
-    rows = x_shape[:-1]
-    if shape == rows or (shape == (*rows, 1) and x_shape[-1] != 1):
-        one = "; one histogram for all rows is target[None]" if shape == x_shape[-1:] else ""
-        raise ValueError(
-            f"target: floating point numbers of shape {shape}, which is that of the labels of x "
-            f"{x_shape}; labels must be integers, for example target.astype(int){one}"
-        )
+    rows, n_bins = x_shape[:-1], x_shape[-1]
+    column = shape[:-1] if shape[-1:] == (1,) and n_bins != 1 else shape
+    if shape != rows and (shape[-1:] == (n_bins,) or not _broadcasts(column, rows)):
+        return
+    one = "; histograms for several rows are target[None]" if shape[-1:] == (n_bins,) else ""
+    raise ValueError(
+        f"target: floating point numbers of shape {shape}, which is that of labels of x "
+        f"{x_shape}; labels must be integers, for example target.astype(int){one}"
+    )
 
 
-def target_does_not_fit(
-    shape: tuple[int, ...], x_shape: tuple[int, ...], labelled: bool
-) -> NoReturn:
+def _does_not_fit(shape: tuple[int, ...], x_shape: tuple[int, ...], labelled: bool) -> NoReturn:
     kind, axis = ("labels", -1) if labelled else ("histograms", -2)
     hint = f"give one of the {kind} per row of x"
     if len(shape) >= -axis and shape[axis] == 1:
@@ -118,7 +118,7 @@ def check_boosted_scores(shape: tuple[int, ...], n_bins: int, metric: bool) -> N
             f"{got}, as metrics do under 'multi:softmax' and the objectives of two classes; use "
             f"'multi:softprob', 'multiclass' or an objective of fastemd; {fit}"
         )
-    raise ValueError(f"{got}; pass num_class={n_bins} to lightgbm.train or xgboost.train; {fit}")
+    raise ValueError(f"{got}; {fit}; lightgbm.train and xgboost.train need num_class={n_bins}")
 
 
 def check_boosted_labels(labels: Array, weights: Array | None, n_rows: int, n_bins: int) -> Array:
@@ -152,14 +152,13 @@ def check_not_ambiguous(scores: Array) -> None:
         raise ValueError(
             "scores: those of two classes are >= 0 and sum to 1, so they may be raw scores or "
             "probabilities; use an objective of fastemd, in XGBoost with the parameter "
-            "base_score=0, or for probabilities a metric of your own that calls fastemd.emd_loss "
-            "with normalize=None"
+            "base_score=0, or call fastemd.emd_loss with normalize=None for probabilities"
         )
 
 
 def check_not_one_vs_all(scores: Array) -> None:
     """Refuse what LightGBM's objective 'multiclassova' gives metrics."""
-    if ((scores > 0.0) & (scores <= 1.0)).all():
+    if ((scores >= 0.0) & (scores <= 1.0)).all() and scores.any(axis=1).all():
         raise ValueError(
             "scores: expected raw scores, or probabilities that sum to 1, got numbers from 0 to 1 "
             "that do not, as under 'multiclassova'; use 'multiclass' or an objective of fastemd"
@@ -195,7 +194,9 @@ def blame_loss(
     x = np.broadcast_to(x, (*batch, n_bins))[index].astype(np.float64)
     if normalize == "softmax":
         for bad in np.flatnonzero(np.isnan(x) | (x == np.inf)):
-            raise ValueError(f"x{row_name} has a logit {x[bad]} at bin {bad}")
+            raise ValueError(
+                f"x{row_name} has a logit {x[bad]} at bin {bad}; logits must be finite or -inf"
+            )
         if (x == -np.inf).all():
             raise ValueError(f"x{row_name} has no class left, all logits are -inf")
     else:
@@ -222,7 +223,7 @@ def blame_loss(
         if cross_entropy:
             raise ValueError(
                 f"target{row_name} has mass at bin {bad}, which x excludes by {x[bad]}: the cross "
-                "entropy is infinite"
+                "entropy is infinite; set sample_weight to 0 to ignore the row"
             )
     if v is not None:
         _blame_vector("v", row_name, np.broadcast_to(v, (*batch, n_bins))[index])

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd.validation.arguments import _kind
+from fastemd.validation.arguments import _kind, as_float
 
 LONGEST = 1e150  # of all edges together: no result overflows as long as masses are not huge, too
 LONGEST_LABEL = 60
@@ -53,7 +53,7 @@ def check_lengths(
             raise TypeError(
                 f"{name}: the length {place} {quoted(owner)} is {kind}; expected a real number"
             )
-    lengths = np.array([_as_float(value) for value in given], np.float64)
+    lengths = np.array([as_float(value) for value in given], np.float64)
     for i in np.flatnonzero(~(np.isfinite(lengths) & (lengths >= 0.0))).tolist():
         raise ValueError(
             f"{name}: the length {place} {quoted(owners[i])} is {lengths[i]}; "
@@ -64,13 +64,6 @@ def check_lengths(
             f"{name}: the lengths sum to more than {LONGEST:g}; divide all by a common unit"
         )
     return lengths
-
-
-def _as_float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
 
 
 def check_parents(values: object) -> NDArray[np.intp]:
