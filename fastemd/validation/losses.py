@@ -73,8 +73,8 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 def _check_float_labels(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
     """Raise if a floating point target has the shape of labels."""
     rows, n_bins = x_shape[:-1], x_shape[-1]
-    column = shape[:-1] if shape[-1:] == (1,) and n_bins != 1 else shape
-    if shape != rows and (shape[-1:] == (n_bins,) or not _broadcasts(column, rows)):
+    labels = [shape, shape[:-1]] if shape[-1:] == (1,) and n_bins != 1 else [shape]
+    if shape != rows and (shape[-1:] == (n_bins,) or not any(_broadcasts(x, rows) for x in labels)):
         return
     one = "; histograms for several rows are target[None]" if shape[-1:] == (n_bins,) else ""
     raise ValueError(
