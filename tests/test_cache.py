@@ -301,7 +301,7 @@ def test_digest_of_code_knows_all_modules_of_the_kernels():
     assert known == files - others - {"__init__"}
 
 
-# -- in separate processes ---------------------------------------------------------------------------
+# -- in separate processes -------------------------------------------------------------------------
 
 
 def _run(code, folder=None, **environment):

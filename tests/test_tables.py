@@ -120,10 +120,8 @@ def test_functions_refuse_columns_in_another_order(function):
 
 def test_emd_refuses_a_series_in_another_order():
     series = pd.Series(P[0], ["dog", "cat", "ant"])
-    with pytest.raises(
-        ValueError,
-        match=r"^q: the index of this Series are in another order .*; pass series\[list\(space.bins\)\]",
-    ):
+    message = r"^q: the index of this Series .* another order .* pass series\[list\(space.bins\)\]"
+    with pytest.raises(ValueError, match=message):
         fastemd.emd(Q[0], series, STAR, 1)
     ordered = series[list(STAR.bins)]
     np.testing.assert_array_equal(
