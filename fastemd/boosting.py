@@ -39,9 +39,7 @@ class _Loss:
             scores, labels = second, first
         scores = arrays.real("scores", scores)
         validation.check_boosted_scores(scores.shape, self.space.n_bins, metric)
-        if (
-            sample_weight is not None and len(sample_weight) == 0
-        ):  # XGBoost passes an empty array for none
+        if sample_weight is not None and len(sample_weight) == 0:  # as XGBoost passes none
             sample_weight = None
         if sample_weight is not None:
             sample_weight = arrays.real("sample_weight", sample_weight)
