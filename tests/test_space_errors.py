@@ -336,7 +336,7 @@ def test_from_paths__takes_any_iterables_of_names():
 NAN = float("nan")
 MISSING = {"float": NAN, "numpy": np.float32("nan"), "Decimal": Decimal("NaN"), "complex": 1j * NAN}
 MISSING |= {
-    "datetime64": np.datetime64("NaT"),
+    "datetime64": np.datetime64("NaT", "s"),
     "tuple": ("b", (NAN,)),
     "frozenset": frozenset([NAN]),
 }
