@@ -6,6 +6,7 @@ torch's tensors on the CPU for tensors on CUDA. Tests know NumPy arrays only. Of
 has the functions of fastemd take them to the device, wait, and bring the results back.
 """
 
+import ctypes
 import functools
 import inspect
 import os
@@ -22,6 +23,9 @@ DEVICE = os.environ.get("FASTEMD_DEVICE", "simulator" if SIMULATED else "cpu")
 cpu = pytest.mark.skipif(DEVICE != "cpu", reason="about the CPU")
 simulator = pytest.mark.skipif(DEVICE != "simulator", reason="runs in Numba's simulator of CUDA")
 device = pytest.mark.skipif(DEVICE == "cpu", reason="about devices")
+hardware = pytest.mark.skipif(SIMULATED, reason="takes too long in Numba's simulator of CUDA")
+# Where arrays that share memory on the host share memory on the device.
+SHARES_MEMORY = DEVICE in ("cpu", "simulator", "torch")
 
 # ------------------------------------------------------------------------------- the simulator's
 
@@ -64,17 +68,46 @@ devices.LIBRARIES["device"] = _make
 def _torch():
     import torch
 
-    def there(array):
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+    def upload(array):
+        tensor = torch.from_numpy(array)
         return tensor if SIMULATED else tensor.cuda()
 
+    def there(array, memories):
+        first, last = np.lib.array_utils.byte_bounds(array)
+        root = _root(array)
+        start, end = np.lib.array_utils.byte_bounds(root)
+        steps = [step // array.itemsize for step in array.strides]
+        aligned = all(x % array.itemsize == 0 for x in (first - start, *array.strides))
+        if not array.size or min(steps, default=0) < 0 or not aligned:
+            return upload(np.array(array, order="C"))  # torch has no such views
+        if start not in memories:
+            copy = upload(_copy_of_memory(start, max(end, last)))
+            memories[start] = copy, root  # as long as it lives, its address is its own
+        memory = memories[start][0].view(getattr(torch, array.dtype.name))
+        return memory.as_strided(array.shape, steps, (first - start) // array.itemsize)
+
     return there, lambda tensor: tensor.cpu().numpy()
+
+
+def _root(array):
+    """The array whose memory an array is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _copy_of_memory(start, end):
+    """A copy of the bytes at these addresses, with padding to whole float64."""
+    size = end - start
+    result = np.zeros(-(-size // 8) * 8, np.uint8)
+    result[:size] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(start))
+    return result
 
 
 def _cupy():
     import cupy
 
-    return cupy.asarray, cupy.asnumpy
+    return lambda x, _: cupy.asarray(x), cupy.asnumpy
 
 
 def _jax():
@@ -82,17 +115,20 @@ def _jax():
 
     jax.config.update("jax_enable_x64", True)
     gpu = jax.devices("cuda")[0]
-    return lambda x: jax.device_put(x, gpu), np.asarray
+    return lambda x, _: jax.device_put(x, gpu), np.asarray
 
 
 def _numba():
     from numba import cuda
 
-    return lambda x: cuda.to_device(np.ascontiguousarray(x)), lambda x: x.copy_to_host()
+    def there(array, _):
+        return cuda.to_device(np.array(array, order="C"))
+
+    return there, lambda x: x.copy_to_host()
 
 
 TRIPS = {
-    "simulator": lambda: (DeviceArray, DeviceArray.numpy),
+    "simulator": lambda: (lambda x, _: DeviceArray(x), DeviceArray.numpy),
     "torch": _torch,
     "cupy": _cupy,
     "jax": _jax,
@@ -101,14 +137,20 @@ TRIPS = {
 _there, _back = TRIPS[DEVICE]() if DEVICE != "cpu" else (None, None)
 
 
-def on_device(value):
-    """An array on the device, which in the simulator is of the same memory; None stays."""
+def on_device(value, memories=None):
+    """An array on the device, which in the simulator is of the same memory; None stays.
+
+    Calls with the same dictionary `memories` copy memory that arrays share once, for torch.
+    """
     if value is None:
         return None
     array = np.asarray(value)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    return _there(array)
+    if array.dtype == np.longdouble and DEVICE != "simulator":  # no library has it on a device
+        with np.errstate(all="ignore"):
+            array = array.astype(np.float64)
+    return _there(array, {} if memories is None else memories)
 
 
 def on_host(value):
@@ -123,14 +165,14 @@ def through(function):
     @functools.wraps(function)
     def call(*args, **keywords):
         bound = inspect.signature(function).bind(*args, **keywords)
-        given = bound.arguments
+        given, memories = bound.arguments, {}
         for name in arrays:
             if name in given and not isinstance(given[name], fastemd.Chain | fastemd.Tree):
-                given[name] = on_device(given[name])
+                given[name] = on_device(given[name], memories)
         out = given.get("out")
         buffers = () if out is None else tuple(out) if isinstance(out, tuple | list) else (out,)
         if buffers:
-            made = [on_device(buffer) for buffer in buffers]
+            made = [on_device(buffer, memories) for buffer in buffers]
             given["out"] = made[0] if isinstance(out, np.ndarray) else type(out)(made)
         if "validate" in parameters and given.get("validate") is None:
             given["validate"] = True
