@@ -5,7 +5,7 @@ from fractions import Fraction
 import naive
 import numpy as np
 import pytest
-from device import SIMULATED, cpu
+from device import SIMULATED, hardware
 from operations import assert_close
 from strategies import chain_case, random_ground, random_pair, tree_case
 
@@ -87,7 +87,7 @@ def test_emd_grad__float32_is_exact_to_the_last_digit(seed):
     assert abs(total) <= case.n_bins * ONE_ROUNDING * np.abs(comp).max()
 
 
-@pytest.mark.parametrize("n_bins", [3, 60, 300, pytest.param(30_000, marks=cpu)])
+@pytest.mark.parametrize("n_bins", [3, 60, 300, pytest.param(30_000, marks=hardware)])
 @pytest.mark.parametrize("kind", ["chain", "tree"])
 def test_functions__float32_differences_do_not_add_up(n_bins, kind):
     """Every third flow is 0. With p - q rounded to float32 before it is summed, all of them would
@@ -108,7 +108,7 @@ def test_functions__float32_differences_do_not_add_up(n_bins, kind):
         assert_close(fastemd.emd_grad(p, q, case.space, rho), raw - raw.mean(), rtol=ONE_ROUNDING)
 
 
-@cpu
+@hardware
 def test_emd__float32_does_not_lose_small_flows_in_large_sums():
     """A prefix sum in float32 would be off by far more than the flow at the far end."""
     n = 4096
@@ -121,7 +121,7 @@ def test_emd__float32_does_not_lose_small_flows_in_large_sums():
         assert fastemd.emd(p, q, case.space, rho) == np.float32(2.0 ** (-20 * rho))
 
 
-@cpu
+@hardware
 @pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
 def test_emd__of_a_long_chain_stays_accurate(rho, rng):
     n = 10_000

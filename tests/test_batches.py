@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numba
 import numpy as np
 import pytest
-from device import SIMULATED, cpu
+from device import SIMULATED, cpu, hardware
 from operations import assert_agrees, assert_close
 from strategies import chain_case, random_ground, tree_case
 
@@ -44,9 +44,9 @@ def test_functions__any_number_of_bins(operation, kind, rng):
             assert_agrees(operation, arrays, case, 3.7)
 
 
-@cpu
+@hardware
 def test_functions__a_large_batch(operation, small_case, rng):
-    """Enough work to be dealt to threads, each with an end of its own."""
+    """Enough work to be dealt to threads, or to blocks, each with an end of its own."""
     arrays = operation.draw(rng, (14001,), small_case.n_bins)
     assert_agrees(operation, arrays, small_case, 1.5)
     whole = operation(arrays, small_case.space, 1.5)
@@ -123,7 +123,7 @@ def test_functions__rows_a_page_apart(n_bins, dtype, rng):
         fastemd.emd(p, q, space, 2)
 
 
-@cpu
+@hardware
 def test_functions__may_be_called_from_many_threads(operation, small_case, rng):
     arrays = operation.draw(rng, (14001,), small_case.n_bins)
     ref = operation(arrays, small_case.space, 1.5)
@@ -142,7 +142,7 @@ BROADCAST = [
     ((5,), (1,), (5,)),
     ((4, 1), (1, 3), (4, 3)),  # all pairs
     ((4, 1), (3,), (1, 1)),
-    pytest.param(((40, 1), (1, 33), ()), marks=cpu),
+    pytest.param(((40, 1), (1, 33), ()), marks=hardware),
     ((2, 3, 4), (4,), (3, 1)),
     ((2, 1, 4), (1, 3, 1), (2, 3, 4)),
     ((2, 1, 3, 1), (1, 4, 1, 5), (5,)),  # no two axes of these can be made one

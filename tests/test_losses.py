@@ -5,7 +5,7 @@ import tracemalloc
 import naive
 import numpy as np
 import pytest
-from device import DEVICE, SIMULATED, cpu, through
+from device import DEVICE, SIMULATED, cpu, hardware, through
 from operations import assert_close
 from strategies import RHOS, chain_case, tree_case
 
@@ -317,7 +317,7 @@ def test_inputs__are_read_as_they_lie(rng):
         np.testing.assert_array_equal(given, before)
 
 
-@cpu
+@hardware
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 def test_large_batches__are_their_parts(labelled, rng):
     """In parallel, fetched ahead and streamed, and with rows a page apart."""
@@ -342,7 +342,7 @@ def test_memory__is_that_of_the_gradient(rng):
         tracemalloc.stop()
 
 
-@cpu
+@hardware
 def test_emd_loss__is_learnt_from_a_bad_start(rng):
     """Softmax regression by plain gradient descent, all classes mistaken at first."""
     n, space = 8, fastemd.Chain(8)

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from device import DEVICE, SIMULATED, cpu
+from device import DEVICE, SIMULATED, cpu, hardware
 from operations import BY_NAME, OPERATIONS, assert_close
 
 import fastemd
@@ -264,7 +264,7 @@ def test_emd__one_pair_is_blamed_without_a_row():
         fastemd.emd([1.0, 0.0], [0.0, np.nan], fastemd.Chain(2), 1)
 
 
-@cpu  # a million bins
+@hardware  # a million bins
 def test_emd__sums_the_masses_of_many_bins_exactly_enough():
     """A million float32 masses of 1e-6 sum to 1; adding them up in float32 would miss by 1e-3."""
     chain = fastemd.Chain(1_000_000)
