@@ -8,23 +8,37 @@ import subprocess
 import sys
 
 import numpy as np
+import operations
 import pytest
-from device import cpu, plain
+from device import DEVICE, SIMULATED, cpu, hardware, plain
 from frameworks import growth, needed
-from operations import assert_close
 
 import fastemd
 
 torch = needed("torch")
 adapter = needed("fastemd.torch")
 
+PLACE = "cpu" if SIMULATED or DEVICE == "cpu" else "cuda"
 TREE = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0.5, 1, 3, 1, 1])
 each_rho = pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
 each_backend = pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 
 
+def _tensor(data, dtype=None):
+    """A tensor where the tests compute."""
+    return torch.tensor(data, dtype=dtype, device=PLACE)
+
+
+def _host(x):
+    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
+
+
+def assert_close(comp, ref, *tolerances, **keywords):
+    operations.assert_close(_host(comp), _host(ref), *tolerances, **keywords)
+
+
 def _logits(rng, shape=(4,), n=TREE.n_bins):
-    tensors = torch.from_numpy(rng.standard_normal((2, *shape, n)))
+    tensors = _tensor(rng.standard_normal((2, *shape, n)))
     return [tensor.requires_grad_() for tensor in tensors]
 
 
@@ -39,7 +53,7 @@ def _loss(x, y, rho=1.5):
 
 
 def _ancestors(dtype):
-    matrix = torch.zeros(TREE.n_nodes - 1, TREE.n_bins, dtype=dtype)
+    matrix = torch.zeros(TREE.n_nodes - 1, TREE.n_bins, dtype=dtype, device=PLACE)
     for column, node in enumerate(TREE.bin_node.tolist()):
         while TREE.parent[node] >= 0:
             matrix[node, column] = 1.0
@@ -50,19 +64,19 @@ def _ancestors(dtype):
 def _dense(x, y, rho=1.5):
     """The same in plain torch."""
     flow = (x.softmax(-1) - y.softmax(-1)) @ _ancestors(x.dtype).T
-    return (torch.tensor(TREE.weight[:-1]) * flow.abs() ** rho).sum(-1)
+    return (_tensor(TREE.weight[:-1]) * flow.abs() ** rho).sum(-1)
 
 
 @each_rho
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_emd__is_the_function_on_arrays(rho, dtype, rng):
     p, q = rng.dirichlet(np.ones(TREE.n_bins), (2, 5)).astype(dtype)
-    tensor = torch.from_numpy(p).requires_grad_()
-    comp = adapter.emd(tensor, torch.from_numpy(q), TREE, rho)
+    tensor = _tensor(p).requires_grad_()
+    comp = adapter.emd(tensor, _tensor(q), TREE, rho)
     value, grad = fastemd.emd_value_and_grad(p, q, TREE, rho)
-    np.testing.assert_array_equal(comp.detach().numpy(), value)
+    np.testing.assert_array_equal(_host(comp), value)
     comp.sum().backward()
-    np.testing.assert_array_equal(tensor.grad.numpy(), grad)
+    np.testing.assert_array_equal(_host(tensor.grad), grad)
     assert tensor.grad.dtype == comp.dtype == getattr(torch, dtype)
 
 
@@ -90,7 +104,7 @@ def test_emd__second_derivative_in_both(rho, rng):
 
 def test_emd__product_with_the_hessian(rng):
     x, y = (tensor.detach() for tensor in _logits(rng, ()))
-    v = torch.from_numpy(rng.standard_normal(TREE.n_bins))
+    v = _tensor(rng.standard_normal(TREE.n_bins))
     for way in (torch.autograd.functional.vhp, torch.autograd.functional.hvp):
         comp = way(lambda x: _loss(x, y, 2), x, v)[1]
         assert_close(comp, way(lambda x: _dense(x, y, 2), x, v)[1], 1.0, 1e-11)
@@ -101,7 +115,7 @@ def test_emd__third_derivative(rng):
 
     def third(loss, rho):
         grad = torch.func.grad
-        return grad(grad(grad(lambda t: loss(t * x, y, rho))))(torch.tensor(1.0).double())
+        return grad(grad(grad(lambda t: loss(t * x, y, rho))))(_tensor(1.0, torch.float64))
 
     assert_close(third(_loss, 2), third(_dense, 2), 1.0, 1e-11)
     with pytest.raises(NotImplementedError, match=r"third derivatives of emd with rho=1.5"):
@@ -188,8 +202,8 @@ def test_emd__low_precision_is_computed_in_float32(low, rng):
     assert p.grad.dtype == p.dtype
     mixed = adapter.emd(p, y.softmax(-1), TREE, 2)
     assert mixed.dtype == torch.float64
-    with torch.autocast("cpu", getattr(torch, low)):
-        layer = torch.nn.Linear(5, 5)
+    with torch.autocast(PLACE, getattr(torch, low)):
+        layer = torch.nn.Linear(5, 5, device=PLACE)
         value = adapter.emd(layer(x.float()).softmax(-1), y.float().softmax(-1), TREE, 2)
     with pytest.raises(ValueError, match=r"relative tolerance 1.0e-06|row \d of an earlier call"):
         _waited_for(adapter.emd(p, y.softmax(-1), TREE, 2, validate=1e-6))
@@ -199,9 +213,9 @@ def test_emd__low_precision_is_computed_in_float32(low, rng):
 
 
 def test_emd__whole_numbers(rng):
-    one_hot = torch.eye(TREE.n_bins, dtype=torch.int64)
+    one_hot = torch.eye(TREE.n_bins, dtype=torch.int64, device=PLACE)
     assert adapter.emd(one_hot[0], one_hot[1], TREE, 1).dtype == torch.float64
-    p = torch.full((TREE.n_bins,), 1 / TREE.n_bins)
+    p = torch.full((TREE.n_bins,), 1 / TREE.n_bins, device=PLACE)
     assert adapter.emd(p, one_hot[1], TREE, 1).dtype == torch.float32
 
 
@@ -228,10 +242,11 @@ def test_emd__bad_input(rng):
 
 
 def test_emd__on_two_devices():
-    p = torch.full((2, TREE.n_bins), 1 / TREE.n_bins)
+    p = torch.full((2, TREE.n_bins), 1 / TREE.n_bins, device=PLACE)
+    devices = "p and q: on different devices:"
     for bad, message in (
-        ({"q": p.to("meta")}, "p and q: on different devices: p on cpu, q on meta"),
-        ({"p": p.double().to("meta")}, "p and q: on different devices: p on meta, q on cpu"),
+        ({"q": p.to("meta")}, f"{devices} p on {p.device}, q on meta"),
+        ({"p": p.double().to("meta")}, f"{devices} p on meta, q on {p.device}"),
     ):
         for call in (adapter.emd, torch.compile(adapter.emd, backend="eager")):
             with pytest.raises(TypeError, match=message):
@@ -260,12 +275,12 @@ def test_emd__of_shapes_only():
 def test_operators__pass_the_checks_of_torch(rng):
     x, y = (tensor.detach() for tensor in _logits(rng))
     p, q, number = x.softmax(-1), y.softmax(-1), adapter.number_of(TREE)
-    operators, labels = torch.ops.fastemd, torch.tensor([0, 3, 4, 4])
+    operators, labels = torch.ops.fastemd, _tensor([0, 3, 4, 4])
     torch.library.opcheck(operators.emd.default, (p, q, number, 2.0, 1e-8))
     torch.library.opcheck(operators.emd_hvp.default, (p, q, x, number, 2.0, 1e-8))
     for target in (labels, q):
         constants = number, 2.0, 1e-5, "softmax", 0.5
-        for counted in (None, torch.tensor([True, False, True, True])):
+        for counted in (None, _tensor([True, False, True, True])):
             given = x, target, counted
             torch.library.opcheck(operators.emd_loss.default, (*given, *constants))
             torch.library.opcheck(operators.emd_loss_hvp.default, (*given, y, *constants))
@@ -310,7 +325,7 @@ def _case(rng, kind, options, shape=(4,)):
     if options.get("normalize", "softmax") != "softmax":
         x = x.softmax(-1) * (3 if options["normalize"] else 1)
     if kind == "labels":
-        return x, torch.tensor(LABELS).expand(shape).contiguous()
+        return x, _tensor(LABELS).expand(shape).contiguous()
     if "ignore_index" in options:
         pytest.skip("for labels")
     return x, y.softmax(-1)
@@ -321,18 +336,18 @@ def _case(rng, kind, options, shape=(4,)):
 def test_sinkhorn__has_the_gradient_of_the_paper(method, dtype, rng):
     p, q = (x.detach().softmax(-1).to(dtype) for x in _logits(rng))
     p.requires_grad_()
-    cost = torch.from_numpy(rng.random((5, 5))).to(dtype)
+    cost = _tensor(rng.random((5, 5)), dtype)
     for ground in (cost, TREE):
         options = {"lam": 4.0, "max_iter": 300, "method": method}
-        matrix = cost.numpy() if ground is cost else TREE
-        ref = fastemd.sinkhorn(p.detach().numpy(), q.numpy(), matrix, **options)
+        matrix = _host(cost) if ground is cost else TREE
+        ref = fastemd.sinkhorn(_host(p), _host(q), matrix, **options)
         value = adapter.sinkhorn(p, q, ground, **options)
-        weights = torch.arange(4.0, dtype=dtype)
+        weights = torch.arange(4.0, dtype=dtype, device=PLACE)
         (grad,) = torch.autograd.grad((value * weights).sum(), p)
         assert value.dtype == grad.dtype == dtype
-        assert_close(value.detach(), ref.value)
+        assert_close(value, ref.value)
         centred = ref.grad - ref.grad.mean(-1, keepdims=True)
-        assert_close(grad, weights.numpy()[:, None] * centred, rtol=1e-6)
+        assert_close(grad, _host(weights)[:, None] * centred, rtol=1e-6)
     double = adapter.sinkhorn(p, q, TREE, lam=4.0, dtype=torch.float64)
     double.sum().backward()
     assert double.dtype == torch.float64
@@ -341,8 +356,8 @@ def test_sinkhorn__has_the_gradient_of_the_paper(method, dtype, rng):
 
 def test_sinkhorn__lets_a_descent_arrive(rng):
     """Where the plan costs least; an empty bin gives no NaN."""
-    x = torch.zeros(5, dtype=torch.float64, requires_grad=True)
-    q = torch.tensor([0.0, 0.7, 0.3, 0.0, 0.0], dtype=torch.float64)
+    x = _tensor([0.0] * 5, torch.float64).requires_grad_()
+    q = _tensor([0.0, 0.7, 0.3, 0.0, 0.0], torch.float64)
     for _ in range(300):
         loss = adapter.sinkhorn(x.softmax(-1), q, TREE, lam=50.0, max_iter=200, method="log")
         (grad,) = torch.autograd.grad(loss, x)
@@ -370,13 +385,14 @@ def test_sinkhorn__broadcasts_and_maps(rng):
     wide = torch.stack([q, q.flip(0), q.flip(1), q])
     mapped = torch.func.vmap(loss)(p.detach(), wide)  # (5,) and (4, 5) inside
     torch.testing.assert_close(mapped, loss(p.detach()[:, None], wide))
+    costs = torch.ones(2, 5, 5, device=PLACE)
     with pytest.raises(TypeError, match="cost: vmap cannot map over it"):
-        torch.func.vmap(lambda cost: adapter.sinkhorn(p, q, cost, lam=2.0))(torch.ones(2, 5, 5))
+        torch.func.vmap(lambda cost: adapter.sinkhorn(p, q, cost, lam=2.0))(costs)
 
 
 def test_sinkhorn__of_rows_that_fail_has_no_gradient():
-    p = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]], requires_grad=True)
-    q = torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.5, 0.0]])
+    p = _tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]).requires_grad_()
+    q = _tensor([[0.0, 0.5, 0.5], [0.5, 0.5, 0.0]])
     value = adapter.sinkhorn(p, q, fastemd.Chain(3), lam=200.0, max_iter=3)
     value.sum().backward()
     assert value.isnan().tolist() == [True, False]
@@ -386,7 +402,7 @@ def test_sinkhorn__of_rows_that_fail_has_no_gradient():
 def test_sinkhorn__under_autocast_keeps_its_precision(rng):
     p, q = (x.detach().softmax(-1).float() for x in _logits(rng))
     ref = adapter.sinkhorn(p, q, TREE, lam=2.0)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(PLACE, torch.bfloat16):
         torch.testing.assert_close(adapter.sinkhorn(p, q, TREE, lam=2.0), ref)
 
 
@@ -396,9 +412,10 @@ def test_sinkhorn__refuses(rng):
     (grad,) = torch.autograd.grad(value.square().sum(), p, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+    cost = torch.ones(5, 5, device=PLACE, requires_grad=True)
     for bad, error, message in (
         ({"q": q}, TypeError, "q: it requires grad"),
-        ({"cost": torch.ones(5, 5, requires_grad=True)}, TypeError, "cost: it requires grad"),
+        ({"cost": cost}, TypeError, "cost: it requires grad"),
         ({"cost": np.ones((5, 5))}, TypeError, "cost: expected a torch.Tensor"),
         ({"p": 2 * p}, ValueError, "p and q: row 0 has unequal masses|row 0 of an earlier call"),
         ({"dtype": torch.float16}, TypeError, "dtype"),
@@ -415,12 +432,13 @@ def test_sinkhorn__refuses(rng):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_loss__is_the_function_on_arrays(options, kind, reduction, weighted, rng):
     x, target = _case(rng, kind, options)
-    weight = torch.from_numpy(rng.random(4)) if weighted else None
+    weight = _tensor(rng.random(4)) if weighted else None
     options = {"reduction": reduction, **options}
     x.requires_grad_()
     comp = adapter.EMDLoss(TREE, **options)(x, target, weight)
-    value, grad = fastemd.emd_loss(x.detach(), target, TREE, sample_weight=weight, **options)
-    assert_close(comp.detach(), value)
+    options["sample_weight"] = _host(weight)
+    value, grad = fastemd.emd_loss(_host(x), _host(target), TREE, **options)
+    assert_close(comp, value)
     comp.sum().backward()
     assert_close(x.grad, grad)
 
@@ -430,7 +448,7 @@ def test_loss__is_the_function_on_arrays(options, kind, reduction, weighted, rng
 def test_loss__derivatives(options, kind, rng):
     x, target = _case(rng, kind, options)
     loss = adapter.EMDLoss(TREE, **{"reduction": "none", **options})
-    weight = torch.from_numpy(rng.random(4)).requires_grad_()
+    weight = _tensor(rng.random(4)).requires_grad_()
 
     def of_any(y):  # l1 and None take what is positive and, for None, of mass 1
         return loss(x * torch.exp(y) if options.get("normalize") else y, target, weight)
@@ -472,7 +490,7 @@ def _dense_loss(x, target, rho, cross_entropy):
     if not target.is_floating_point():
         target = torch.nn.functional.one_hot(target, TREE.n_bins).to(x.dtype)
     flow = (x.softmax(-1) - target) @ _ancestors(x.dtype).T
-    emd = (torch.tensor(TREE.weight[:-1]) * flow.abs() ** rho).sum(-1)
+    emd = (_tensor(TREE.weight[:-1]) * flow.abs() ** rho).sum(-1)
     return (emd - cross_entropy * (target * x.log_softmax(-1)).sum(-1)).mean()
 
 
@@ -570,12 +588,13 @@ def test_loss__bad_input(rng):
 
 def test_loss__on_two_devices(rng):
     x, target = _case(rng, "labels", {})
-    weight = torch.ones(4)
+    weight, place = torch.ones(4, device=PLACE), x.device
+    devices = "x and target: on different devices:"
     for inputs, message in (
-        ((x, target.to("meta")), "x and target: on different devices: x on cpu, target on meta"),
-        ((x, x.softmax(-1).to("meta")), "x and target: on different devices: .* target on meta"),
-        ((x.to("meta"), target), "x and target: on different devices: x on meta, target on cpu"),
-        ((x, target, weight.to("meta")), ".* target on cpu, sample_weight on meta"),
+        ((x, target.to("meta")), f"{devices} x on {place}, target on meta"),
+        ((x, x.softmax(-1).to("meta")), f"{devices} .* target on meta"),
+        ((x.to("meta"), target), f"{devices} x on meta, target on {place}"),
+        ((x, target, weight.to("meta")), f".* target on {place}, sample_weight on meta"),
     ):
         with pytest.raises(TypeError, match=message):
             adapter.EMDLoss(TREE)(*inputs)
@@ -588,14 +607,15 @@ def test_loss__ignores_only_classes(rng):
             adapter.EMDLoss(TREE, ignore_index=ignored)(x, given)
 
 
-@cpu
+@hardware
 def test_loss__trains_a_net():
     torch.manual_seed(0)
     inputs = torch.randn(64, 8)
-    target = (inputs @ torch.randn(8, TREE.n_bins)).argmax(-1)
+    target = (inputs @ torch.randn(8, TREE.n_bins)).argmax(-1).to(PLACE)
     net = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Tanh(), torch.nn.Linear(64, 5))
     with torch.no_grad():
         net[2].bias += torch.tensor([3.0, -3, 0, 1, -1])  # a bad start
+    inputs, net = inputs.to(PLACE), net.to(PLACE)
     loss, optimizer = adapter.EMDLoss(TREE), torch.optim.SGD(net.parameters(), lr=0.3)
     for _ in range(1000):
         value = loss(net(inputs), target)
@@ -674,8 +694,8 @@ def test_loss__in_two_processes_of_distributed_data_parallel(tmp_path):
 def test_emd_loss_module_does_not_read_rows_that_do_not_count(kind, reduction, junk, rng):
     """Loss, gradient and second derivatives of a row of weight 0 are 0, whatever it holds."""
     x, _ = _logits(rng)
-    labels, idle = torch.tensor([0, 3, 4, 4]), torch.tensor([False, True, False, True])
-    soft = torch.tensor(rng.dirichlet(np.ones(TREE.n_bins), 4))
+    labels, idle = _tensor([0, 3, 4, 4]), _tensor([False, True, False, True])
+    soft = _tensor(rng.dirichlet(np.ones(TREE.n_bins), 4))
     keep = ~idle
     given = x.detach().where(keep[:, None], junk).requires_grad_()
     good = x.detach()[keep].requires_grad_()
@@ -707,7 +727,7 @@ def test_emd_loss_module_does_not_read_rows_under_transforms(rng):
     x, _ = _logits(rng)
     x = x.detach()
     x[1] = torch.nan
-    labels, weight = torch.tensor([0, -100, 4, 4]), torch.tensor([1.0, 2.0, 3.0, 0.0])
+    labels, weight = _tensor([0, -100, 4, 4]), _tensor([1.0, 2.0, 3.0, 0.0])
     loss = adapter.EMDLoss(TREE, ignore_index=-100)
 
     def total(x, labels, weight):
@@ -729,7 +749,7 @@ def test_emd_loss_module_does_not_read_rows_under_transforms(rng):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_emd_loss_module_ignores_equal_labels_only(kind, label, ignored, reduction):
     """A number that the type of the labels cannot hold ignores none."""
-    x, target = torch.zeros(3, 200), torch.full((3,), label, dtype=getattr(torch, kind))
+    x, target = torch.zeros(3, 200, device=PLACE), _tensor([label] * 3, getattr(torch, kind))
     options = {"reduction": reduction, "cross_entropy": 1.0}
     loss = adapter.EMDLoss(fastemd.Chain(200), ignore_index=ignored, **options)(x, target)
     assert (loss > 0.0).all()
@@ -740,23 +760,23 @@ def test_emd_loss_module_ignores_equal_labels_only(kind, label, ignored, reducti
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_emd_loss_module_takes_weights_of_any_size(dtype, rng):
     x, _ = _logits(rng)
-    x, labels = x.detach().float(), torch.tensor([0, -100, 4, 4])
+    x, labels = x.detach().float(), _tensor([0, -100, 4, 4])
     loss = adapter.EMDLoss(TREE, ignore_index=-100)
-    ref = loss(x, labels, torch.tensor([1.0, 7.0, 2.0, 2.0], dtype=dtype))
+    ref = loss(x, labels, _tensor([1.0, 7.0, 2.0, 2.0], dtype))
     huge = torch.finfo(dtype).max / 2
-    weight = torch.tensor([huge / 2, 2 * huge, huge, huge], dtype=dtype)
+    weight = _tensor([huge / 2, 2 * huge, huge, huge], dtype)
     torch.testing.assert_close(loss(x, labels, weight), ref)
-    tiny = torch.tensor([1.0, huge, 2.0, 2.0], dtype=dtype)
+    tiny = _tensor([1.0, huge, 2.0, 2.0], dtype)
     torch.testing.assert_close(loss(x, labels, tiny), ref)
 
 
 def test_emd_loss_module_differentiates_weights(rng):
     """The gradient in the weights is the loss of each row, less the mean in a mean."""
     x, _ = _logits(rng)
-    x, labels = x.detach(), torch.tensor([0, 3, 4, 4])
+    x, labels = x.detach(), _tensor([0, 3, 4, 4])
     rows = adapter.EMDLoss(TREE, reduction="none")(x, labels)
     for weight in ([1.0, 2.0, 0.5, 3.0], [1.0, 1.0, 1.0, 1.0]):
-        weight = torch.tensor(weight, dtype=torch.float64, requires_grad=True)
+        weight = _tensor(weight, torch.float64).requires_grad_()
         mean = adapter.EMDLoss(TREE)(x, labels, weight)
         (grad,) = torch.autograd.grad(mean, weight)
         total = weight.detach().sum()
