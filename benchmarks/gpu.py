@@ -128,6 +128,7 @@ def main():
     if device == "cuda":
         print(torch.cuda.get_device_name(), "CUDA", torch.version.cuda, end=", ")
     print("torch", torch.__version__)
+    summary = []
     for n_rows in arguments.rows:
         runs = problems(device, n_rows)
         for run in runs.values():
@@ -145,6 +146,10 @@ def main():
         if n_rows == 512:
             value = PAPER / times["tree: value and gradient"]
             print(f"\nThe paper's 25 ms over the tree's value and gradient: {value:.0f}")
+        seconds, subtraction = times["tree: value and gradient"], times["torch.sub"]
+        ratio = seconds / subtraction
+        summary.append(f"{n_rows} rows {1e6 * seconds:.1f} us, {ratio:.2f} of torch.sub")
+    print(f"\ntree, value and gradient: {'; '.join(summary)}")
 
 
 if __name__ == "__main__":
