@@ -44,21 +44,38 @@ def values(first: Any, second: tuple[Any, ...], operation: str, *constants: Any)
     return value
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _values(
-    first: jax.Array, second: tuple[jax.Array, ...], operation: str, constants: tuple[Any, ...]
-) -> jax.Array:
-    value: jax.Array = _launch(operation, constants, first, *second)[0]
-    return value
+def _differentiable(function: Callable[..., Any], jvp: Callable[..., Any]) -> Any:
+    """Return the function with a rule for both modes, which `jvp` gives.
+
+    JAX drops the rules of custom_jvp, but not those of custom_vjp, where it moves what is constant
+    out of a loop. So the rule for reverse mode is attached a second time.
+    """
+
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+    def both(first: Any, second: Any, operation: str, constants: Any) -> Any:
+        return reverse(first, second, operation, constants)
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+    def reverse(first: Any, second: Any, operation: str, constants: Any) -> Any:
+        return function(first, second, operation, constants)
+
+    def forward(first: Any, second: Any, operation: str, constants: Any) -> tuple[Any, Any]:
+        return jax.vjp(lambda *at: both(*at, operation, constants), first, second)
+
+    def backward(operation: str, constants: Any, pullback: Any, to: Any) -> Any:
+        return pullback(to)
+
+    both.defjvp(jvp, symbolic_zeros=True)
+    reverse.defvjp(forward, backward)
+    return both
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _values_and_grads(
-    first: jax.Array, second: tuple[jax.Array, ...], operation: str, constants: tuple[Any, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """Return values and gradients; a function of its own, since it takes `_product` to derive."""
-    value, grad = _launch(operation, constants, first, *second)
-    return value, grad
+def _launch_values(first: Any, second: Any, operation: str, constants: Any) -> Any:
+    return _launch(operation, constants, first, *second)[0]
+
+
+def _launch_values_and_grads(first: Any, second: Any, operation: str, constants: Any) -> Any:
+    return tuple(_launch(operation, constants, first, *second))
 
 
 def _values_jvp(operation: str, constants: Any, at: Any, tangents: Any) -> tuple[Any, Any]:
@@ -76,8 +93,8 @@ def _values_and_grads_jvp(
     return (value, grad), ((grad * v).sum(-1), product)
 
 
-_values.defjvp(_values_jvp, symbolic_zeros=True)
-_values_and_grads.defjvp(_values_and_grads_jvp, symbolic_zeros=True)
+_values = _differentiable(_launch_values, _values_jvp)
+_values_and_grads = _differentiable(_launch_values_and_grads, _values_and_grads_jvp)
 
 
 def _direction(operation: str, tangents: Any) -> Any:
