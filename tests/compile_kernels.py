@@ -12,7 +12,7 @@ CC = (9, 0)
 
 def main(space, char):
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from numba import cuda
+    from numba import cuda, float64
     from numba.cuda import dispatcher
 
     # It asks the device for what it is told by `cc`, also where there is none.
@@ -42,6 +42,18 @@ def main(space, char):
         assert ".entry" in ptx
         return ptx
 
+    def edge_function(function):
+        def call(x, w, rho):
+            return function(x, w, rho)
+
+        ptx, _ = cuda.compile_ptx(call, (float64, float64, float64), device=True, cc=CC)
+        assert "min.f64" not in ptx, f"{function.__name__} drops NaN"
+        assert "max.f64" not in ptx, f"{function.__name__} drops NaN"
+        return ptx
+
+    for table in (operations.SLOPE, operations.CURVATURE, operations.BEND):
+        for rho, function in table.items():
+            print(function.__name__, rho, len(edge_function(function)))
     device.compiled = compile_only
     for operation in (*operations.ROWS, *cuda_losses.LOSS_ROWS):
         powers = ("any",) if operation in ("flow", "embed", "check") else ("1", "2", "any")

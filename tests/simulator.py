@@ -3,10 +3,11 @@
 Numba starts a thread of Python for every thread of a block, and polls them until all wait at the
 barrier. Here they are greenlets: one runs at a time, from barrier to barrier, in an order that
 changes from one to the next. What lacks a barrier between two threads gets other results, and a
-thread that ends while another one waits is an error.
+thread that ends while another one waits is an error. `min` and `max` drop NaN, as on a device.
 """
 
 import dataclasses
+import importlib.util
 import random
 from types import SimpleNamespace
 
@@ -15,8 +16,8 @@ from greenlet import getcurrent, greenlet
 from numba.cuda.simulator import kernel, kernelapi
 
 from fastemd import arrays, devices, on_device
+from fastemd.kernels import cuda, cuda_losses, cuda_sinkhorn, edges, threads
 from fastemd.kernels import device as launcher
-from fastemd.kernels import threads
 
 
 class Thread(greenlet):
@@ -44,11 +45,37 @@ class Block(kernel.BlockManager):
             arguments = ()
 
 
+def least(a, b):
+    """`min` as PTX has it: of NaN and a number, the number."""
+    return b if a != a else a if b != b else min(a, b)
+
+
+def most(a, b):
+    return b if a != a else a if b != b else max(a, b)
+
+
+def drop_nan():
+    """Have `min` and `max` drop NaN in the kernels, also in the functions on edges."""
+    spec = importlib.util.find_spec(edges.__name__)
+    copy = importlib.util.module_from_spec(spec)  # as the CPU's kernels keep NaN
+    spec.loader.exec_module(copy)
+    for module in (copy, cuda, cuda_losses, cuda_sinkhorn, threads):
+        module.min, module.max = least, most
+    for rows in (cuda.ROWS, cuda_losses.LOSS_ROWS):
+        for name, (row, functions, n_scratch) in rows.items():
+            own = {
+                power: getattr(copy, f.__name__) if f.__module__ == edges.__name__ else f
+                for power, f in functions.items()
+            }
+            rows[name] = row, own, n_scratch
+
+
 def install():
     """Simulate like this, with so few threads that every loop over bins and rows has a tail."""
     kernel.BlockManager = Block
     kernelapi.threading = SimpleNamespace(current_thread=getcurrent)
     threads.block_of, launcher.TEAM = lambda n_edges: (4, 2), 4
+    drop_nan()
 
 
 def take_tensors():

@@ -348,3 +348,44 @@ def test_jax__computes_losses_in_the_memory_of_xla(small_case, labels, counted, 
     ref = call.values_and_derivatives("loss_product", None, "none")[1]
     np.testing.assert_allclose(product, ref, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-6)
     fastemd.synchronize()
+
+
+# ------------------------------------------------------------------------------------------- NaN
+
+
+@simulator
+@pytest.mark.parametrize("rho", [1, 2, 3.7])
+def test_functions_keep_nan(operation, small_case, rho, rng):
+    """Where the CPU does; but a constant Hessian is not computed from p and q."""
+    function, constant = getattr(plain, operation.name), operation.name == "emd_hessian" and rho < 3
+    rho = (rho,) if operation.takes_rho else ()
+    for i, _ in enumerate(operation.draw(rng, (2,), small_case.n_bins)):
+        given = operation.draw(rng, (2,), small_case.n_bins)
+        given[i][1, 2] = np.nan
+        comp = function(*map(on_device, given), small_case.space, *rho, validate=False)
+        ref = function(*given, small_case.space, *rho, validate=False)
+        pairs = zip(comp, ref, strict=True) if isinstance(ref, tuple) else [(comp, ref)]
+        for on_cuda, on_cpu in pairs:
+            spoiled = np.isnan(on_cpu) & (not constant)
+            np.testing.assert_array_equal(np.isnan(on_host(on_cuda)), spoiled)
+            assert not spoiled[0].any()
+
+
+@simulator
+@pytest.mark.parametrize("rho", [1, 2, 3.7])
+@pytest.mark.parametrize("normalize", ["softmax", "l1", None])
+@pytest.mark.parametrize("spoiled", ["x", "target"])
+def test_losses_keep_nan(spoiled, normalize, rho, small_case, rng):
+    given = {name: rng.dirichlet(np.ones(small_case.n_bins), 2) for name in ("x", "target")}
+    given[spoiled][1, 2] = np.nan
+    given = {name: on_device(array) for name, array in given.items()}
+    keywords = {"normalize": normalize, "cross_entropy": 1.0, "reduction": "none"}
+    results = (
+        *plain.emd_loss(**given, space=small_case.space, rho=rho, **keywords),
+        plain.emd_loss_hessian_diag(**given, space=small_case.space, rho=rho, **keywords),
+    )
+    for result in map(on_host, results):
+        assert np.isfinite(result[0]).all()
+        assert np.isnan(result[1]).all()
+    with pytest.raises(ValueError, match="row 1"):
+        fastemd.synchronize()

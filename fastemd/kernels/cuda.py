@@ -11,7 +11,8 @@ root. Where there are counterparts in `fastemd.kernels.cpu`, the names are their
 
 import numpy as np
 
-from fastemd.kernels.edges import CURVATURE, SLOPE
+from fastemd.kernels import edges
+from fastemd.kernels.edges import CURVATURE
 from fastemd.kernels.threads import barrier, scan, sums
 from fastemd.target import device
 
@@ -160,7 +161,28 @@ def write_edges(row):
 
 # ------------------------------------------------------------------------- functions on every edge
 #
-# What an edge keeps; what it adds to the value, and to the mean over all bins.
+# What an edge keeps; what it adds to the value, and to the mean over all bins. On CUDA `min` and
+# `max` drop NaN, so no NaN may depend on them: an invalid row must not get finite results.
+
+
+@device
+def slope_1(x, w, rho):
+    """`edges.slope_1` by comparisons, which keep NaN."""
+    sign = x * 2.0**1023
+    if sign > 1.0:
+        sign = 1.0
+    if sign < -1.0:
+        sign = -1.0
+    return w * sign
+
+
+@device
+def bend_1(x, w, rho):
+    return slope_1(x, w, rho), 0.0 * x
+
+
+SLOPE = {**edges.SLOPE, "1": slope_1}
+BEND = {**edges.BEND, "1": bend_1}
 
 
 @device

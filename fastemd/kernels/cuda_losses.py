@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastemd.kernels.cuda import slope_edge, sweep_up, weight
-from fastemd.kernels.edges import BEND, SLOPE
+from fastemd.kernels.cuda import BEND, SLOPE, slope_edge, sweep_up, weight
 from fastemd.kernels.entropy import LEAST, LEAST_SQUARED, LOWEST_LOGIT
 from fastemd.kernels.normalize import L1, NONE, SMALLEST, SOFTMAX, Form
 from fastemd.kernels.threads import largest, sums
