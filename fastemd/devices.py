@@ -6,6 +6,7 @@ comes from the caller's library, on the stream that is its current one.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -126,6 +127,8 @@ def _numba(value: Any) -> Device:
     """Numba's own arrays are in the current context; they know no arithmetic."""
     from fastemd import target
 
+    index = target.index_of(value)
+
     def refuse(array: Any, wanted: Any) -> Any:
         raise TypeError(
             f"Numba's device arrays cannot be brought to {wanted}; give arrays of one type, whose "
@@ -133,11 +136,11 @@ def _numba(value: Any) -> Device:
         )
 
     return Device(
-        target.index_of(value),
-        target.empty,
+        index,
+        functools.partial(target.empty, index),
         refuse,
         refuse,
-        lambda array, numbers: array.copy_to_device(numbers),
+        functools.partial(target.assign, index),
         None,
         lambda: 0,
     )
@@ -174,7 +177,7 @@ def _jax(value: Any) -> Device:
 
     return Device(
         index,
-        target.empty,
+        functools.partial(target.empty, index),
         cast,
         lambda array, shape: jnp.array(jnp.broadcast_to(array, shape)),
         refuse_out,

@@ -4,6 +4,8 @@ Importing this loads the bindings of the CUDA driver, so nobody does before ther
 device. A successor of numba-cuda would take its place here.
 """
 
+import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ from numba.core import config
 SIMULATED = bool(config.ENABLE_CUDASIM)
 if not SIMULATED:  # Numba's own target is not kept up
     import numba_cuda  # noqa: F401
+    from numba.cuda.core import config as cuda_config
 
 Function = Callable[..., Any]
 
@@ -33,8 +36,47 @@ def compiled(function: Function, signature: tuple[Any, ...]) -> Any:
     return cuda.jit(function) if SIMULATED else cuda.jit(signature)(function)
 
 
+_configuring = threading.Lock()
+
+
+def configure(
+    kernel: Any, index: int, n_blocks: int, block: Any, stream: int, shared: int = 0
+) -> Any:
+    """Return a kernel to be called with its arguments, on the stream of a handle.
+
+    The device `index` must be the current one. `block` is the number of threads, `shared` that of
+    bytes of shared memory.
+    """
+    if SIMULATED:  # its kernels hold one configuration, and there is one stream
+        return kernel[n_blocks, block, 0, shared]
+    return _configuration(kernel, index, n_blocks, block, stream, shared)
+
+
+@functools.lru_cache(maxsize=1024)
+def _configuration(
+    kernel: Any, index: int, n_blocks: int, block: Any, stream: int, shared: int
+) -> Any:
+    """Cache what Numba makes of its arguments: its own cache misses for every `Stream` object.
+
+    A configuration holds a handle, not a stream. If another stream gets the handle of one that was
+    destroyed, it is that stream, on the same device, on which the kernel has to run.
+    """
+    external = cuda.external_stream(stream) if stream else 0
+    with _configuring:  # the setting is global, and read while Numba configures
+        warns = cuda_config.CUDA_LOW_OCCUPANCY_WARNINGS
+        cuda_config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small batches have small grids
+        try:
+            return kernel[n_blocks, block, external, shared]
+        finally:
+            cuda_config.CUDA_LOW_OCCUPANCY_WARNINGS = warns
+
+
 def on_device(index: int) -> Any:
-    """The context in which the device of this number is the current one."""
+    """The context in which the device of this number is the current one.
+
+    Outside of it, Numba compiles, allocates and describes arrays for the first device in a thread
+    that has none.
+    """
     return cuda.gpus[index]
 
 
@@ -54,20 +96,22 @@ def argument(array: Any) -> Any:
     )
 
 
-def stream_of(handle: int) -> Any:
-    """The stream of a handle of the CUDA runtime."""
-    return cuda.external_stream(handle) if handle and not SIMULATED else 0
-
-
 def wait(index: int) -> None:
     """Until the device of this number has done all that it was told to."""
     with cuda.gpus[index]:
         cuda.synchronize()
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> Any:
-    """A new array of Numba's."""
-    return cuda.device_array(shape, dtype)
+def empty(index: int, shape: tuple[int, ...], dtype: Any) -> Any:
+    """A new array of Numba's on the device of this number."""
+    with cuda.gpus[index]:
+        return cuda.device_array(shape, dtype)
+
+
+def assign(index: int, array: Any, numbers: Any) -> None:
+    """Copy the numbers of an array on a device, or of a NumPy array, to one of Numba's there."""
+    with cuda.gpus[index]:
+        array.copy_to_device(numbers)
 
 
 def index_of(array: Any) -> int:

@@ -3,6 +3,7 @@
 They run on a device as device.py says, say ``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests``.
 """
 
+import contextlib
 import ctypes
 import json
 import sys
@@ -99,6 +100,46 @@ def test_sinkhorn__has_the_constants_of_the_cpu():
 
     for name in ("TRUST", "HIGHEST"):
         assert getattr(cuda_sinkhorn, name) == getattr(sinkhorn, name)
+
+
+@simulator
+def test_launches_compile_and_allocate_in_the_context_of_the_device(rng, monkeypatch):
+    """Outside, numba-cuda uses the first device in a thread that has none."""
+    from fastemd import target
+    from fastemd.kernels import device as launcher
+
+    entered = []
+
+    class Devices:
+        @contextlib.contextmanager
+        def __getitem__(self, index):
+            entered.append(index)
+            yield
+            entered.pop()
+
+    def inside(function):
+        def call(*args, **keywords):
+            assert entered
+            return function(*args, **keywords)
+
+        return call
+
+    monkeypatch.setattr(target.cuda, "gpus", Devices())
+    for name in ("jit", "to_device", "device_array", "synchronize"):
+        monkeypatch.setattr(target.cuda, name, inside(getattr(target.cuda, name)))
+    for name in ("argument", "configure"):
+        monkeypatch.setattr(launcher, name, inside(getattr(launcher, name)))
+    for function in vars(launcher).values():  # compile again
+        getattr(function, "cache_clear", lambda: None)()
+    space, (p, q) = fastemd.Chain(4), map(on_device, random_pair(rng, (3, 4)))
+    plain.emd(p, q, space, 2, validate=True)
+    weights, labels = on_device([1.0, 2.0, 0.0]), on_device([0, 1, 2])
+    plain.emd_loss(p, labels, space, sample_weight=weights)
+    plain.sinkhorn(p, q, space, lam=1.0, max_iter=2)
+    made = target.empty(0, (3,), np.int64)
+    target.assign(0, made, np.arange(3))
+    assert made.copy_to_host().tolist() == [0, 1, 2]
+    fastemd.synchronize()
 
 
 # ---------------------------------------------------------------------------------- complaints

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastemd.kernels import cuda, cuda_losses, cuda_sinkhorn, threads
 from fastemd.levels import Levels
-from fastemd.target import argument, compiled, on_device, stream_of, upload
+from fastemd.target import argument, compiled, configure, on_device, upload
 
 Array = NDArray[Any]
 
@@ -84,27 +84,31 @@ def launch(
     index, stream : int
         The number of the device and the handle of the stream to use.
     """
-    kernel, n_scratch = _kernel(*key)
     shape = rows[0].shape
     n_rows = shape[0] * shape[1]
     n_threads, per_block = threads.block_of(levels.n_edges)
-    own = 8 * threads.scratch_per_row(n_scratch, levels.n_edges, n_threads)
-    shared, scratch = own <= SHARED_BYTES, np.empty(0)
-    if shared:
-        per_block = min(per_block, SHARED_BYTES // own)
-    n_blocks = -(-n_rows // per_block)
-    if not shared:
-        n_blocks = min(n_blocks, BLOCKS_WITHOUT)
-        scratch = empty(n_blocks * per_block * own // 8)
-    arguments = [argument(x) if isinstance(x, np.ndarray) else x for x in (*rows, *rest)]
     with on_device(index):
+        kernel, n_scratch = _kernel(*key)
+        own = 8 * threads.scratch_per_row(n_scratch, levels.n_edges, n_threads)
+        shared, scratch = own <= SHARED_BYTES, np.empty(0)
+        if shared:
+            per_block = min(per_block, SHARED_BYTES // own)
+        n_blocks = -(-n_rows // per_block)
+        if not shared:
+            n_blocks = min(n_blocks, BLOCKS_WITHOUT)
+            scratch = empty(n_blocks * per_block * own // 8)
         if index not in levels.uploaded:
             levels.uploaded[index] = upload(levels.numbers), upload(levels.lengths)
-        at = n_blocks, (n_threads, per_block), stream_of(stream), shared * per_block * own
-        kernel[at](
+        block = n_threads, per_block
+        configure(kernel, index, n_blocks, block, stream, shared * per_block * own)(
             *levels.uploaded[index], levels.n_edges, levels.n_levels,
-            *arguments, complaints, argument(scratch),
+            *map(_argument, (*rows, *rest)), complaints, argument(scratch),
         )  # fmt: skip
+
+
+def _argument(value: Any) -> Any:
+    """What a kernel takes: numbers, and arrays of Numba's, are it already."""
+    return argument(value) if isinstance(value, np.ndarray) else value
 
 
 @functools.cache
@@ -134,10 +138,11 @@ def run_blocks(operation: str, state: Any, n_rows: int, index: int, stream: int)
     """Launch an operation of `fastemd.kernels.cuda_sinkhorn`, a block of threads a row."""
     kinds = [np.asarray(x) if isinstance(x, float | int) else x for x in state]
     state_type: Any = type(state)
-    kernel = _block_kernel(operation, state_type, tuple((x.dtype.char, x.ndim) for x in kinds))
     with on_device(index):
-        given = (argument(x) if isinstance(x, np.ndarray) else x for x in state)
-        kernel[n_rows, TEAM, stream_of(stream), 16 * TEAM](state_type(*given))
+        kernel = _block_kernel(operation, state_type, tuple((x.dtype.char, x.ndim) for x in kinds))
+        configure(kernel, index, n_rows, TEAM, stream, 16 * TEAM)(
+            state_type(*map(_argument, state))
+        )
 
 
 def find_factors(
@@ -146,7 +151,8 @@ def find_factors(
 ) -> None:  # fmt: skip
     """Fill `factors`; see `fastemd.kernels.threads.factors_kernel`."""
     with on_device(index):
-        _factors_kernel(weights.dtype.char)[1, TEAM, stream_of(stream), 16 * TEAM](
+        kernel = _factors_kernel(weights.dtype.char)
+        configure(kernel, index, 1, TEAM, stream, 16 * TEAM)(
             argument(weights), argument(labels), ignore_index, mean, argument(factors), complaints
         )
 
@@ -163,11 +169,11 @@ def convert(values: Array, out: Array, index: int, stream: int) -> None:
         with on_device(index):
             kernel = _convert_kernel(values.dtype.char + out.dtype.char)
             n_blocks = min(-(-values.size // TEAM), BLOCKS_WITHOUT)
-            kernel[n_blocks, TEAM, stream_of(stream)](argument(values), argument(out))
+            configure(kernel, index, n_blocks, TEAM, stream)(argument(values), argument(out))
 
 
 def add_up(values: Array, out: Array, index: int, stream: int) -> None:
     """Put the sum of `values` into ``out[0]``."""
     with on_device(index):
-        kernel = _sum_kernel(out.dtype.char)[1, TEAM, stream_of(stream), 16 * TEAM]
-        kernel(argument(values), argument(out))
+        kernel = _sum_kernel(out.dtype.char)
+        configure(kernel, index, 1, TEAM, stream, 16 * TEAM)(argument(values), argument(out))

@@ -1,0 +1,89 @@
+"""Launch kernels by numba-cuda as if there was a device, which gets none of them.
+
+``python tests/launch_kernels.py`` raises if a launch is not as it should be; see test_launches.py.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+STREAM = 4711
+
+
+def main():
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    from device import DeviceArray
+    from numba import cuda
+    from numba.cuda import dispatcher
+    from numba.cuda.cudadrv import driver
+
+    import fastemd
+    from fastemd import devices, target
+    from fastemd.kernels import device as launcher
+
+    here, grids, configurations = [], [], []
+
+    @contextlib.contextmanager
+    def on_device(index):
+        here.append(index)
+        yield
+        here.pop()
+
+    def current(result):
+        """A function of numba-cuda that needs the context of a device."""
+
+        def call(*args, **keywords):
+            assert here == [0], "no device is the current one"
+            return result(*args, **keywords)
+
+        return call
+
+    def configured(self, *args):
+        configurations.append(args)
+        init(self, *args)
+
+    def launched(self, args, configuration):
+        assert int(configuration.stream.handle) == STREAM
+        kernel = self.py_func.__qualname__.partition(".")[0]
+        grids.append((kernel, configuration.griddim[0]))
+
+    init = dispatcher._LaunchConfiguration.__init__
+    dispatcher._LaunchConfiguration.__init__ = configured
+    dispatcher.CUDADispatcher.call = current(launched)
+    launcher.compiled = current(lambda function, signature: cuda.jit(function))
+    cuda.external_stream = current(lambda handle: driver.Stream(handle, external=True))
+    for module in (target, launcher):
+        module.on_device = on_device
+        module.upload = module.argument = current(lambda array: array)
+
+    make = devices.LIBRARIES["device"]
+    devices.LIBRARIES["device"] = lambda array: dataclasses.replace(
+        make(array), stream=lambda: STREAM
+    )
+
+    def losses(n_rows):
+        x = np.zeros((n_rows, 3), np.float32)
+        labels, weights = np.zeros(n_rows, np.int64), np.ones(n_rows)
+        given = DeviceArray(x), DeviceArray(labels), fastemd.Chain(3)
+        fastemd.emd_loss(*given)
+        fastemd.emd_loss(*given, sample_weight=DeviceArray(weights))
+
+    with warnings.catch_warnings(action="error"):
+        losses(5)
+        expected = [("factors_kernel", 1), ("loss_kernel", 1), ("sum_kernel", 1)] * 2
+        assert grids == expected, grids
+        count = len(configurations)
+        losses(5)
+        assert len(configurations) == count, "the same launches were configured again"
+
+    with warnings.catch_warnings(record=True, action="always") as raised:
+        cuda.jit(lambda: None)[1, 1]
+    assert len(raised) == 1, "Numba does not warn of other kernels either"
+
+
+if __name__ == "__main__":
+    main()
