@@ -54,9 +54,9 @@ def _first_bad(index: int, complaints: Any) -> int | None:
     with target.on_device(index):
         target.wait(index)
         first = int(complaints.copy_to_host().min())
-        if first == NO_ROW:
-            return None
-        complaints.copy_to_device(np.full(2, NO_ROW))
+    if first == NO_ROW:
+        return None
+    target.assign(index, complaints, np.full(2, NO_ROW))
     return first
 
 

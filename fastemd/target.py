@@ -81,8 +81,10 @@ def on_device(index: int) -> Any:
 
 
 def upload(array: Any) -> Any:
-    """A copy in the current device's memory."""
-    return cuda.to_device(np.ascontiguousarray(array))
+    """Copy an array to the current device, and wait for the copy: other streams do not."""
+    uploaded = cuda.to_device(np.ascontiguousarray(array))
+    cuda.synchronize()
+    return uploaded
 
 
 def argument(array: Any) -> Any:
@@ -112,6 +114,8 @@ def assign(index: int, array: Any, numbers: Any) -> None:
     """Copy the numbers of an array on a device, or of a NumPy array, to one of Numba's there."""
     with cuda.gpus[index]:
         array.copy_to_device(numbers)
+        if isinstance(numbers, np.ndarray):
+            cuda.synchronize()
 
 
 def index_of(array: Any) -> int:

@@ -142,6 +142,25 @@ def test_launches_compile_and_allocate_in_the_context_of_the_device(rng, monkeyp
     fastemd.synchronize()
 
 
+@simulator
+def test_copies_to_the_device_are_waited_for(monkeypatch):
+    """The kernels that read them may run on a stream that does not wait for the default one."""
+    from fastemd import target
+
+    events = []
+
+    class Copied:
+        def copy_to_device(self, numbers):
+            events.append("copy")
+
+    monkeypatch.setattr(target.cuda, "to_device", lambda array: events.append("copy"))
+    monkeypatch.setattr(target.cuda, "synchronize", lambda: events.append("wait"))
+    target.upload(np.ones(3))
+    assert events == ["copy", "wait"]
+    target.assign(0, Copied(), np.ones(3))
+    assert events == ["copy", "wait"] * 2
+
+
 # ---------------------------------------------------------------------------------- complaints
 
 
