@@ -198,23 +198,27 @@ class Launch:
         if weights is None:
             weights = np.empty(0)
         ignored = labels[:0] if ignore_index is None else labels
-        factors = self.scratch(n_rows)
-        values = self.empty(batch, np.dtype(np.float64))
-        mean = reduction == "mean"
-        self.launcher.find_factors(
-            weights, ignored, ignore_index or 0, mean, factors, self.complaints, *where
-        )
+        values, mean = self.empty(batch, np.dtype(np.float64)), reduction == "mean"
+        factors, factor = np.empty(0), 1.0
         if n_rows:
+            if weights.size or ignored.size:
+                factors = self.scratch(n_rows)
+                self.launcher.find_factors(
+                    weights, ignored, ignore_index or 0, mean, factors, self.complaints,
+                    self.scratch, *where,
+                )  # fmt: skip
+            elif mean:
+                factor = 1.0 / n_rows
             x, *others = self.rows(dtype, batch)
             others = [*([nothing] if labels.size else []), *others, nothing]
             rest = (
-                rho, values.reshape(-1), out.reshape(*x.shape[:2], -1), labels, factors,
+                rho, values.reshape(-1), out.reshape(*x.shape[:2], -1), labels, factors, factor,
                 NORMALIZE[normalize], cross_entropy, tolerance,
             )  # fmt: skip
             self._launch(operation, levels, [x, *others[:2]], rest)
         if reduction != "none":
             total = self.empty((), dtype)
-            self.launcher.add_up(values.reshape(-1), total.reshape(1), *where)
+            self.launcher.add_up(values.reshape(-1), total.reshape(1), self.scratch, *where)
             return self.made[id(total)]
         made = self.made[id(values)]
         return made if values.dtype == dtype else self.device.cast(self.device.finish(made), dtype)

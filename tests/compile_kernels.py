@@ -63,7 +63,8 @@ def main(space, char):
     for operation in operations_of_sinkhorn.OPERATIONS:
         made = "d" if "log" in operation else char
         print(operation, len(device._block_kernel(operation, *state_of(operation, made, char))))
-    print("factors", len(device._factors_kernel(char)))
+    print("factors", len(device._factors_kernel()))
+    print("mean", len(device._mean_kernel()))
     for chars in (char + char, "d" + char, "il"):
         print("convert", len(device._convert_kernel(chars)))
     print("sum", len(device._sum_kernel(char)))

@@ -74,11 +74,16 @@ def main():
 
     with warnings.catch_warnings(action="error"):
         losses(5)
-        expected = [("factors_kernel", 1), ("loss_kernel", 1), ("sum_kernel", 1)] * 2
+        one_block = [("loss_kernel", 1), ("sum_kernel", 1)]
+        expected = [*one_block, ("factors_kernel", 1), ("mean_kernel", 1), *one_block]
         assert grids == expected, grids
         count = len(configurations)
         losses(5)
         assert len(configurations) == count, "the same launches were configured again"
+        grids.clear()
+        losses(4000)
+        assert [n for name, n in grids if name in ("factors_kernel", "mean_kernel")] == [4, 4]
+        assert [n for name, n in grids if name == "sum_kernel"] == [4, 1] * 2
 
     with warnings.catch_warnings(record=True, action="always") as raised:
         cuda.jit(lambda: None)[1, 1]

@@ -161,6 +161,74 @@ def test_copies_to_the_device_are_waited_for(monkeypatch):
     assert events == ["copy", "wait"] * 2
 
 
+# ------------------------------------------------------------------------------------ reductions
+
+
+@pytest.fixture
+def grids(monkeypatch):
+    """The number of blocks of every launch by the name of the kernel's maker."""
+    from fastemd.kernels import device as launcher
+
+    found, configure = {}, launcher.configure
+
+    def spy(kernel, index, n_blocks, *rest):
+        found.setdefault(kernel.fn.__qualname__.partition(".")[0], []).append(n_blocks)
+        return configure(kernel, index, n_blocks, *rest)
+
+    monkeypatch.setattr(launcher, "configure", spy)
+    return found
+
+
+@simulator
+@pytest.mark.parametrize("n_rows", [1, 3, 4, 17, 50])
+def test_emd_loss_sums_over_rows_in_several_blocks(n_rows, grids, rng):
+    x, labels = rng.normal(size=(n_rows, 3)), rng.integers(0, 3, n_rows)
+    weights = np.where(rng.random(n_rows) < 0.3, 0.0, 1.7e308 * rng.random(n_rows))
+    given = {"space": CHAIN, "sample_weight": weights, "ignore_index": 2}
+    for comp, ref in zip(
+        fastemd.emd_loss(x, labels, **given), plain.emd_loss(x, labels, **given), strict=True
+    ):
+        np.testing.assert_allclose(comp, ref, rtol=1e-13, atol=1e-15)
+    n_blocks = min(-(-n_rows // 3), 6)
+    assert grids["factors_kernel"] == grids["mean_kernel"] == [n_blocks]
+    assert grids["sum_kernel"] == ([1] if n_blocks == 1 else [n_blocks, 1])
+
+
+@simulator
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_emd_loss_needs_no_factors_without_weights_and_ignored_labels(reduction, grids, rng):
+    x, labels = rng.normal(size=(10, 3)), rng.integers(0, 3, 10)
+    for ignored in (None, 2):
+        options = {"reduction": reduction, "ignore_index": ignored}
+        comp = fastemd.emd_loss(x, labels, CHAIN, **options)
+        ref = plain.emd_loss(x, labels, CHAIN, **options)
+        for on_cuda, on_cpu in zip(comp, ref, strict=True):
+            np.testing.assert_allclose(on_cuda, on_cpu, rtol=1e-13, atol=1e-15)
+        assert ("factors_kernel" in grids) == (ignored is not None)
+        assert ("mean_kernel" in grids) == (ignored is not None and reduction == "mean")
+
+
+@simulator
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+@pytest.mark.parametrize("row", [0, 5, 9])
+def test_emd_loss_reports_bad_weights_but_not_those_of_ignored_rows(row, bad, rng):
+    x, labels, weights = rng.normal(size=(10, 3)), np.zeros(10, np.int64), np.ones(10)
+    weights[row] = bad
+    given = on_device(x), on_device(labels), CHAIN
+    loss, grad = plain.emd_loss(*given, sample_weight=on_device(weights))
+    if bad >= 0.0 or bad != bad:
+        assert np.isnan(on_host(loss))
+        assert np.isnan(on_host(grad)[row]).all()
+    with pytest.raises(ValueError, match=f"row {row} of an earlier call"):
+        fastemd.synchronize()
+    labels[row] = 2
+    comp = plain.emd_loss(*given, sample_weight=on_device(weights), ignore_index=2)
+    fastemd.synchronize()
+    ref = plain.emd_loss(x, labels, CHAIN, ignore_index=2)
+    for on_cuda, on_cpu in zip(comp, ref, strict=True):
+        np.testing.assert_allclose(on_host(on_cuda), on_cpu, rtol=1e-13, atol=1e-15)
+
+
 # ---------------------------------------------------------------------------------- complaints
 
 

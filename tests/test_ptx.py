@@ -22,4 +22,4 @@ def test_kernels__compile_to_ptx(char, space):
     command = [sys.executable, str(SCRIPT), space, char]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3 * 3 + 4 * 3 + 3 + 3 * 3 + 8 + 3 + 2
+    assert len(done.stdout.splitlines()) == 3 * 3 + 4 * 3 + 3 + 3 * 3 + 8 + 3 + 3

@@ -12,7 +12,7 @@ import numpy as np
 from fastemd.kernels.cuda import BEND, SLOPE, slope_edge, sweep_up, weight
 from fastemd.kernels.entropy import LEAST, LEAST_SQUARED, LOWEST_LOGIT
 from fastemd.kernels.normalize import L1, NONE, SMALLEST, SOFTMAX, Form
-from fastemd.kernels.threads import largest, sums
+from fastemd.kernels.threads import larger, largest, sums
 from fastemd.target import device
 
 
@@ -52,9 +52,7 @@ def weigh(row, tolerance):
     """Fill ``y``."""
     highest = -np.inf
     for k in range(row.thread, row.n_bins, row.n_threads):
-        x = x_at(row, k)
-        if highest == highest and not x <= highest:
-            highest = x
+        highest = larger(highest, x_at(row, k))
     highest = largest(row, highest)
     none = -np.inf if row.normalize == SOFTMAX else 0.0
     excludes = row.cross_entropy > 0.0

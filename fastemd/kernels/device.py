@@ -20,9 +20,10 @@ Array = NDArray[Any]
 
 SHARED_BYTES = 48 * 1024  # more needs leave, and leaves less room for other blocks
 BLOCKS_WITHOUT = 1024  # of rows whose scratch does not fit: what they need together is bounded
-TEAM = 256  # threads of a kernel of one block
+TEAM = 256  # threads of a block of kernels other than those of `launch`
+PARTS, ROWS_PER_PART = 256, 1024  # blocks of a sum over rows, and for how many rows one is enough
 
-_int, _float, _flag = types.int64, types.float64, types.boolean
+_int, _float = types.int64, types.float64
 _indices, _labels = types.Array(types.int32, 1, "C"), types.Array(types.int64, 1, "C")
 _floats = types.Array(types.float64, 1, "C")
 
@@ -41,6 +42,7 @@ def _kernel(operation: str, space: str, rho: str, char: str) -> tuple[Any, int]:
             real,
             _labels,
             _floats,
+            _float,
             _int,
             _float,
             _float,
@@ -112,10 +114,14 @@ def _argument(value: Any) -> Any:
 
 
 @functools.cache
-def _factors_kernel(char: str) -> Any:
-    weights = types.Array(_float if char == "d" else types.float32, 1, "A")
-    signature = weights, _labels, _int, _flag, _floats, _labels
+def _factors_kernel() -> Any:
+    signature = _floats, _labels, _int, _floats, _floats, _labels
     return compiled(threads.factors_kernel(), signature)
+
+
+@functools.cache
+def _mean_kernel() -> Any:
+    return compiled(threads.mean_kernel(), (_floats, _floats))
 
 
 @functools.cache
@@ -145,16 +151,25 @@ def run_blocks(operation: str, state: Any, n_rows: int, index: int, stream: int)
         )
 
 
+def _n_parts(n_rows: int) -> int:
+    """How many blocks share the rows of a kernel whose results are put together."""
+    return min(-(-n_rows // ROWS_PER_PART), PARTS)
+
+
 def find_factors(
     weights: Array, labels: Array, ignore_index: int, mean: bool, factors: Array, complaints: Any,
-    index: int, stream: int,
+    empty: Callable[[int], Array], index: int, stream: int,
 ) -> None:  # fmt: skip
-    """Fill `factors`; see `fastemd.kernels.threads.factors_kernel`."""
+    """Fill `factors`, one for every row; see `fastemd.kernels.threads.factors_kernel`."""
+    n_parts = _n_parts(factors.size)
+    launch = index, n_parts, TEAM, stream, 16 * TEAM
     with on_device(index):
-        kernel = _factors_kernel(weights.dtype.char)
-        configure(kernel, index, 1, TEAM, stream, 16 * TEAM)(
-            argument(weights), argument(labels), ignore_index, mean, argument(factors), complaints
+        known = argument(factors), argument(empty(2 * n_parts) if mean else np.empty(0))
+        configure(_factors_kernel(), *launch)(
+            argument(weights), argument(labels), ignore_index, *known, complaints
         )
+        if mean:
+            configure(_mean_kernel(), *launch)(*known)
 
 
 @functools.cache
@@ -172,8 +187,22 @@ def convert(values: Array, out: Array, index: int, stream: int) -> None:
             configure(kernel, index, n_blocks, TEAM, stream)(argument(values), argument(out))
 
 
-def add_up(values: Array, out: Array, index: int, stream: int) -> None:
-    """Put the sum of `values` into ``out[0]``."""
+def add_up(
+    values: Array, out: Array, empty: Callable[[int], Array], index: int, stream: int
+) -> None:
+    """Put the sum of `values` into ``out[0]``, by way of the sums of their parts if they are many.
+
+    The order of the summands depends on their number only, so the sum has the same bits every time.
+    """
     with on_device(index):
-        kernel = _sum_kernel(out.dtype.char)
-        configure(kernel, index, 1, TEAM, stream, 16 * TEAM)(argument(values), argument(out))
+        n_parts = _n_parts(values.size)
+        if n_parts > 1:
+            parts = empty(n_parts)
+            _add_up_parts(values, parts, n_parts, index, stream)
+            values = parts
+        _add_up_parts(values, out, 1, index, stream)
+
+
+def _add_up_parts(values: Array, out: Array, n_parts: int, index: int, stream: int) -> None:
+    kernel = _sum_kernel(out.dtype.char)
+    configure(kernel, index, n_parts, TEAM, stream, 16 * TEAM)(argument(values), argument(out))

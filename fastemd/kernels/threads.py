@@ -99,6 +99,12 @@ def sums(row, a, b):
 
 
 @device
+def larger(a, b):
+    """The larger of two numbers; NaN if one is, unlike `max` on CUDA."""
+    return b if a == a and not b <= a else a
+
+
+@device
 def largest(row, a):
     """The largest of a number over the threads of a row; NaN if there is one."""
     meet, t = row.meet, row.thread
@@ -106,8 +112,8 @@ def largest(row, a):
     barrier()
     half = row.n_threads // 2
     while half > 0:
-        if t < half and meet[t] == meet[t] and not meet[t + half] <= meet[t]:
-            meet[t] = meet[t + half]
+        if t < half:
+            meet[t] = larger(meet[t], meet[t + half])
         barrier()
         half //= 2
     a = meet[0]
@@ -193,6 +199,12 @@ def open_row(
 
 
 @device
+def ratio(a, b):
+    """``a / b``, and of nothing by nothing 0."""
+    return a / b if b != 0.0 else 0.0
+
+
+@device
 def complain(complaints, about, number):
     """Note a bad row; the first one counts."""
     cuda.atomic.min(complaints, about, number)
@@ -237,11 +249,12 @@ def loss_kernel(operation, weigh, up, down, function, n_scratch):
     """The kernel of a loss; see `histogram_kernel`.
 
     `labels` are (G * R,), without elements if the targets `q` are histograms. `factors` (G * R,)
-    multiply every row's derivatives and `value`; a row whose factor is 0 is not read.
+    multiply every row's derivatives and `value`; without elements, `factor` multiplies all. A row
+    whose factor is 0 is not read.
     """
 
     def run(
-        numbers, lengths, n_edges, n_levels, x, q, v, rho, value, out, labels, factors,
+        numbers, lengths, n_edges, n_levels, x, q, v, rho, value, out, labels, factors, factor,
         normalize, cross_entropy, tolerance, complaints, scratch,
     ):  # fmt: skip
         n_rows = x.shape[0] * x.shape[1]
@@ -250,21 +263,22 @@ def loss_kernel(operation, weigh, up, down, function, n_scratch):
         first = cuda.blockIdx.x * cuda.blockDim.y
         while first < n_rows:
             number = min(first + cuda.threadIdx.y, n_rows - 1)
+            row_factor = factors[number] if factors.size > 0 else factor
             label, exists = -1, True
             if labels.size > 0:
                 label = labels[number]
                 if not 0 <= label < x.shape[2]:
-                    label, exists = 0, factors[number] == 0.0
+                    label, exists = 0, row_factor == 0.0
             row = open_row(
                 numbers, lengths, n_edges, n_levels, own, x, q, v, out, number, rho, 1.0,
-                label, factors[number], normalize, cross_entropy,
+                label, row_factor, normalize, cross_entropy,
             )  # fmt: skip
             weighed = weigh(row, tolerance)
             if not (exists and weighed.good):
                 complain(complaints, 0, number)
             result = operation(row, up, down, function, weighed)
             if value.size > 0 and row.thread == 0:
-                value[number] = result * factors[number]
+                value[number] = result * row_factor
             first += cuda.gridDim.x * cuda.blockDim.y
 
     return run
@@ -281,35 +295,56 @@ def block_kernel(operation):
 
 
 def factors_kernel():
-    """The kernel, of one block, that finds what every row of a loss counts.
+    """The kernel that finds what every row of a loss counts.
 
     `weights` and `labels` are (rows,), without elements if there are no weights, or no label is
-    ignored. If `mean`, the factors are those of the weighted mean. A row of bad weight goes to
-    ``complaints[1]``.
+    ignored. A row of bad weight goes to ``complaints[1]``. For `mean_kernel`, `parts` (2 * blocks,)
+    get of the rows of every block the largest factor, then the sum of the factors divided by it,
+    since the sum itself might overflow.
     """
 
-    def run(weights, labels, ignore_index, mean, factors, complaints):
-        thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
-        team = Team(thread, n_threads, cuda.shared.array(0, float64))
+    def run(weights, labels, ignore_index, factors, parts, complaints):
+        team = Team(cuda.threadIdx.x, cuda.blockDim.x, cuda.shared.array(0, float64))
         most, total = 0.0, 0.0
-        for i in range(thread, factors.size, n_threads):
+        for i in range(cuda.grid(1), factors.size, cuda.gridsize(1)):
             factor = 1.0
             if labels.size > 0 and labels[i] == ignore_index:
                 factor = 0.0
             elif weights.size > 0:
-                factor = np.float64(weights[i])
+                factor = weights[i]
                 if not 0.0 <= factor < np.inf:
                     complain(complaints, 1, i)
             factors[i] = factor
-            if most == most and not factor <= most:
-                most = factor
-        if mean:
-            most = largest(team, most)  # the sum of the factors might overflow
-            for i in range(thread, factors.size, n_threads):
-                total += factors[i] / most if most != 0.0 else 0.0
+            most = larger(most, factor)
+        if parts.size > 0:
+            most = largest(team, most)
+            for i in range(cuda.grid(1), factors.size, cuda.gridsize(1)):
+                total += ratio(factors[i], most)
             total, _ = sums(team, total, 0.0)
-            for i in range(thread, factors.size, n_threads):
-                factors[i] = factors[i] / most / total if total != 0.0 else 0.0
+            if team.thread == 0:
+                parts[cuda.blockIdx.x] = most
+                parts[cuda.gridDim.x + cuda.blockIdx.x] = total
+
+    return run
+
+
+def mean_kernel():
+    """The kernel that makes of factors those of the weighted mean.
+
+    Every block adds up the `parts` of all blocks that `factors_kernel` left, in the same order.
+    """
+
+    def run(factors, parts):
+        team = Team(cuda.threadIdx.x, cuda.blockDim.x, cuda.shared.array(0, float64))
+        most, total, n_parts = 0.0, 0.0, parts.size // 2
+        for i in range(team.thread, n_parts, team.n_threads):
+            most = larger(most, parts[i])
+        most = largest(team, most)
+        for i in range(team.thread, n_parts, team.n_threads):
+            total += parts[n_parts + i] * ratio(parts[i], most)
+        total, _ = sums(team, total, 0.0)
+        for i in range(cuda.grid(1), factors.size, cuda.gridsize(1)):
+            factors[i] = ratio(ratio(factors[i], most), total)
 
     return run
 
@@ -325,16 +360,15 @@ def convert_kernel():
 
 
 def sum_kernel():
-    """The kernel, of one block, that puts the sum of `values` into ``out[0]``."""
+    """The kernel of which every block puts the sum of its `values` into its place of `out`."""
 
     def run(values, out):
-        thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
-        team = Team(thread, n_threads, cuda.shared.array(0, float64))
+        team = Team(cuda.threadIdx.x, cuda.blockDim.x, cuda.shared.array(0, float64))
         total = 0.0
-        for i in range(thread, values.size, n_threads):
+        for i in range(cuda.grid(1), values.size, cuda.gridsize(1)):
             total += values[i]
         total, _ = sums(team, total, 0.0)
-        if thread == 0:
-            out[0] = total
+        if team.thread == 0:
+            out[cuda.blockIdx.x] = total
 
     return run
