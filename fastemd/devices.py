@@ -33,7 +33,9 @@ class Device:
 
 
 def description(value: Any) -> Array:
-    """The NumPy array that describes one on a device."""
+    """The NumPy array that describes one on a device, which is computed if it is JAX's."""
+    if hasattr(value, "block_until_ready"):  # the kernels run on another stream than JAX
+        value.block_until_ready()
     if hasattr(value, "__cuda_array_interface__"):
         interface = value.__cuda_array_interface__
     else:
@@ -147,9 +149,10 @@ def _numba(value: Any) -> Device:
 
 
 def _jax(value: Any) -> Device:
-    """JAX tells nobody its stream: what it computes is waited for, and so is the kernel.
+    """JAX does not expose its stream, so `description` waits for its arrays, and `finish` for ours.
 
-    Inside it may use float64, also where the user has not enabled that.
+    Kernels write to memory of JAX's, because arrays of others that JAX takes do not keep their
+    memory alive. Arrays inside may be of float64 where the user has not enabled that.
     """
     import jax  # is there, the array brought it
     import jax.numpy as jnp
@@ -157,31 +160,36 @@ def _jax(value: Any) -> Device:
     from fastemd import target
 
     index = int(value.__dlpack_device__()[1])
+    (place,) = value.devices()
     scope: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    products: list[Any] = []  # the last one; a kernel may read it until the next wait
+
+    def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            with scope.enable_x64(True):
+                return function(*args)
+
+        return call
 
     def refuse_out(array: Any, numbers: Any) -> Any:
         raise TypeError("out: JAX arrays cannot be written to")
 
     def finish(result: Any) -> Any:
         target.wait(index)
-        return jnp.asarray(result)
+        return jnp.asarray(result, jax.dtypes.canonicalize_dtype(result.dtype))
 
     def product(left: Any, right: Any) -> Any:
-        with scope.enable_x64(True):
-            given = finish(left), finish(right)
-            return jnp.matmul(*given, precision="highest").block_until_ready()
-
-    def cast(array: Any, dtype: np.dtype[Any]) -> Any:
-        with scope.enable_x64(True):
-            return array.astype(dtype).block_until_ready()
+        target.wait(index)
+        products[:] = [jnp.matmul(left, right, precision="highest")]
+        return products[0]
 
     return Device(
         index,
-        functools.partial(target.empty, index),
-        cast,
-        lambda array, shape: jnp.array(jnp.broadcast_to(array, shape)),
+        in_float64(lambda shape, dtype: jnp.empty(shape, dtype, device=place)),
+        in_float64(lambda array, dtype: array.astype(dtype)),
+        in_float64(lambda array, shape: jnp.array(jnp.broadcast_to(array, shape))),
         refuse_out,
-        product,
+        in_float64(product),
         lambda: 0,
         finish,
     )

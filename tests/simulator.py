@@ -7,6 +7,7 @@ thread that ends while another one waits is an error. `min` and `max` drop NaN, 
 """
 
 import dataclasses
+import functools
 import importlib.util
 import random
 from types import SimpleNamespace
@@ -79,17 +80,25 @@ def install():
     drop_nan()
 
 
+def all_on_device(name):
+    """What finds the library of a class, with all arrays of one library on the device."""
+    known = arrays._known_library
+
+    @functools.cache
+    def library(cls):
+        found = known(cls)
+        if found is None or found.name != name:
+            return found
+        return found._replace(elsewhere=lambda array: True)
+
+    return library
+
+
 def take_tensors():
     """Take torch's tensors on the CPU for tensors on the device."""
     import torch
 
-    known, make, describe = arrays._known_library, devices.LIBRARIES["torch"], devices.description
-
-    def library(cls):
-        found = known(cls)
-        if found is None or found.name != "torch":
-            return found
-        return found._replace(elsewhere=lambda tensor: True)
+    make, describe = devices.LIBRARIES["torch"], devices.description
 
     def description(value):
         return value.numpy() if isinstance(value, torch.Tensor) else describe(value)
@@ -97,5 +106,17 @@ def take_tensors():
     def device(tensor):
         return dataclasses.replace(make(tensor), index=0, stream=lambda: 0)
 
-    arrays._known_library, devices.LIBRARIES["torch"] = library, device
+    arrays._known_library, devices.LIBRARIES["torch"] = all_on_device("torch"), device
     devices.description = on_device.description = description
+
+
+def take_jax(patch):
+    """Take JAX's arrays on the CPU for arrays on the device, as long as a patch of pytest lasts."""
+
+    def interface(array):
+        assert array.is_ready()
+        data, typestr = array.unsafe_buffer_pointer(), np.dtype(array.dtype).str
+        return {"shape": array.shape, "typestr": typestr, "data": (data, False)}
+
+    patch.setattr(arrays, "_known_library", all_on_device("jax"))
+    patch.setattr(devices, "_interface_of", interface)

@@ -5,6 +5,7 @@ They run on a device as device.py says, say ``NUMBA_ENABLE_CUDASIM=1 python -m p
 
 import contextlib
 import ctypes
+import dataclasses
 import json
 import sys
 
@@ -16,6 +17,7 @@ from operations import OPERATIONS, assert_agrees
 from strategies import random_pair
 
 import fastemd
+from fastemd import devices
 from fastemd.levels import FAN, levels
 from fastemd.losses import LossCall
 from fastemd.registry import number_of
@@ -374,6 +376,116 @@ def test_functions__on_cuda_say_what_to_install(monkeypatch):
     monkeypatch.delattr(fastemd, "target", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'fastemd\[cuda12\]'"):
         plain.emd(DeviceArray(np.ones(3)), DeviceArray(np.ones(3)), CHAIN, 2)
+
+
+# ----------------------------------------------------------------------------------------- JAX
+
+
+class Pending(DeviceArray):
+    """An array whose numbers are there as soon as it was waited for, as of JAX's."""
+
+    def __init__(self, array):
+        super().__init__(np.full(array.shape, -7).astype(array.dtype))
+        self.numbers = array
+
+    def block_until_ready(self):
+        self._array[...] = self.numbers
+
+
+@simulator
+def test_functions_wait_for_arrays_of_jax(monkeypatch, rng):
+    """For those of the user, and for those that are cast or broadcast."""
+    make = devices.LIBRARIES["device"]
+
+    def pending(array):
+        return dataclasses.replace(
+            make(array),
+            cast=lambda array, dtype: Pending(array.numbers.astype(dtype)),
+            spread=lambda array, shape: Pending(np.array(np.broadcast_to(array.numbers, shape))),
+        )
+
+    monkeypatch.setitem(devices.LIBRARIES, "device", pending)
+    p, q = random_pair(rng, (1, 3, 1, 3))[0], random_pair(rng, (2, 1, 2, 3), np.float32)[1]
+    value = plain.emd(Pending(p), Pending(q), CHAIN, 2)
+    np.testing.assert_allclose(on_host(value), plain.emd(p, q, CHAIN, 2), rtol=1e-12)
+    x, labels, weights = rng.normal(size=(2, 3)), np.array([[1], [2]]), np.array([[1], [2]])
+    given = {"x": x[:, None], "target": labels.astype(np.int32), "sample_weight": weights}
+    loss, _ = plain.emd_loss(**{k: Pending(v) for k, v in given.items()}, space=CHAIN)
+    np.testing.assert_allclose(on_host(loss), plain.emd_loss(**given, space=CHAIN)[0], rtol=1e-12)
+    fastemd.synchronize()
+
+
+@pytest.fixture
+def jax_on_device(monkeypatch):
+    jax = needed("jax")
+    import simulator
+
+    from fastemd import target
+
+    def refuse(*args):
+        raise AssertionError("memory that JAX does not keep")
+
+    simulator.take_jax(monkeypatch)
+    monkeypatch.setattr(target, "empty", refuse)
+    return jax
+
+
+def _assert_computed_by_jax(jax, comp, ref):
+    comp, ref = (x if isinstance(x, tuple) else (x,) for x in (comp, ref))
+    for on_cuda, on_cpu in zip(comp, ref, strict=True):
+        assert isinstance(on_cuda, jax.Array)
+        assert on_cuda.dtype == np.asarray(on_cpu).dtype
+        np.testing.assert_allclose(on_cuda, on_cpu, rtol=1e-6, atol=1e-7)
+
+
+@simulator
+@pytest.mark.parametrize("wide", [True, False])
+def test_functions_return_memory_of_jax(operation, wide, small_case, jax_on_device, rng):
+    jax, rho = jax_on_device, (2,) if operation.takes_rho else ()
+    with jax.enable_x64(wide):
+        given = [jax.numpy.asarray(x) for x in operation.draw(rng, (2,), small_case.n_bins)]
+        comp = getattr(plain, operation.name)(*given, small_case.space, *rho, validate=False)
+        ref = getattr(plain, operation.name)(
+            *map(np.asarray, given), small_case.space, *rho, validate=False
+        )
+        _assert_computed_by_jax(jax, comp, ref)
+
+
+@simulator
+@pytest.mark.parametrize("wide", [True, False])
+def test_functions_cast_and_broadcast_arrays_of_jax(wide, jax_on_device):
+    jax = jax_on_device
+    with jax.enable_x64(wide):
+        p = jax.numpy.ones((1, 3, 1, 3), np.float32)
+        q = jax.numpy.arange(12).reshape(2, 1, 2, 3) % 3
+        comp = plain.emd_grad(p, q, CHAIN, 2)
+        ref = plain.emd_grad(np.asarray(p, np.float64), np.asarray(q), CHAIN, 2)
+        _assert_computed_by_jax(jax, comp, ref if wide else ref.astype(np.float32))
+    fastemd.synchronize()
+
+
+@simulator
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_losses_return_memory_of_jax(reduction, jax_on_device, rng):
+    jax = jax_on_device
+    x, labels = jax.numpy.asarray(rng.normal(size=(5, 3)), np.float32), jax.numpy.arange(5) % 3
+    weights = jax.numpy.arange(5)
+    options = {"sample_weight": weights, "reduction": reduction}
+    comp = plain.emd_loss(x, labels, CHAIN, **options)
+    options["sample_weight"] = np.asarray(weights)
+    ref = plain.emd_loss(np.asarray(x), np.asarray(labels), CHAIN, **options)
+    _assert_computed_by_jax(jax, comp, ref)
+
+
+@simulator
+@pytest.mark.parametrize("method", ["paper", "log"])
+def test_sinkhorn_returns_memory_of_jax(method, jax_on_device, rng):
+    jax = jax_on_device
+    with jax.enable_x64(True):
+        given = [*random_pair(rng, (3, 5)), rng.random((5, 5))]
+        options = {"lam": 5.0, "max_iter": 30, "method": method}
+        comp = plain.sinkhorn(*map(jax.numpy.asarray, given), **options)
+        _assert_computed_by_jax(jax, tuple(comp), tuple(plain.sinkhorn(*given, **options)))
 
 
 # ----------------------------------------------------------------------------------------- XLA
