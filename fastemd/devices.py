@@ -53,7 +53,8 @@ def _interface_of(value: Any) -> dict[str, Any]:
     """Of an array that has DLPack only."""
     from cuda.core.utils import StridedMemoryView  # numba-cuda brings it
 
-    view = StridedMemoryView.from_dlpack(value, stream_ptr=-1)
+    # 0 is handed on as None, the default stream; JAX takes -1 for the handle of a stream.
+    view = StridedMemoryView.from_dlpack(value, stream_ptr=0)
     strides = None
     if view.strides is not None:
         strides = tuple(step * view.dtype.itemsize for step in view.strides)

@@ -10,7 +10,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from fastemd import devices
 
 SCRIPT = Path(__file__).with_name("launch_kernels.py")
 
@@ -28,3 +31,21 @@ def _run(*command):
 def test_launches_are_configured_once_and_do_not_warn():
     done = _run(str(SCRIPT))
     assert done.returncode == 0, done.stderr
+
+
+class Exporter:
+    """An array on a device that takes any stream for a handle, as JAX does."""
+
+    array = np.arange(6.0).reshape(2, 3)
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, stream=None, **keywords):
+        assert stream is None or stream > 0, f"no stream has the handle {stream}"
+        return self.array.__dlpack__(**keywords)
+
+
+def test_description_passes_no_false_stream_to_dlpack():
+    described = devices.description(Exporter())
+    assert described.__array_interface__ == Exporter.array.__array_interface__
