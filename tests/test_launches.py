@@ -7,6 +7,7 @@ is imported.
 import os
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,3 +50,20 @@ class Exporter:
 def test_description_passes_no_false_stream_to_dlpack():
     described = devices.description(Exporter())
     assert described.__array_interface__ == Exporter.array.__array_interface__
+
+
+COMPILE_WITHOUT_ROW_STACK = """
+import numpy
+vars(numpy).pop("row_stack", None)
+from numba import cuda
+cuda.compile_ptx(lambda: None, (), cc=(9, 0))
+"""
+
+
+def test_cuda_extras_exclude_numpy_2_5_as_long_as_numba_cuda_fails_with_it():
+    """If this fails, numba-cuda needs `numpy.row_stack` no longer, and the extras no limit."""
+    done = _run("-c", COMPILE_WITHOUT_ROW_STACK)
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    for name in ("cuda12", "cuda13"):
+        assert ("numpy<2.5" in extras[name]) == (done.returncode != 0)
