@@ -22,7 +22,7 @@ class Weighed(NamedTuple):
     good: bool
     highest: float  # logit
     total: float
-    mass: float  # of the target
+    mass: float  # of the target, without negative entries
 
 
 @device
@@ -82,7 +82,7 @@ def weigh(row, tolerance):
         total = 1.0
     if row.factor == 0.0:
         good, total = True, max(total, 1.0)
-    return Weighed(good, highest, total, mass)
+    return Weighed(good, highest, total, mass + negative_q)
 
 
 @device
@@ -199,7 +199,7 @@ def loss_row(row, up, down, slope, weighed):
             row.out[k] = form.factor * (p * d + row.cross_entropy * (p - 1.0))
         else:
             p = y * form.scale
-            less = row.cross_entropy * target_at(row, k)
+            less = row.cross_entropy * max(target_at(row, k), 0.0)
             row.out[k] = form.factor * (p * (d + form.entropy) - less)
     return result
 

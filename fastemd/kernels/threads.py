@@ -20,6 +20,7 @@ from fastemd.target import cuda, device, view
 # A thread has a few edges; a row has as many threads as hide what memory takes, and short rows
 # share a block.
 EDGES_PER_THREAD, THREADS_PER_ROW, THREADS_PER_BLOCK = 4, 256, 128
+SMALLEST_FACTOR = 2.0**-1022
 
 
 class Team(NamedTuple):
@@ -298,7 +299,7 @@ def factors_kernel():
     """The kernel that finds what every row of a loss counts.
 
     `weights` and `labels` are (rows,), without elements if there are no weights, or no label is
-    ignored. A row of bad weight goes to ``complaints[1]``. For `mean_kernel`, `parts` (2 * blocks,)
+    ignored. A row of invalid weight goes to ``complaints[1]``. For `mean_kernel`, `parts` (2 * blocks,)
     get of the rows of every block the largest factor, then the sum of the factors divided by it,
     since the sum itself might overflow.
     """
@@ -344,7 +345,10 @@ def mean_kernel():
             total += parts[n_parts + i] * ratio(parts[i], most)
         total, _ = sums(team, total, 0.0)
         for i in range(cuda.grid(1), factors.size, cuda.gridsize(1)):
-            factors[i] = ratio(ratio(factors[i], most), total)
+            factor = factors[i]
+            if factor > 0.0:  # a row whose factor is not 0 is read
+                factor = larger(SMALLEST_FACTOR, ratio(ratio(factor, most), total))
+            factors[i] = factor
 
     return run
 
