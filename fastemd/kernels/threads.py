@@ -299,9 +299,9 @@ def factors_kernel():
     """The kernel that finds what every row of a loss counts.
 
     `weights` and `labels` are (rows,), without elements if there are no weights, or no label is
-    ignored. A row of invalid weight goes to ``complaints[1]``. For `mean_kernel`, `parts` (2 * blocks,)
-    get of the rows of every block the largest factor, then the sum of the factors divided by it,
-    since the sum itself might overflow.
+    ignored. A row of invalid weight goes to ``complaints[1]``. `parts` (2 * blocks,), if there are
+    any, are for `mean_kernel`: the largest factor of the rows of every block, then the sums of the
+    factors divided by it, since the sum itself might overflow.
     """
 
     def run(weights, labels, ignore_index, factors, parts, complaints):
