@@ -213,11 +213,21 @@ def _array(name: str, value: Any, space: GroundSpace | None = None) -> jax.Array
 
 
 def _host_array(name: str, value: Any, space: GroundSpace | None) -> Any:
-    """A NumPy array of what is not JAX's."""
+    """A NumPy array of what is not JAX's, or an array that only JAX can read."""
+    if isinstance(value, list | tuple) and _holds_jax(value):
+        try:
+            return jnp.asarray(value)
+        except (TypeError, ValueError):
+            validation.not_an_array(name, value)
     kind = getattr(getattr(value, "dtype", None), "name", "")
     if kind.startswith(("bfloat16", "float8", "int4", "uint4", "int2", "uint2")):
         return value  # types that NumPy does not have
     return arrays.real(name, value) if space is None else arrays.histograms(name, value, space)
+
+
+def _holds_jax(value: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether a list holds arrays of JAX, which NumPy cannot read while they are traced."""
+    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
 
 
 def _target(value: Any, ignore_index: int | None) -> tuple[jax.Array, Any]:
