@@ -169,12 +169,15 @@ def test_main_exits_with_130_on_ctrl_c(tmp_path):
     )
     table = tmp_path / "fastemd-figure3.csv"
     deadline = time.monotonic() + 300
-    while not (table.exists() and table.read_text().count("\n") > 1):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    try:
+        while not (table.exists() and table.read_text().count("\n") > 1):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert err == ""
     assert "paper float64" in out
