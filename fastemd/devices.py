@@ -167,10 +167,15 @@ def _jax(value: Any) -> Device:
 
     def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
-            with scope.enable_x64(True):
+            # Of arrays that are known, also inside a function that is being traced.
+            with scope.enable_x64(True), jax.ensure_compile_time_eval():
                 return function(*args)
 
         return call
+
+    def empty(shape: Shape, dtype: np.dtype[Any]) -> Any:
+        with jax.default_device(place):
+            return jnp.empty(shape, dtype)
 
     def refuse_out(array: Any, numbers: Any) -> Any:
         raise TypeError("out: JAX arrays cannot be written to")
@@ -186,7 +191,7 @@ def _jax(value: Any) -> Device:
 
     return Device(
         index,
-        in_float64(lambda shape, dtype: jnp.empty(shape, dtype, device=place)),
+        in_float64(empty),
         in_float64(lambda array, dtype: array.astype(dtype)),
         in_float64(lambda array, shape: jnp.array(jnp.broadcast_to(array, shape))),
         refuse_out,

@@ -210,7 +210,7 @@ def test_emd_loss_needs_no_factors_without_weights_and_ignored_labels(reduction,
         assert ("mean_kernel" in grids) == (ignored is not None and reduction == "mean")
 
 
-@simulator
+@device
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
 @pytest.mark.parametrize("row", [0, 5, 9])
 def test_emd_loss_reports_bad_weights_but_not_those_of_ignored_rows(row, bad, rng):
@@ -593,7 +593,7 @@ def test_jax__computes_losses_in_the_memory_of_xla(small_case, labels, counted, 
 # ------------------------------------------------------------------------------------------- NaN
 
 
-@simulator
+@device
 @pytest.mark.parametrize("rho", [1, 2, 3.7])
 def test_functions_keep_nan(operation, small_case, rho, rng):
     """Where the CPU does; but a constant Hessian is not computed from p and q."""
@@ -611,7 +611,7 @@ def test_functions_keep_nan(operation, small_case, rho, rng):
             assert not spoiled[0].any()
 
 
-@simulator
+@device
 @pytest.mark.parametrize("rho", [1, 2, 3.7])
 @pytest.mark.parametrize("normalize", ["softmax", "l1", None])
 @pytest.mark.parametrize("spoiled", ["x", "target"])

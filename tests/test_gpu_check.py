@@ -99,7 +99,7 @@ except KeyboardInterrupt:
         ("12 passed, 3 skipped in 2.00s", TIMED_OUT, False),
         ("1 failed, 12 passed in 2.00s", FAILED, True),
         ("12 passed, 1 error in 2.00s", FAILED, True),
-        ("no tests ran in 2.00s", FAILED, True),
+        ("no tests ran in 2.00s", TIMED_OUT, False),
     ],
 )
 def test_run_interrupts_the_tests_at_the_limit(summary, status, failed, tmp_path):

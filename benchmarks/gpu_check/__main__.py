@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from benchmarks.gpu_check.environment import child_environment
@@ -41,19 +42,19 @@ def steps(device):
     if device == "cuda":
         pytest = "env", "FASTEMD_DEVICE=torch", "CI=true", *pytest
     return [
-        Step("environment", (*python, "benchmarks.gpu_check.environment", "--device", device), 30),
-        Step("correctness", (*python, "benchmarks.gpu_check.correctness", "--device", device), 150),
+        Step("environment", (*python, "benchmarks.gpu_check.environment", "--device", device), 20),
+        Step("correctness", (*python, "benchmarks.gpu_check.correctness", "--device", device), 120),
         Step(
             "speed",
             (*python, "benchmarks.gpu", "--device", device, "--rows", *ROWS[device]),
-            110,
+            80,
         ),
         Step("memcheck", (*sanitizer, "memcheck", *python, kernels, "small"), 60, ("cuda",)),
         Step("racecheck", (*sanitizer, "racecheck", *python, kernels, "small"), 60, ("cuda",)),
         Step(
             "profile",
             (*ncu, *python, kernels, "large"),
-            45,
+            40,
             ("cuda",),
             detail=metrics,
             skip="ERR_NVGPUCTRPERM",
@@ -86,9 +87,10 @@ def main(arguments=None, steps=steps):
     logs = given.logs.absolute()
     logs.mkdir(parents=True, exist_ok=True)
     chosen = [step for step in steps(given.device) if step.name in given.steps]
+    end = time.monotonic() + 60 * given.minutes
     with tempfile.TemporaryDirectory() as cache:
         environment = child_environment(os.environ, given.device, cache)
-        results = run_all(chosen, given.device, 60 * given.minutes, logs, environment)
+        results = run_all(chosen, given.device, end - time.monotonic(), logs, environment)
     (logs / "table.md").write_text(table(results) + "\n")
     print(f"{tails(results, logs)}\n{table(results)}")
     return int(any(result.failed for result in results))

@@ -8,6 +8,7 @@ import functools
 import gc
 import sys
 import threading
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -79,6 +80,31 @@ def nan_at_rho_1(device):
         grad = fastemd.emd_grad(*tensors(device, p, q), space, 1, validate=False)
         assert np.isnan(host(grad)).all(-1).tolist() == [False, True, False], kind
         assert np.isfinite(host(grad)[[0, 2]]).all(), kind
+
+
+def loss_of_many_rows(n_rows, device):
+    """Weights, ignored labels and values are summed in one block, in several, or in all."""
+    space, rng = fastemd.Chain(5), np.random.default_rng(n_rows)
+    x, labels = rng.normal(size=(n_rows, 5)), rng.integers(0, 5, n_rows)
+    weight, one_hot = rng.exponential(size=n_rows), np.eye(5)[labels]
+    labels[::7], weight[::7] = -100, 0.0
+    p = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    rows = ((p - one_hot).cumsum(-1)[:, :-1] ** 2).sum(-1)
+    given = tensors(device, x, labels, np.where(labels < 0, 3.0, weight))
+    options = {"sample_weight": given[2], "ignore_index": -100}
+    first, second = (fastemd.emd_loss(*given[:2], space, **options) for _ in range(2))
+    assert_close([first[0]], [(weight * rows).sum() / weight.sum()], 1e-12)
+    for one, other in zip(first, second, strict=True):  # the order of the sums is fixed
+        np.testing.assert_array_equal(host(one), host(other))
+
+
+def without_warnings(device):
+    """Launches of small grids do not warn."""
+    space, (p, q) = fastemd.Chain(31), tensors(device, *histograms(3, fastemd.Chain(31)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastemd.emd_value_and_grad(p, q, space, 2, validate=True)
+        fastemd.emd_loss(p, q, space)
 
 
 def loss(labelled, dtype, device):
@@ -510,6 +536,10 @@ CHECKS = {
     "loss of labels, float64": functools.partial(loss, True, np.float64),
     "loss of histograms, float32": functools.partial(loss, False, np.float32),
     "loss without weights": plain_loss,
+    "loss of 1,024 rows": functools.partial(loss_of_many_rows, 1024),
+    "loss of 1,025 rows": functools.partial(loss_of_many_rows, 1025),
+    "loss of 300,001 rows": functools.partial(loss_of_many_rows, 300_001),
+    "no warnings": without_warnings,
     "loss, other normalizations": other_normalizations,
     "loss, diagonal of the Hessian": loss_hessian_diag,
     "Hessian-vector product": functools.partial(second_derivatives, "emd_hvp"),

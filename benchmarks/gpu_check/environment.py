@@ -74,7 +74,10 @@ def needs_row_stack(environment):
     if hasattr(np, "row_stack") or find_spec("numba_cuda") is None:
         return False
     command = [sys.executable, "-c", PROBE]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    except subprocess.TimeoutExpired:
+        return False
     return "row_stack" in done.stderr
 
 

@@ -24,6 +24,9 @@ def small():
         assert np.isfinite(grad.copy_to_host()).all()
         fastemd.emd_hvp(p, q, v, space, 2)
         fastemd.emd_loss(v, cuda.to_device(np.arange(5)), space, cross_entropy=1.0)
+    rows = cuda.to_device(histograms((2500, 3), np.float64, 0))  # sums in several blocks
+    labels, weights = cuda.to_device(np.arange(2500) % 3), cuda.to_device(np.ones(2500))
+    fastemd.emd_loss(rows, labels, fastemd.Chain(3), sample_weight=weights, ignore_index=2)
     p, q = (cuda.to_device(histograms((3, 40), np.float64, seed)) for seed in range(2))
     fastemd.emd_hessian(p, q, fastemd.Chain(40), 2)
     fastemd.synchronize()

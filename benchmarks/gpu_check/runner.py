@@ -1,6 +1,7 @@
 """Run steps in processes with time limits, log their output, and summarise them in a table."""
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -64,7 +65,7 @@ def run(step: Step, limit: float, log: Path, environment: dict[str, str]) -> Res
         return Result(step.name, SKIPPED, seconds, unable.group().strip()[:WIDTH], False)
     detail = step.detail(text)[:WIDTH]
     if code is None:
-        good = bool(step.partial and re.search(step.partial, detail))
+        good = bool(step.partial and re.search(f"{step.partial}|no tests ran", detail))
         status = FAILED if step.partial and not good else TIMED_OUT
         return Result(step.name, status, seconds, detail, not good)
     status = {0: OK, SKIP: SKIPPED}.get(code, FAILED)
@@ -76,6 +77,7 @@ def _exit_code(step, limit, file, environment):
     process = subprocess.Popen(
         step.command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
         env=environment, cwd=ROOT, start_new_session=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     grace = min(GRACE, limit / 2) if step.partial else 0.0
     try:
