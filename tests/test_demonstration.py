@@ -1,6 +1,5 @@
 """python -m fastemd: what it prints, saves and returns."""
 
-import functools
 import re
 import signal
 import subprocess
@@ -162,11 +161,10 @@ def test_table1_keeps_finished_rows_on_interrupt(tmp_path, capsys, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_main_exits_with_130_on_ctrl_c(tmp_path):
     command = [sys.executable, "-m", "fastemd", "figure3", "--folder", str(tmp_path)]
-    # Shells let their background jobs, and what those start, ignore Ctrl-C.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
-    )
+    # The background jobs of a shell ignore Ctrl-C, and so do the processes that they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     table = tmp_path / "fastemd-figure3.csv"
     deadline = time.monotonic() + 300
     try:

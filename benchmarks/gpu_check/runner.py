@@ -1,7 +1,6 @@
 """Run steps in processes with time limits, log their output, and summarise them in a table."""
 
 import contextlib
-import functools
 import os
 import re
 import shutil
@@ -74,11 +73,13 @@ def run(step: Step, limit: float, log: Path, environment: dict[str, str]) -> Res
 
 def _exit_code(step, limit, file, environment):
     """Return the exit code, or None if the process was stopped at the limit."""
+    # The background jobs of a shell ignore SIGINT, and so do the processes that they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         step.command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
         env=environment, cwd=ROOT, start_new_session=True,
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     grace = min(GRACE, limit / 2) if step.partial else 0.0
     try:
         return process.wait(limit - grace)
