@@ -224,6 +224,7 @@ def test_emd_loss_reports_bad_weights_but_not_those_of_ignored_rows(row, bad, rn
     with pytest.raises(ValueError, match=f"row {row} of an earlier call"):
         fastemd.synchronize()
     labels[row] = 2
+    given = on_device(x), on_device(labels), CHAIN
     comp = plain.emd_loss(*given, sample_weight=on_device(weights), ignore_index=2)
     fastemd.synchronize()
     ref = plain.emd_loss(x, labels, CHAIN, ignore_index=2)
