@@ -193,13 +193,11 @@ class LossCall:
             if reduction != "mean":
                 return weights, weights
             if given is not None:  # their sum might overflow
-                scaled = weights / (weights.max(initial=0.0) or 1.0)
-                weights = np.where(weights > 0.0, np.maximum(scaled, TINY), 0.0)
+                weights = _divided(weights, weights.max(initial=0.0) or 1.0)
             total = weights.sum()
             if total == 0.0:
                 return weights, weights
-            # A row whose weight is not 0 is read, so that its factor may not become 0.
-            factors = np.where(weights > 0.0, np.maximum(weights / total, TINY), 0.0)
+            factors = weights / total if given is None else _divided(weights, total)
             return factors, weights
 
     def _given_weights(self) -> Array | None:
@@ -273,3 +271,8 @@ class LossCall:
             out[...] = values
         else:
             self.launch.device.assign(out, values)
+
+
+def _divided(weights: Array, by: float) -> Array:
+    """Divide weights; none becomes 0 that was not, since a row is read unless its weight is 0."""
+    return np.where(weights > 0.0, np.maximum(weights / by, TINY), 0.0)
