@@ -27,8 +27,6 @@ class Call:
     ) -> None:
         if not isinstance(space, GroundSpace):
             validation.not_a_space(space)
-        if isinstance(validate, np.bool_):
-            validate = bool(validate)
         self.space = space
         self.rho = validation.check_rho(rho)
         self.inputs: dict[str, Array] = inputs
@@ -38,7 +36,7 @@ class Call:
         if self.rows is None:
             self.library = arrays.library_of(inputs)
             if self.library.device is not None:
-                self.launch = Launch(self.library.device, inputs, validate is True)
+                self.launch = Launch(self.library.device, inputs, validate)
             for name, value in inputs.items():
                 inputs[name] = arrays.histograms(name, value, space)
             if self.library is not arrays.NUMPY and self.launch is None:

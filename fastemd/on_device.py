@@ -66,18 +66,21 @@ class Launch:
     `given` are the user's arrays by name, in the order of the rows of a kernel.
     """
 
-    def __init__(self, device: Device, given: Mapping[str, Any], waits: bool = False) -> None:
+    def __init__(
+        self, device: Device, given: Mapping[str, Any], validate: bool | float | None = None
+    ) -> None:
         try:
             from fastemd import target
             from fastemd.kernels import device as launcher
         except ImportError as error:
             validation.no_cuda(str(error))
-        self.device, self.given, self.waits = device, dict(given), waits
+        self.device, self.given = device, dict(given)
+        self.waits = isinstance(validate, bool | np.bool_) and bool(validate)
         self.launcher, self.target = launcher, target
         self.made: dict[int, Any] = {}  # new arrays, by the id of what describes them
         self._descriptions: list[Array] = []  # whose ids are taken
         self.stream = device.stream()
-        key = device.index, waits
+        key = device.index, self.waits
         if key not in _complaints:
             with target.on_device(device.index):
                 _complaints[key] = target.upload(np.full(2, NO_ROW))

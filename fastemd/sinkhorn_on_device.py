@@ -44,7 +44,7 @@ class Solver:
         given = {"p": p, "q": q}
         if library.device.product is None:
             validation.no_products()
-        self.library, self.launch = library, Launch(library.device, given, validate is True)
+        self.library, self.launch = library, Launch(library.device, given, validate)
         wanted = None if dtype is None else validation.check_dtype(dtype)
         described = [] if space else [arrays.real("cost", cost)]
         for matrix in described:
