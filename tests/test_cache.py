@@ -257,12 +257,12 @@ def test_folders_without_a_home_are_beside_the_module(two_folders, monkeypatch):
     assert caching.folders() == two_folders[:1]
 
 
-def test_folders_of_a_bundle_are_the_users(two_folders, monkeypatch):
+def test_folders_of_a_bundle_are_the_users(two_folders, monkeypatch, tmp_path):
     """A bundle may be unpacked to another temporary folder every time."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     (found,) = caching.folders()
     assert found.parent == two_folders[1].parent
-    monkeypatch.setattr(caching, "__file__", "/tmp/another/caching.pyc")
+    monkeypatch.setattr(caching, "__file__", str(tmp_path / "another" / "caching.pyc"))
     assert caching.folders() == [found]
 
 

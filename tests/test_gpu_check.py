@@ -240,10 +240,10 @@ def has_row_stack(monkeypatch):
 def test_child_environment_finds_the_toolkit_of_nvcc(tmp_path):
     home = _toolkit(tmp_path / "cuda")
     given = {"PATH": str(home / "bin"), "LD_LIBRARY_PATH": "/opt/lib"}
-    result = environment.child_environment(given, "cuda", "/tmp/cache")
+    result = environment.child_environment(given, "cuda", "cache")
     assert result["CUDA_HOME"] == str(home)
     assert result["LD_LIBRARY_PATH"] == f"{home}/nvvm/lib64:/opt/lib"
-    assert result["NUMBA_CACHE_DIR"] == "/tmp/cache"
+    assert result["NUMBA_CACHE_DIR"] == "cache"
     assert result["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     assert result["PYTHONPATH"] == str(runner.ROOT)
     assert given == {"PATH": str(home / "bin"), "LD_LIBRARY_PATH": "/opt/lib"}
@@ -253,11 +253,11 @@ def test_child_environment_finds_the_toolkit_of_nvcc(tmp_path):
 def test_child_environment_keeps_what_the_user_set(tmp_path):
     home = _toolkit(tmp_path / "mine")
     given = {"CUDA_HOME": str(home), "PATH": "/bin", "PYTHONPATH": "/mine"}
-    result = environment.child_environment(given, "cuda", "/tmp/cache")
+    result = environment.child_environment(given, "cuda", "cache")
     assert result["CUDA_HOME"] == str(home)
     assert result["PATH"] == f"{home}/bin:/bin"
     assert result["PYTHONPATH"] == f"{runner.ROOT}:/mine"
-    cpu = environment.child_environment({"NUMBA_CACHE_DIR": "/mine"}, "cpu", "/tmp/cache")
+    cpu = environment.child_environment({"NUMBA_CACHE_DIR": "/mine"}, "cpu", "cache")
     assert cpu["NUMBA_CACHE_DIR"] == "/mine"
     assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in cpu
 
