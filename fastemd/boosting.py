@@ -202,7 +202,12 @@ def xgboost_objective(space: GroundSpace, rho: float = 2, cross_entropy: float =
     Returns
     -------
     Objective
-        See `lightgbm_objective`, also for the errors.
+        See `lightgbm_objective`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `lightgbm_objective`.
 
     Examples
     --------

@@ -51,7 +51,7 @@ def run_here(check, device):
 
 
 def run_apart(command):
-    """Run a check by a command in a process of its own; return its status and its output."""
+    """Run a check in a separate process; return its status and its output."""
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT,
