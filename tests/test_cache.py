@@ -1,7 +1,9 @@
 """The kernels' cache on disk: it serves later processes, and its failures cost only time."""
 
 import compileall
+import contextlib
 import errno
+import functools
 import os
 import pickle
 import shutil
@@ -355,9 +357,10 @@ def test_cache_on_a_full_disk_is_done_without(tmp_path):
 
 
 WRITER = """
+from numba import njit
 from test_cache import SIGNATURE, add_one
 from fastemd.kernels import caching
-kernel = caching.compiled(add_one, SIGNATURE, b"1")
+kernel = njit(SIGNATURE)(add_one)  # compiled here: a kernel that was loaded cannot be saved
 compiled = kernel.overloads[SIGNATURE.args]
 print(flush=True)
 for _ in range(500):
@@ -369,16 +372,18 @@ def test_cache_is_read_while_other_processes_write(folder):
     environment = {**os.environ, "NUMBA_CACHE_DIR": config.CACHE_DIR}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     command = [sys.executable, "-W", "error", "-c", WRITER]
-    writers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
-    for writer in writers:
-        assert writer.stdout.read(1)
-    cache, n_loads = caching.KernelCache(add_one, b"1"), 0
-    while any(writer.poll() is None for writer in writers):
-        assert cache.load_overload(SIGNATURE, cpu_target.target_context)
-        n_loads += 1
-    for writer in writers:
-        assert writer.wait() == 0
-        writer.stdout.close()
+    caching.compiled(add_one, SIGNATURE, b"1")
+    with contextlib.ExitStack() as stack:
+        start = functools.partial(subprocess.Popen, env=environment, stdout=subprocess.PIPE)
+        writers = [stack.enter_context(start(command)) for _ in range(2)]
+        for writer in writers:
+            assert writer.stdout.read(1)
+        cache, n_loads = caching.KernelCache(add_one, b"1"), 0
+        while any(writer.poll() is None for writer in writers):
+            assert cache.load_overload(SIGNATURE, cpu_target.target_context)
+            n_loads += 1
+        for writer in writers:
+            assert writer.wait() == 0
     assert n_loads > 10
     assert _only_file(folder)
 
