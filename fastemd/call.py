@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from fastemd import arrays, kernels, validation
 from fastemd.ground import GroundSpace
-from fastemd.levels import Levels
+from fastemd.layout import EdgeLayout
 from fastemd.on_device import Launch
-from fastemd.plan import Plan, raised
 
 Array = NDArray[Any]
 
@@ -96,8 +95,8 @@ class Call:
         columns = nothing if rows is None else rows.reshape(*p.shape[:2], rows.shape[-1])
         launch = self._launch if self.launch is None else self._launch_on_device
         n_launched = p.shape[0] * p.shape[1]
-        plan, tolerance = self._plan(operation), self.tolerance
-        bad = launch(operation, plan, (p, q, v), values, columns, project, tolerance)
+        layout, tolerance = self._layout(operation), self.tolerance
+        bad = launch(operation, layout, (p, q, v), values, columns, project, tolerance)
         if bad < n_launched:
             inputs = self.inputs if self.launch is None else self.launch.on_host(self.batch)
             bad //= n_launched // n_rows
@@ -114,28 +113,24 @@ class Call:
             given.append(np.zeros(self.space.n_bins, self.dtype))
         return arrays.as_rows(given, self.batch, self.dtype)
 
-    def _plan(self, operation: str) -> Any:
-        """The edges that the operation walks, as its kernel reads them."""
-        per_edge = operation in ("flow", "embed")
-        if self.launch is not None:
-            return self.space.full_levels if per_edge else self.space.levels
-        if operation == "embed":
-            return raised(self.space.full_plan, 1.0 / self.rho)
-        if operation == "curvature":
-            return self.space.nested_plan
-        return self.space.full_plan if per_edge else self.space.plan
+    def _layout(self, operation: str) -> EdgeLayout:
+        """The edges that the operation sweeps."""
+        if operation in ("flow", "embed"):
+            layout = self.space.layout("full")
+            return layout.raised(1.0 / self.rho) if operation == "embed" else layout
+        return self.space.layout("subtrees" if operation == "curvature" else "levels")
 
     def _launch(
-        self, operation: str, plan: Plan, rows: tuple[Array, Array, Array], *results: Any
+        self, operation: str, layout: EdgeLayout, rows: tuple[Array, Array, Array], *results: Any
     ) -> int:
         """Run the kernel; the first bad row, or the number of rows."""
-        return kernels.run(operation, plan, rows, self.rho, *results)
+        return kernels.run(operation, layout, rows, self.rho, *results)
 
     def _launch_on_device(
-        self, operation: str, plan: Levels, rows: tuple[Array, Array, Array], *results: Any
+        self, operation: str, layout: EdgeLayout, rows: tuple[Array, Array, Array], *results: Any
     ) -> int:
         """The same; unless the call waits, no row is known to be bad yet."""
         assert self.launch is not None
         name = "hvp" if operation == "hessian" else operation  # without v: with the unit vectors
-        bad = self.launch.run(name, plan, rows, self.rho, *results)
+        bad = self.launch.run(name, layout, rows, self.rho, *results)
         return rows[0].shape[0] * rows[0].shape[1] if bad is None else bad

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastemd.flatten import bins_below, frozen
-from fastemd.levels import Levels, levels
-from fastemd.plan import Plan, by_levels, compact_plan, full_plan
+from fastemd.layout import EdgeLayout, by_levels, contracted_layout, full_layout
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -150,30 +149,24 @@ class GroundSpace:
             graph.nodes[label]["bin"] = column
         return graph
 
-    @functools.cached_property
-    def full_plan(self) -> Plan:
-        """What the kernels read to answer for every edge of the tree as it was given."""
-        return full_plan(self.parent, self.weight, self.bin_node)
+    def layout(self, kind: str) -> EdgeLayout:
+        """Return the edges as the kernels read them.
 
-    @functools.cached_property
-    def plan(self) -> Plan:
-        """What the kernels read when only the result counts: the smallest equivalent tree."""
-        return by_levels(self.nested_plan, self.n_bins)
+        Parameters
+        ----------
+        kind : {"levels", "subtrees", "full"}
+            Of the contracted tree, level by level or every subtree contiguous; or of all nodes.
+        """
+        layouts: dict[str, EdgeLayout] = self.__dict__.setdefault("_layouts", {})
+        if kind not in layouts:
+            layouts[kind] = self._new_layout(kind)
+        return layouts[kind]
 
-    @functools.cached_property
-    def nested_plan(self) -> Plan:
-        """The same with every subtree in one piece, as the dense Hessian needs it."""
-        return compact_plan(self.parent, self.weight, self.bin_node)
-
-    @functools.cached_property
-    def levels(self) -> Levels:
-        """`plan` as the CUDA kernels read it."""
-        return levels(self.plan, self.n_bins)
-
-    @functools.cached_property
-    def full_levels(self) -> Levels:
-        """`full_plan` as the CUDA kernels read it."""
-        return levels(self.full_plan, self.n_bins)
+    def _new_layout(self, kind: str) -> EdgeLayout:
+        if kind == "levels":
+            return by_levels(self.layout("subtrees"))
+        make = full_layout if kind == "full" else contracted_layout
+        return make(self.parent, self.weight, self.bin_node)
 
 
 Space = TypeVar("Space", bound=GroundSpace)

@@ -57,10 +57,10 @@ def emd_hessian(
     if call.launch is not None:
         call.run("hessian", None, hessian, project)
         return call.deliver(hessian, out)
-    plan = space.nested_plan
-    curvatures = np.empty((*call.batch, plan.weight.size))
+    layout = space.layout("subtrees")
+    curvatures = np.empty((*call.batch, layout.n_edges))
     call.run("curvature", None, curvatures)
-    kernels.fill_hessian(plan, curvatures, hessian, project)
+    kernels.fill_hessian(layout, curvatures, hessian, project)
     return call.deliver(hessian, out)
 
 

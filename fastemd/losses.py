@@ -218,7 +218,7 @@ class LossCall:
             return values
         x, *others = arrays.as_rows(list(self.inputs.values()), self.batch, self.dtype)
         bad = kernels.run_loss(
-            operation, self.space.plan, (x, *self._rows(x, others)), self.rho, values,
+            operation, self.space.layout("levels"), (x, *self._rows(x, others)), self.rho, values,
             out.reshape(*x.shape[:2], self.space.n_bins), self.tolerance,
             self.labelled, self.normalize, self.cross_entropy,
         )  # fmt: skip
@@ -260,7 +260,8 @@ class LossCall:
         if out is None:
             out = launch.empty((*self.batch, self.space.n_bins), self.dtype)
         values = launch.run_loss(
-            operation, self.space.levels, self.rho, labels, ignore_index, weights, reduction, out,
+            operation, self.space.layout("levels"), self.rho, labels, ignore_index, weights,
+            reduction, out,
             self.normalize, self.cross_entropy, self.tolerance,
         )  # fmt: skip
         return self.library.take(values), self.library.take(launch.made.get(id(out), out))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastemd import arrays, kernels, validation
 from fastemd.devices import Device, description
 from fastemd.kernels.normalize import NORMALIZE
-from fastemd.levels import Levels
+from fastemd.layout import EdgeLayout
 
 Array = NDArray[Any]
 
@@ -130,12 +130,12 @@ class Launch:
         return rows
 
     def run(
-        self, operation: str, levels: Levels, rows: Sequence[Array], rho: float, value: Array,
+        self, operation: str, layout: EdgeLayout, rows: Sequence[Array], rho: float, value: Array,
         out: Array, project: bool, tolerance: float,
     ) -> int | None:  # fmt: skip
         """Launch an operation; if it waits, return the first bad row, or None."""
         rest = rho, value, out, float(bool(project)), tolerance
-        self._launch(operation, levels, rows, rest)
+        self._launch(operation, layout, rows, rest)
         return self.first_bad()
 
     def first_bad(self) -> int | None:
@@ -143,11 +143,11 @@ class Launch:
         return _first_bad(self.device.index, self.complaints) if self.waits else None
 
     def _launch(
-        self, operation: str, levels: Levels, rows: Sequence[Array], rest: tuple[Any, ...]
+        self, operation: str, layout: EdgeLayout, rows: Sequence[Array], rest: tuple[Any, ...]
     ) -> None:
         rho, char = rest[0], rows[0].dtype.char
         self.launcher.launch(
-            kernels.key_on_device(operation, levels.n_levels == 0, rho, char), levels, rows, rest,
+            kernels.key_on_device(operation, layout.is_chain, rho, char), layout, rows, rest,
             self.complaints, self.scratch, self.device.index, self.stream,
         )  # fmt: skip
 
@@ -171,12 +171,12 @@ class Launch:
         return result
 
     def check(
-        self, levels: Levels, dtype: np.dtype[Any], batch: tuple[int, ...], tolerance: float
+        self, layout: EdgeLayout, dtype: np.dtype[Any], batch: tuple[int, ...], tolerance: float
     ) -> int | None:
         """Only look at the user's histograms; if it waits, return the first bad row, or None."""
         nothing = np.empty((1, 1, 0), dtype)
         rows = [*self.rows(dtype, batch), nothing]
-        return self.run("check", levels, rows, 1.0, nothing[0, 0], nothing, False, tolerance)
+        return self.run("check", layout, rows, 1.0, nothing[0, 0], nothing, False, tolerance)
 
     def contiguous(self, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """A user's array of a type, spread to a shape, in one piece; a copy if need be."""
@@ -189,7 +189,7 @@ class Launch:
         return self.note(value)
 
     def run_loss(
-        self, operation: str, levels: Levels, rho: float, labels: Array | None,
+        self, operation: str, layout: EdgeLayout, rho: float, labels: Array | None,
         ignore_index: int | None, weights: Array | None, reduction: str, out: Array,
         normalize: str | None, cross_entropy: float, tolerance: float,
     ) -> Any:  # fmt: skip
@@ -218,7 +218,7 @@ class Launch:
                 rho, values.reshape(-1), out.reshape(*x.shape[:2], -1), labels, factors, factor,
                 NORMALIZE[normalize], cross_entropy, tolerance,
             )  # fmt: skip
-            self._launch(operation, levels, [x, *others[:2]], rest)
+            self._launch(operation, layout, [x, *others[:2]], rest)
         if reduction != "none":
             total = self.empty((), dtype)
             self.launcher.add_up(values.reshape(-1), total.reshape(1), self.scratch, *where)

@@ -58,9 +58,9 @@ class Solver:
         usual = validation.mass_tolerance(*(array.dtype.char for array in inputs.values()))
         tolerance = validation.check_validate(validate, usual)
         if self.n_rows and tolerance >= 0.0:
-            levels = (space or _any_space(self.n_bins)).levels
+            layout = (space or _any_space(self.n_bins)).layout("levels")
             bad = self.launch.check(
-                levels, arrays.result_type(inputs.values()), self.batch, tolerance
+                layout, arrays.result_type(inputs.values()), self.batch, tolerance
             )
             if bad is not None:
                 validation.blame(self.launch.on_host(self.batch), self.batch, bad, tolerance)

@@ -1,6 +1,5 @@
 """Chain and Tree: the ground spaces a user builds."""
 
-import functools
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,7 +9,7 @@ from numpy.typing import ArrayLike
 from fastemd import flatten, validation
 from fastemd.flatten import Index
 from fastemd.ground import GroundSpace, restore
-from fastemd.plan import Plan, chain_plan
+from fastemd.layout import EdgeLayout, chain_layout
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -46,20 +45,9 @@ class Chain(GroundSpace):
         parent = np.append(np.arange(1, n_bins), -1)
         super().__init__(parent, np.append(lengths, 0.0), np.arange(n_bins), range(n_bins))
 
-    @functools.cached_property
-    def plan(self) -> Plan:
-        """What the kernels read: prefix sums need no tree."""
-        return chain_plan(self.weight[:-1])
-
-    @property
-    def full_plan(self) -> Plan:
-        """The same: every gap has its flow."""
-        return self.plan
-
-    @property
-    def nested_plan(self) -> Plan:
-        """The same: there are no inner nodes."""
-        return self.plan
+    def _new_layout(self, kind: str) -> EdgeLayout:
+        """The same for all kinds: there are no inner nodes, and every gap has its flow."""
+        return self.layout("levels") if kind != "levels" else chain_layout(self.weight[:-1])
 
 
 class Tree(GroundSpace):

@@ -18,24 +18,26 @@ from strategies import random_pair
 
 import fastemd
 from fastemd import devices
-from fastemd.levels import FAN, levels
+from fastemd.layout import MAX_CHILDREN
 from fastemd.losses import LossCall
 from fastemd.registry import number_of
 
 CHAIN = fastemd.Chain(3)
 
 
-@pytest.mark.parametrize("n_leaves", [1, 2, FAN, FAN + 1, 2 * FAN - 1, 100, FAN**3])
+@pytest.mark.parametrize(
+    "n_leaves", [1, 2, MAX_CHILDREN, MAX_CHILDREN + 1, 2 * MAX_CHILDREN - 1, 100, MAX_CHILDREN**3]
+)
 def test_levels__no_edge_has_many_below_it(n_leaves):
     star = fastemd.Tree.from_parents([-1] + [0] * n_leaves)
-    found = levels(star.plan, n_leaves)
+    found = star.layout("levels").cuda
     n_inner = found.n_edges - n_leaves
     ends = found.numbers[found.n_edges : found.n_edges + n_inner + 1]
     sizes = np.diff(ends)
     assert sizes.min() >= 1
-    assert sizes.max() <= FAN
+    assert sizes.max() <= MAX_CHILDREN
     assert ends[-1] == found.n_edges - 1
-    full = np.ceil(np.log(n_leaves) / np.log(FAN) - 1e-9)
+    full = np.ceil(np.log(n_leaves) / np.log(MAX_CHILDREN) - 1e-9)
     assert found.n_levels == max(full, 1)
 
 

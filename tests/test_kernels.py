@@ -113,13 +113,15 @@ def test_exp_below__at_the_edges(like):
 def test_plan__goes_level_by_level():
     """Inner edges, the deepest first; otherwise every edge waits for the one before."""
     space = fastemd.datasets.imagenet_tree()
-    parent, n_bins = space.plan.parent, space.n_bins
+    parent, n_bins = space.layout("levels").edges.parent, space.n_bins
     level = np.zeros(parent.size + 1, int)
     for edge in range(parent.size - 1, -1, -1):
         assert parent[edge] > edge
         level[edge] = level[parent[edge]] + 1
     assert (np.diff(level[n_bins:]) <= 0).all()
-    assert sorted(space.plan.weight) == sorted(space.nested_plan.weight)
+    assert sorted(space.layout("levels").edges.length) == sorted(
+        space.layout("subtrees").edges.length
+    )
 
 
 def test_import__brings_no_framework_and_compiles_nothing():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastemd.kernels import compiling
 from fastemd.kernels.compiling import Kernel
 from fastemd.kernels.normalize import NORMALIZE
-from fastemd.plan import Plan
+from fastemd.layout import EdgeLayout
 
 Array = NDArray[Any]
 
@@ -103,7 +103,7 @@ def launch(key: tuple[Any, ...], n_elements: int, *args: Any) -> int:
 
 def run(
     operation: str,
-    plan: Plan,
+    layout: EdgeLayout,
     rows: tuple[Array, Array, Array],
     rho: float,
     value: Array,
@@ -116,7 +116,7 @@ def run(
     Parameters
     ----------
     operation : {"gradient", "hessian_diag", "hvp", "flow", "embed", "curvature", "check"}
-    plan : Plan
+    layout : EdgeLayout
         Which edges to walk.
     rows : three ndarrays (G, R, N)
         ``p``, ``q`` and ``v``, of one dtype; ``v`` may be empty.
@@ -136,19 +136,19 @@ def run(
         The first row that failed the checks, or ``G * R``.
     """
     p = rows[0]
-    n_edges = plan.weight.size
+    n_edges = layout.n_edges
     few = p.shape[0] * p.shape[1] <= FEW_ROWS and operation == "gradient"
     narrow = few or (n_edges > MANY_EDGES and operation != "check")
     key = operation, n_edges == p.shape[2], _POWERS.get(rho, "any"), narrow, p.dtype.char
     terms = False, 0, 0.0
     return launch(
-        key, p.size, plan, *rows, rho, value, out, float(bool(project)), tolerance, *terms
+        key, p.size, layout.edges, *rows, rho, value, out, float(bool(project)), tolerance, *terms
     )
 
 
 def run_loss(
     operation: str,
-    plan: Plan,
+    layout: EdgeLayout,
     rows: tuple[Array, Array, Array],
     rho: float,
     value: Array,
@@ -163,7 +163,7 @@ def run_loss(
     Parameters
     ----------
     operation : {"loss", "loss_diagonal", "loss_product"}
-    plan : Plan
+    layout : EdgeLayout
     rows : three ndarrays (G, R, N)
         ``x``, the target and ``v``, of one dtype; ``v`` may be empty. If `labelled`, the target is
         (G, R, 1) of int64, seen as numbers of that dtype.
@@ -184,14 +184,14 @@ def run_loss(
         The first row that failed the checks, or ``G * R``.
     """
     x = rows[0]
-    n_edges = plan.weight.size
+    n_edges = layout.n_edges
     narrow = x.shape[0] * x.shape[1] <= FEW_ROWS or n_edges > MANY_EDGES
     key = operation, n_edges == x.shape[2], _POWERS.get(rho, "any"), narrow, x.dtype.char
     terms = labelled, NORMALIZE[normalize], cross_entropy
-    return launch(key, x.size, plan, *rows, rho, value, out, 1.0, tolerance, *terms)
+    return launch(key, x.size, layout.edges, *rows, rho, value, out, 1.0, tolerance, *terms)
 
 
-def fill_hessian(plan: Plan, curvatures: Array, out: Array, project: bool) -> None:
+def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: bool) -> None:
     """Write the dense Hessians `out` (..., N, N) from what "curvature" gave, (..., edges)."""
     n_bins = out.shape[-1]
     n_matrices = out.size // (n_bins * n_bins)
@@ -199,4 +199,4 @@ def fill_hessian(plan: Plan, curvatures: Array, out: Array, project: bool) -> No
         curvatures = curvatures.reshape(n_matrices, curvatures.shape[-1])
         matrices = out.reshape(n_matrices, n_bins, n_bins)
         key = "hessian", False, "any", False, out.dtype.char
-        launch(key, out.size, plan, curvatures, matrices, float(bool(project)))
+        launch(key, out.size, layout.edges, curvatures, matrices, float(bool(project)))

@@ -61,7 +61,7 @@ from fastemd.kernels.rows import (
     locate_next,
     put_aside,
 )
-from fastemd.plan import Plan
+from fastemd.layout import Edges
 
 TABLE = 2 * LINE  # bytes, for the addresses of the rows of a tile
 _eight_at, _one_at = at(8), at(1)
@@ -118,11 +118,11 @@ def whole_lines(n_numbers):
 @register_jitable
 def tiles(
     place, n_scratch, operation, check, join, above, function, factor,
-    chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
+    chunk, n_chunks, layout, p, q, v, rho, value, out, project, tolerance,
     labelled, how, cross_entropy,
 ):  # fmt: skip
     """The tiles of one of `n_chunks` equal parts; stop at the first bad row and return it."""
-    n_rows, n_bins, n_edges = p.shape[0] * p.shape[1], p.shape[2], plan.weight.size
+    n_rows, n_bins, n_edges = p.shape[0] * p.shape[1], p.shape[2], layout.length.size
     with_v, n_out = v.size > 0, out.shape[2] if out.size else 0
     lanes = n_lanes(place(0))
     per_row = n_out * out.itemsize
@@ -147,7 +147,7 @@ def tiles(
     start = aligned(address(scratch))
     tile = Tile(
         n_bins, n_edges, n_out,
-        address(plan.parent), start + weight, address(plan.share),
+        address(layout.parent), start + weight, address(layout.share),
         place(start), place(start + TABLE), place(start + 2 * TABLE), place(start + 3 * TABLE),
         place(start + x), place(start + x + per_scratch),
         place(start + x + 2 * per_scratch), place(start + x + 3 * per_scratch),
@@ -157,7 +157,7 @@ def tiles(
         rho, project, labelled, how, cross_entropy, p.dtype.type(0), out.dtype.type(0),
     )  # fmt: skip
     for e in range(n_edges):
-        put_number(tile.weight, e, factor(rho) * number_at(address(plan.weight), e))
+        put_number(tile.weight, e, factor(rho) * number_at(address(layout.length), e))
     put_integer(tile.pending, 0, 0)
     for i in range(2):
         put_integer(tile.next_pq, i, start)
@@ -209,17 +209,17 @@ def tiles(
 SOURCES = (
     blocks, cpu, dense, edges, entropy, lanes, lines, losses, memory, normalize, power, rows,
 )  # fmt: skip
-DIGEST = caching.digest_of_code(__name__, Plan.__module__, *(m.__name__ for m in SOURCES))
+DIGEST = caching.digest_of_code(__name__, Edges.__module__, *(m.__name__ for m in SOURCES))
 
 
 def _rows_kernel(place, n_scratch, operation, check, join, above, function, factor):
     def kernel(
-        chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
+        chunk, n_chunks, layout, p, q, v, rho, value, out, project, tolerance,
         labelled, how, cross_entropy,
     ):  # fmt: skip
         return tiles(
             place, n_scratch, operation, check, join, above, function, factor,
-            chunk, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
+            chunk, n_chunks, layout, p, q, v, rho, value, out, project, tolerance,
             labelled, how, cross_entropy,
         )  # fmt: skip
 
@@ -227,8 +227,8 @@ def _rows_kernel(place, n_scratch, operation, check, join, above, function, fact
 
 
 def _hessian_kernel():
-    def kernel(chunk, n_chunks, plan, curvatures, out, project):
-        return matrices(plan, curvatures, out, project, chunk, n_chunks)
+    def kernel(chunk, n_chunks, layout, curvatures, out, project):
+        return matrices(layout, curvatures, out, project, chunk, n_chunks)
 
     return kernel
 
@@ -238,22 +238,22 @@ def _hessian_kernel():
 
 
 def rows_in_parallel(
-    address, n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
+    address, n_chunks, layout, p, q, v, rho, value, out, project, tolerance,
     labelled, how, cross_entropy,
 ):  # fmt: skip
     bad = np.empty(n_chunks, np.intp)
     for chunk in prange(n_chunks):
         bad[chunk] = call(
-            address, np.intp(chunk), n_chunks, plan, p, q, v, rho, value, out, project, tolerance,
+            address, np.intp(chunk), n_chunks, layout, p, q, v, rho, value, out, project, tolerance,
             labelled, how, cross_entropy,
         )  # fmt: skip
     return bad.min()
 
 
-def hessian_in_parallel(address, n_chunks, plan, curvatures, out, project):
+def hessian_in_parallel(address, n_chunks, layout, curvatures, out, project):
     done = np.empty(n_chunks, np.intp)
     for chunk in prange(n_chunks):
-        done[chunk] = call(address, np.intp(chunk), n_chunks, plan, curvatures, out, project)
+        done[chunk] = call(address, np.intp(chunk), n_chunks, layout, curvatures, out, project)
     return done.min()
 
 
@@ -281,20 +281,20 @@ def _array(dtype, ndim, layout="C", readonly=False):
     return types.Array(from_dtype(np.dtype(dtype)), ndim, layout, readonly=readonly)
 
 
-_PLAN = types.NamedTuple(
-    [_array(dtype, 1, readonly=True) for dtype in (np.intp, np.float64, np.float64)], Plan
+_EDGES = types.NamedTuple(
+    [_array(dtype, 1, readonly=True) for dtype in (np.intp, np.float64, np.float64)], Edges
 )
 
 
 def _arguments(operation, dtype):
     if operation == "hessian":
-        return _PLAN, _array(np.float64, 2), _array(dtype, 3), types.float64
+        return _EDGES, _array(np.float64, 2), _array(dtype, 3), types.float64
     histograms = _array(dtype, 3, "A", readonly=True)
     value = _array(np.float64 if operation in LOSSES else dtype, 1)
     out = _array(np.float64 if operation == "curvature" else dtype, 3)
     number = types.float64
     return (
-        _PLAN, histograms, histograms, histograms, number, value, out, number, number,
+        _EDGES, histograms, histograms, histograms, number, value, out, number, number,
         types.boolean, types.intp, number,
     )  # fmt: skip
 

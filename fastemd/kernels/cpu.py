@@ -5,7 +5,7 @@ vector for every edge: first its flow, then what a function made of it, then the
 the root. All arithmetic is float64, also for float32 arrays, because a flow is a difference of
 large sums: results are rounded once, on the way out.
 
-Edges come in the order of `fastemd.plan`: the bins' own first, then those above the inner nodes,
+Edges come in the order of `fastemd.layout`: the bins' own first, then those above the inner nodes,
 each before its parent's. Bins are read from the user's rows, swept up, swept down and written to
 the result in blocks of `WIDTH` that do not leave the registers.
 """

@@ -5,7 +5,7 @@ its flow, then what a function made of it, then the sum of that up to the root. 
 float64, also for float32 arrays, because a flow is a difference of large sums: results are rounded
 once, on the way out. Sums are taken in the same order every time, so they have the same bits.
 
-Edges come in the order of `fastemd.levels`: the bins' own first, then level by level up to the
+Edges come in the order of `fastemd.layout`: the bins' own first, then level by level up to the
 root. Where there are counterparts in `fastemd.kernels.cpu`, the names are theirs.
 """
 
@@ -16,7 +16,7 @@ from fastemd.kernels.edges import CURVATURE
 from fastemd.kernels.threads import barrier, scan, sums
 from fastemd.target import device
 
-# ----------------------------------------------------------- the space, see `fastemd.levels.Levels`
+# ----------------------------------------------------------- the space, see `fastemd.layout.Levels`
 
 
 @device

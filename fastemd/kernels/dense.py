@@ -25,15 +25,15 @@ _columns_at = at(8)
 
 
 @register_jitable
-def path_sums(plan, curvatures, path, mean):
+def path_sums(layout, curvatures, path, mean):
     """Sum the curvatures between every edge and the root; return the grand mean.
 
     `mean` becomes, for a bin, the mean of its row of the raw Hessian.
     """
-    n_edges, grand = plan.weight.size, 0.0
+    n_edges, grand = layout.length.size, 0.0
     path[n_edges], mean[n_edges] = 0.0, 0.0
     for e in range(n_edges - 1, -1, -1):
-        h, above, share = curvatures[e], plan.parent[e], plan.share[e]
+        h, above, share = curvatures[e], layout.parent[e], layout.share[e]
         path[e] = path[above] + h
         mean[e] = mean[above] + h * share
         grand += h * share * share
@@ -70,14 +70,14 @@ def fill_chain(out, matrix, path, mean, raw, part, n_parts):
 
 
 @register_jitable
-def fill_tree(plan, out, matrix, path, mean, raw, part, n_parts, bins, lowest, start):
+def fill_tree(layout, out, matrix, path, mean, raw, part, n_parts, bins, lowest, start):
     """All bins of an inner node meet the others at the same points."""
-    n_bins, n_edges = out.shape[1], plan.weight.size
+    n_bins, n_edges = out.shape[1], layout.length.size
     last = n_edges
     for node in range(n_edges - 1, n_bins - 1, -1):  # the root first, every subtree in one piece
-        above = plan.parent[node]
-        while last != above and plan.parent[last] != above:
-            last = plan.parent[last]
+        above = layout.parent[node]
+        while last != above and layout.parent[last] != above:
+            last = layout.parent[last]
         if last != above:  # leave the subtree before this one
             for b in range(start[lowest[last]], start[last + 1]):
                 put_number(raw, bins[b], path[above])
@@ -92,44 +92,44 @@ def fill_tree(plan, out, matrix, path, mean, raw, part, n_parts, bins, lowest, s
 
 
 @register_jitable
-def bins_in_order(plan, n_bins):
+def bins_in_order(layout, n_bins):
     """The bins by the node above, the first node of every subtree, where a node's bins start."""
-    n_edges = plan.weight.size
+    n_edges = layout.length.size
     start, bins = np.zeros(n_edges + 2, np.intp), np.empty(n_bins, np.intp)
     lowest = np.arange(n_edges + 1)
     for e in range(n_bins):
-        start[plan.parent[e] + 1] += 1
+        start[layout.parent[e] + 1] += 1
     for e in range(n_edges + 1):
         start[e + 1] += start[e]
     for e in range(n_bins - 1, -1, -1):
-        above = plan.parent[e]
+        above = layout.parent[e]
         start[above + 1] -= 1
         bins[start[above + 1]] = e
     for e in range(n_bins, n_edges):
-        above = plan.parent[e]
+        above = layout.parent[e]
         lowest[above] = min(lowest[above], lowest[e])
     return bins, lowest, start[1:]
 
 
 @register_jitable
-def matrices(plan, curvatures, out, project, chunk, n_chunks):
+def matrices(layout, curvatures, out, project, chunk, n_chunks):
     """The share of one thread: whole matrices if there are many, else some rows of each."""
     n_parts = 1 if out.shape[0] >= 4 * n_chunks else n_chunks
-    n_bins, n_edges = out.shape[1], plan.weight.size
+    n_bins, n_edges = out.shape[1], layout.length.size
     path, means = np.empty(n_edges + 1), np.empty(n_edges + 1)
     line = (n_bins + 7) // 8 * 8
     scratch = np.empty(2 * line + 8)
     raw = _columns_at(aligned(address(scratch)))
     mean = _columns_at(address(raw) + 8 * line)
-    bins, lowest, start = bins_in_order(plan, n_bins)
+    bins, lowest, start = bins_in_order(layout, n_bins)
     for task in range(chunk, out.shape[0] * n_parts, n_chunks):
         matrix, part = task // n_parts, task % n_parts
-        half_grand = path_sums(plan, curvatures[matrix], path, means) / 2.0
+        half_grand = path_sums(layout, curvatures[matrix], path, means) / 2.0
         for k in range(n_bins):
             put_number(mean, k, project * (means[k] - half_grand))
         if n_edges == n_bins:
             fill_chain(out, matrix, path, mean, raw, part, n_parts)
         else:
-            fill_tree(plan, out, matrix, path, mean, raw, part, n_parts, bins, lowest, start)
+            fill_tree(layout, out, matrix, path, mean, raw, part, n_parts, bins, lowest, start)
     scratch[0] = 0.0  # Numba frees an array after its last use by name
     return out.shape[0]

@@ -5,6 +5,7 @@ Arrays on a device are known by NumPy arrays that describe them and are never re
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from numba import from_dtype, types
 from numpy.typing import NDArray
 
 from fastemd.kernels import cuda, cuda_losses, cuda_sinkhorn, threads
-from fastemd.levels import Levels
+from fastemd.layout import CudaTables, EdgeLayout
 from fastemd.target import argument, compiled, configure, on_device, upload
 
 Array = NDArray[Any]
@@ -59,7 +60,7 @@ def _kernel(operation: str, space: str, rho: str, char: str) -> tuple[Any, int]:
 
 def launch(
     key: tuple[str, str, str, str],
-    levels: Levels,
+    layout: EdgeLayout,
     rows: Sequence[Array],
     rest: Sequence[Any],
     complaints: Any,
@@ -74,7 +75,7 @@ def launch(
     key : tuple of str
         Operation, "chain" or "tree", the power as in `fastemd.kernels.edges`, and the character of
         the type.
-    levels : Levels
+    layout : EdgeLayout
     rows : three arrays (G, R, N)
         As for `fastemd.kernels.run` and `run_loss`.
     rest : sequence
@@ -88,10 +89,11 @@ def launch(
     """
     shape = rows[0].shape
     n_rows = shape[0] * shape[1]
-    n_threads, per_block = threads.block_of(levels.n_edges)
+    tables = layout.cuda
+    n_threads, per_block = threads.block_of(tables.n_edges)
     with on_device(index):
         kernel, n_scratch = _kernel(*key)
-        own = 8 * threads.scratch_per_row(n_scratch, levels.n_edges, n_threads)
+        own = 8 * threads.scratch_per_row(n_scratch, tables.n_edges, n_threads)
         shared, scratch = own <= SHARED_BYTES, np.empty(0)
         if shared:
             per_block = min(per_block, SHARED_BYTES // own)
@@ -99,13 +101,23 @@ def launch(
         if not shared:
             n_blocks = min(n_blocks, BLOCKS_WITHOUT)
             scratch = empty(n_blocks * per_block * own // 8)
-        if index not in levels.uploaded:
-            levels.uploaded[index] = upload(levels.numbers), upload(levels.lengths)
         block = n_threads, per_block
         configure(kernel, index, n_blocks, block, stream, shared * per_block * own)(
-            *levels.uploaded[index], levels.n_edges, levels.n_levels,
+            *_uploaded(tables, index), tables.n_edges, tables.n_levels,
             *map(_argument, (*rows, *rest)), complaints, argument(scratch),
         )  # fmt: skip
+
+
+_tables: weakref.WeakKeyDictionary[CudaTables, dict[int, tuple[Any, Any]]]
+_tables = weakref.WeakKeyDictionary()  # on the devices, by their index
+
+
+def _uploaded(tables: CudaTables, index: int) -> tuple[Any, Any]:
+    """Return the tables on the current device."""
+    copies = _tables.setdefault(tables, {})
+    if index not in copies:
+        copies[index] = upload(tables.numbers), upload(tables.lengths)
+    return copies[index]
 
 
 def _argument(value: Any) -> Any:

@@ -1,31 +1,242 @@
-"""The functions applied on every edge: one source for the CPU, CUDA and plain Python.
+"""Edge functions: what is computed on an edge between the sweep up and the sweep down.
 
-`x` is the flow through an edge, `rho >= 1` the power, and `w >= 0` the edge's length times a factor
-that depends on `rho` alone, so that nobody multiplies by it more than once. All are written in what
-`fastemd.kernels.lanes` can do, too, so `x` may be a number or a vector of them. Conventions at
-``x = 0``: the slope is 0 for every `rho` (the subgradient ``sgn(0) = 0`` at ``rho = 1``), and for
-``rho < 2`` an edge without flow adds no curvature (instead of an infinite one). A flow below the
-smallest normal number counts as none where a power is taken, and less than 1 as a sign.
+One source for numbers, SIMD lanes and CUDA: everything here uses only operators, `abs`, `min`,
+`max`, `math.copysign` and powers, which `fastemd.kernels.cpu.simd` defines for lanes.
 
-The powers that people use need no power: they have functions of their own. `SLOPE` and `CURVATURE`
-name the function for a power; any power but 1 and 2 is "any". With the factor `rho (rho - 1)` in
-`w`, 1 and 2 share a curvature.
+An `EdgeCost` is the cost of an edge as a function of its flow. An edge function gets an `Edge` and
+the flow through it. It returns the edge value, which replaces the flow and is what the sweep down
+sums, and the two factors of the edge's term in each of two sums over all edges, or None where an
+operation has no such sum. Both targets add a term by their own fused multiply-add.
+
+Conventions at ``flow = 0``: the slope is 0 for every `rho` (the subgradient ``sgn(0) = 0`` at
+``rho = 1``), and for ``rho < 2`` an edge without flow has no curvature (instead of an infinite
+one). Where a power is taken, a flow below the smallest normal number counts as 0. NaN gives NaN.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from numba.extending import register_jitable
 
-SMALLEST_FLOW = 2.0**-1022  # below the smallest normal float64, a flow is none
+SMALLEST_FLOW = 2.0**-1022
+
+
+class Edge(NamedTuple):
+    """One edge, as an edge function sees it."""
+
+    length: Any  # times the factor that `Operation.length_factor` names
+    share: Any  # fraction of the bins that are below
+    other: Any  # the flow of a second vector, if the operation sweeps one up
+    rho: Any
+    curvature_ratio: Any
+    project: Any  # 1 to conserve the total mass, 0 for the raw derivatives
+
+
+class EdgeCost(NamedTuple):
+    """The cost of an edge: ``length |flow|^rho``, or another convex function of the flow.
+
+    The functions work on numbers, lanes and CUDA. Factors that depend on `rho` alone are computed
+    on the host: `length` is that of the edge times ``slope_factor(rho)``, for Hessians times
+    ``slope_factor(rho) * curvature_ratio(rho)``.
+    """
+
+    slope: Callable[..., Any]  # (flow, length, rho): derivative of the cost
+    curvature: Callable[..., Any]  # (flow, length, rho): derivative of the slope / curvature_ratio
+    cost: Callable[..., Any]  # (flow, slope, length, rho): two factors of the cost / cost_factor
+    constant_curvature: bool  # whether the curvature does not depend on the flow
+    slope_factor: Callable[[float], float]
+    curvature_ratio: Callable[[float], float]
+    cost_factor: Callable[[float], float]
+
+
+# ------------------------------------------------------------------------ powers: length |flow|^rho
 
 
 @register_jitable
-def size(x, w):
-    """The size of a flow; on an edge of length 0, where its power may overflow, 0 (or NaN)."""
-    return abs(x) * (1.0 if w > 0.0 else 0.0)
+def magnitude(flow, length):
+    """Return ``|flow|``; on an edge of length 0, where its power may overflow, 0 (or NaN)."""
+    return abs(flow) * (1.0 if length > 0.0 else 0.0)
 
 
-# The slope ``rho length sgn(x) |x|^(rho - 1)``; the edge's cost is x slope / rho.
+@register_jitable
+def slope_1(flow, length, rho):
+    sign = max(min(flow * 2.0**1023, 1.0), -1.0)  # comparisons would take twice the time
+    return length * (sign + 0.0 * flow)  # on CUDA, min and max drop NaN
+
+
+@register_jitable
+def slope_2(flow, length, rho):
+    return length * flow
+
+
+@register_jitable
+def slope_any(flow, length, rho):
+    return math.copysign(length * magnitude(flow, length) ** (rho - 1.0), flow)
+
+
+@register_jitable
+def curvature_constant(flow, length, rho):
+    return length + 0.0 * flow
+
+
+@register_jitable
+def curvature_any(flow, length, rho):
+    size = magnitude(flow, length)
+    flows, none = size >= SMALLEST_FLOW, (size < SMALLEST_FLOW) * 1.0
+    return length * (flows * (size + none) ** (rho - 2.0))
+
+
+@register_jitable
+def power_cost(flow, slope, length, rho):
+    return flow, slope  # rho times the cost
+
+
+def _power(slope: Any, curvature: Any) -> EdgeCost:
+    return EdgeCost(
+        slope,
+        curvature,
+        power_cost,
+        constant_curvature=curvature is curvature_constant,
+        slope_factor=lambda rho: rho,
+        curvature_ratio=lambda rho: rho - 1.0,
+        cost_factor=lambda rho: 1.0 / rho,
+    )
+
+
+# The powers that people use need no `**`. At rho = 1 the curvature is 0, by its ratio.
+COSTS = {
+    "1": _power(slope_1, curvature_constant),
+    "2": _power(slope_2, curvature_constant),
+    "any": _power(slope_any, curvature_any),
+}
+
+
+# ------------------------------------------------------------------ edge functions, for an EdgeCost
+#
+# A function with a second edge value returns a pair of them; the second one replaces `edge.other`.
+
+
+def slope_edge(cost: EdgeCost) -> Any:
+    """The slope. Sums: the cost, and the mean of the gradient over the bins."""
+    slope, cost_of = cost.slope, cost.cost
+
+    @register_jitable
+    def edge_values(edge, flow):
+        psi = slope(flow, edge.length, edge.rho)
+        return psi, cost_of(flow, psi, edge.length, edge.rho), (psi, edge.share)
+
+    return edge_values
+
+
+def loss_edge(cost: EdgeCost) -> Any:
+    """The slope. Sum: the cost."""
+    slope, cost_of = cost.slope, cost.cost
+
+    @register_jitable
+    def edge_values(edge, flow):
+        psi = slope(flow, edge.length, edge.rho)
+        return psi, cost_of(flow, psi, edge.length, edge.rho), None
+
+    return edge_values
+
+
+def curvature_edge(cost: EdgeCost) -> Any:
+    """The curvature, of which the dense Hessian is made."""
+    curvature = cost.curvature
+
+    @register_jitable
+    def edge_values(edge, flow):
+        return curvature(flow, edge.length, edge.rho), None, None
+
+    return edge_values
+
+
+def diagonal_edge(cost: EdgeCost) -> Any:
+    """The Hessian's diagonal without its grand mean, which is the second sum."""
+    curvature = cost.curvature
+
+    @register_jitable
+    def edge_values(edge, flow):
+        h, share = curvature(flow, edge.length, edge.rho), edge.share
+        return h * (1.0 - 2.0 * edge.project * share), None, (h, share * share)
+
+    return edge_values
+
+
+def product_edge(cost: EdgeCost) -> Any:
+    """The curvature times the flow of `v`. Sum: the mean of the product over the bins."""
+    curvature = cost.curvature
+
+    @register_jitable
+    def edge_values(edge, flow):
+        product = curvature(flow, edge.length, edge.rho) * edge.other
+        return product, None, (product, edge.share)
+
+    return edge_values
+
+
+def constant_product_edge(cost: EdgeCost) -> Any:
+    """The same where the curvature is the length; the flow is that of `v`."""
+
+    @register_jitable
+    def edge_values(edge, flow):
+        product = edge.length * flow
+        return product, None, (product, edge.share)
+
+    return edge_values
+
+
+def flow_edge(cost: EdgeCost) -> Any:
+    """The flow itself."""
+
+    @register_jitable
+    def edge_values(edge, flow):
+        return flow, None, None
+
+    return edge_values
+
+
+def coordinate_edge(cost: EdgeCost) -> Any:
+    """The flow times the length, which the layout holds to the power ``1 / rho``."""
+
+    @register_jitable
+    def edge_values(edge, flow):
+        return flow * edge.length, None, None
+
+    return edge_values
+
+
+def second_edge(cost: EdgeCost) -> Any:
+    """The slope, and the part of the loss's second derivative that the sweep down sums.
+
+    `edge.other` is the flow of r, see `fastemd.kernels.operations.Jacobian`. Sums: ``<r, D>`` and
+    ``<r, H r>``.
+    """
+    slope, curvature = cost.slope, cost.curvature
+
+    @register_jitable
+    def edge_values(edge, flow):
+        psi, share = slope(flow, edge.length, edge.rho), edge.other
+        h = edge.curvature_ratio * curvature(flow, edge.length, edge.rho)
+        return (psi, h - 2.0 * (h * share)), (psi, share), (h, share * share)
+
+    return edge_values
+
+
+def change_edge(cost: EdgeCost) -> Any:
+    """The slope, and the curvature times the flow of the change of p, which is `edge.other`."""
+    slope, curvature = cost.slope, cost.curvature
+
+    @register_jitable
+    def edge_values(edge, flow):
+        h = edge.curvature_ratio * curvature(flow, edge.length, edge.rho)
+        return (slope(flow, edge.length, edge.rho), h * edge.other), None, None
+
+    return edge_values
+
+
+# ----------------------------------- older names, until both targets use the edge functions above
 
 
 @register_jitable
@@ -34,38 +245,13 @@ def slope_factor(rho):
 
 
 @register_jitable
-def slope_1(x, w, rho):
-    return w * max(min(x * 2.0**1023, 1.0), -1.0)  # comparisons would take twice the time
-
-
-@register_jitable
-def slope_2(x, w, rho):
-    return w * x
-
-
-@register_jitable
-def slope_any(x, w, rho):
-    return math.copysign(w * size(x, w) ** (rho - 1.0), x)
-
-
-# The curvature ``rho (rho - 1) length |x|^(rho - 2)``, the derivative of the slope.
-
-
-@register_jitable
 def curvature_factor(rho):
     return rho * (rho - 1.0)
 
 
 @register_jitable
-def curvature_constant(x, w, rho):
-    return w + 0.0 * x
-
-
-@register_jitable
-def curvature_any(x, w, rho):
-    flow = size(x, w)
-    flows, none = flow >= SMALLEST_FLOW, (flow < SMALLEST_FLOW) * 1.0
-    return w * (flows * (flow + none) ** (rho - 2.0))
+def no_factor(rho):
+    return 1.0
 
 
 # Both, from the factor of the slope.
@@ -84,14 +270,6 @@ def bend_2(x, w, rho):
 @register_jitable
 def bend_any(x, w, rho):
     return slope_any(x, w, rho), (rho - 1.0) * curvature_any(x, w, rho)
-
-
-# Nothing happens on the edges of `emd_flow`; `embed` multiplies by a length as it is.
-
-
-@register_jitable
-def no_factor(rho):
-    return 1.0
 
 
 SLOPE = {"1": slope_1, "2": slope_2, "any": slope_any}

@@ -39,7 +39,7 @@ class Row(NamedTuple):
     n_bins: int
     n_edges: int
     n_levels: int
-    numbers: np.ndarray  # see `fastemd.levels.Levels`
+    numbers: np.ndarray  # see `fastemd.layout.Levels`
     lengths: np.ndarray
     meet: np.ndarray  # two numbers for every thread
     x: np.ndarray  # a number for every edge and one to spare

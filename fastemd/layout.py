@@ -1,0 +1,251 @@
+"""Post-order arrays -> the edge layouts that the kernels read.
+
+A layout has the edges in the order of the two sweeps. Every bin has an edge of its own, to an inner
+node of the tree or, on a chain, to the next bin; a bin on an inner node is attached by an edge of
+length 0. The bins' edges come first, in the order of the columns; the edges above the inner nodes
+follow, each before its parent's. The last one is above the root and has no length.
+
+Layouts differ in order (level by level, or every subtree contiguous) and in whether the tree is
+contracted first. A layout is computed on the host, once, for both targets.
+"""
+
+import dataclasses
+import functools
+import heapq
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastemd.flatten import Floats, Index, bins_below, frozen
+
+MAX_CHILDREN = 8  # of an edge in `CudaTables`
+
+
+class Edges(NamedTuple):
+    """What CPU kernels read of a layout: E edges, of which the first N belong to the bins."""
+
+    parent: Index  # (E,) the next edge towards the root; E for the last
+    length: Floats  # (E,)
+    share: Floats  # (E,) fraction of the bins that are below an edge
+
+
+class BinOrder(NamedTuple):
+    """The bins of a layout whose subtrees are contiguous, subtree by subtree."""
+
+    bins: Index  # (N,) sorted by the edge above them
+    start: Index  # (E + 1,) where the bins directly below an edge start in `bins`
+    lowest: Index  # (E + 1,) first edge of the subtree; its bins start at ``start[lowest[e]]``
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CudaTables:
+    """What CUDA kernels read of a layout: E edges level by level, of which the first N are bins'.
+
+    A level is the height above the bins. The edges of a level are computed at the same time, each
+    from the edges below it, in order, so that results have the same bits every time. No edge has
+    more than `MAX_CHILDREN` below it: larger groups are joined by edges of length 0.
+    """
+
+    n_edges: int
+    n_levels: int  # 0 on a chain
+    # The next edge towards the root, E; of the edges that are no bin's, where their lists of edges
+    # below start and end, E - N + 1; these lists, E - 1; where the levels start and end, L + 1;
+    # where every edge of the layout is.
+    numbers: NDArray[np.int32]
+    lengths: Floats  # and shares, 2 E
+
+
+class EdgeLayout:
+    """The edges of a ground space in the order of the sweeps; immutable, hashable by identity."""
+
+    def __init__(self, n_bins: int, parent: Any, length: Any, share: Any) -> None:
+        self.n_bins = n_bins
+        self.edges = Edges(frozen(parent), frozen(length), frozen(share))
+        self.n_edges = self.edges.length.size
+        self.is_chain = self.n_edges == n_bins
+        self._raised: dict[float, EdgeLayout] = {}
+
+    def raised(self, exponent: float) -> "EdgeLayout":
+        """Return the layout with all lengths raised to a power."""
+        if exponent not in self._raised:
+            self._raised.clear()  # keep the last one only
+            parent, length, share = self.edges
+            self._raised[exponent] = EdgeLayout(self.n_bins, parent, length**exponent, share)
+        return self._raised[exponent]
+
+    @functools.cached_property
+    def cuda(self) -> CudaTables:
+        """The tables for CUDA kernels."""
+        return _cuda_tables(self.edges, self.n_bins)
+
+    @functools.cached_property
+    def bin_order(self) -> BinOrder:
+        """The bins subtree by subtree, if the layout's subtrees are contiguous."""
+        return _bin_order(self.edges.parent, self.n_bins)
+
+
+def chain_layout(gaps: Floats) -> EdgeLayout:
+    """Return the layout of a chain: the flow after bin k crosses gap k; none follows the last."""
+    n_bins = gaps.size + 1
+    parent = np.arange(1, n_bins + 1)
+    return EdgeLayout(n_bins, parent, np.append(gaps, 0.0), parent / n_bins)
+
+
+def full_layout(parent: Index, length: Floats, bin_node: Index) -> EdgeLayout:
+    """Return the layout of the given tree (post-order arrays), whose nodes all keep their edge."""
+    nodes, no_length = np.arange(parent.size), np.zeros(bin_node.size)
+    return _layout(parent, length, bins_below(parent, bin_node), nodes, bin_node, no_length)
+
+
+def contracted_layout(parent: Index, length: Floats, bin_node: Index) -> EdgeLayout:
+    """Return the smallest layout with the same EMD, gradients and Hessians (post-order arrays).
+
+    Its subtrees are contiguous.
+
+    Exact steps: a subtree without bins carries no flow and is removed; an edge of length 0 costs
+    nothing and its ends become one node; a node with one child and no bin passes its flow on, so
+    its edge and its child's become one of their summed length; a leaf with one bin is replaced by
+    that bin's own edge.
+    """
+    n_nodes, root = parent.size, parent.size - 1
+    below = bins_below(parent, bin_node)
+    parents, lengths = parent.tolist(), length.tolist()
+    merged = list(range(n_nodes))  # the node that stands for each node
+    for node in range(n_nodes - 2, -1, -1):
+        parents[node] = merged[parents[node]]
+        if lengths[node] == 0.0:
+            merged[node] = parents[node]
+    kept = (below > 0) & (np.array(merged) == np.arange(n_nodes))
+    kept[root] = True
+    bin_at = np.array(merged, np.intp)[bin_node]
+    n_own_bins = np.bincount(bin_at, minlength=n_nodes)
+    inner_edges = np.flatnonzero(kept[:-1])
+    n_children = np.bincount(np.array(parents)[inner_edges], minlength=n_nodes)
+
+    unary = kept & (n_own_bins == 0) & (n_children == 1)
+    unary[root] = False
+    is_unary = unary.tolist()
+    for node in inner_edges[::-1].tolist():
+        if is_unary[parents[node]]:
+            lengths[node] += lengths[parents[node]]
+            parents[node] = parents[parents[node]]
+    parent, length = np.array(parents, np.intp), np.array(lengths)
+    leaf = kept & (n_children == 0) & (n_own_bins == 1)
+    leaf[root] = False
+    on_leaf = leaf[bin_at]
+    bin_length = np.where(on_leaf, length[bin_at], 0.0)
+    bin_at = np.where(on_leaf, parent[bin_at], bin_at)
+    return _layout(parent, length, below, np.flatnonzero(kept & ~unary & ~leaf), bin_at, bin_length)
+
+
+def by_levels(layout: EdgeLayout) -> EdgeLayout:
+    """Return the layout with the edges above inner nodes level by level, the deepest first.
+
+    In post-order most of them need what the one before has just stored. In this order they do not
+    wait, which made value and gradient on the ImageNet tree 1.45 times as fast.
+    """
+    n_bins, n_edges = layout.n_bins, layout.n_edges
+    parent, length, share = layout.edges
+    parents, level = parent.tolist(), [0] * (n_edges + 1)
+    for edge in range(n_edges - 1, n_bins - 1, -1):
+        level[edge] = level[parents[edge]] + 1
+    inner = np.argsort([-level[edge] for edge in range(n_bins, n_edges)], kind="stable")
+    order = np.append(np.arange(n_bins), n_bins + inner)
+    number = np.empty(n_edges + 1, np.intp)
+    number[order], number[n_edges] = np.arange(n_edges), n_edges
+    return EdgeLayout(n_bins, number[parent[order]], length[order], share[order])
+
+
+def _layout(
+    parent: Index, length: Floats, below: Index, inner: Index, bin_at: Index, bin_length: Floats
+) -> EdgeLayout:
+    """Return the layout with the nodes `inner` of a tree, in their order, the root last."""
+    n_bins, n_edges = bin_at.size, bin_at.size + inner.size
+    edge_of = np.full(parent.size + 1, n_edges)  # the last entry serves parent -1
+    edge_of[inner] = np.arange(n_bins, n_edges)
+    inner_length = length[inner]
+    inner_length[-1] = 0.0
+    return EdgeLayout(
+        n_bins,
+        np.append(edge_of[bin_at], edge_of[parent[inner]]),
+        np.append(bin_length, inner_length),
+        np.append(np.full(n_bins, 1.0 / n_bins), below[inner] / n_bins),
+    )
+
+
+def _bin_order(parent: Index, n_bins: int) -> BinOrder:
+    n_edges = parent.size
+    bins = np.argsort(parent[:n_bins], kind="stable")
+    start = np.searchsorted(parent[bins], np.arange(n_edges + 1))
+    lowest = np.arange(n_edges + 1)
+    for edge in range(n_bins, n_edges):
+        lowest[parent[edge]] = min(lowest[parent[edge]], lowest[edge])
+    return BinOrder(frozen(bins), frozen(start), frozen(lowest))
+
+
+def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
+    n_given = edges.length.size
+    length, share = edges.length.tolist(), edges.share.tolist()
+    if n_given == n_bins:  # a chain
+        no_lists = np.zeros(n_bins, np.int64)
+        return _packed(n_bins, 0, [edges.parent, no_lists, [0], np.arange(n_bins)], length, share)
+    children: list[list[int]] = [[] for _ in range(n_given)]
+    height = [0] * n_given
+    for edge, parent in enumerate(edges.parent.tolist()):
+        if edge >= n_bins:
+            _join(children, edge, height, length, share)
+        if parent < n_given:
+            children[parent].append(edge)
+    n_edges = len(length)
+    inner = sorted(range(n_bins, n_edges), key=height.__getitem__)
+    order = [*range(n_bins), *inner]
+    number = np.empty(n_edges, np.int64)
+    number[order] = np.arange(n_edges)
+    lists = [number[children[edge]] for edge in inner]
+    parents = np.full(n_edges, n_edges)
+    for edge, below in zip(inner, lists, strict=True):
+        parents[below] = number[edge]
+    ends = np.cumsum([0, *map(len, lists)])
+    heights = [height[edge] for edge in inner]
+    starts = n_bins + np.searchsorted(heights, np.arange(1, heights[-1] + 2))
+    numbers = [parents, ends, *lists, starts, number[:n_given]]
+    length, share = ([values[edge] for edge in order] for values in (length, share))
+    return _packed(n_edges, heights[-1], numbers, length, share)
+
+
+def _packed(
+    n_edges: int, n_levels: int, numbers: list[Any], length: list[float], share: list[float]
+) -> CudaTables:
+    """Pack the tables into few arrays, since every argument of a launch costs time."""
+    packed = np.concatenate(numbers).astype(np.int32)
+    return CudaTables(n_edges, n_levels, packed, frozen([*length, *share]))
+
+
+def _join(
+    children: list[list[int]],
+    edge: int,
+    height: list[int],
+    length: list[float],
+    share: list[float],
+) -> None:
+    """Leave at most `MAX_CHILDREN` edges below an edge, and set its height.
+
+    The lowest edges are joined first, and all joins but the first are full, so that the tree hardly
+    becomes higher.
+    """
+    heap = [(height[child], child) for child in children[edge]]
+    heapq.heapify(heap)
+    n_joined = (len(heap) - MAX_CHILDREN - 1) % (MAX_CHILDREN - 1) + 2
+    while len(heap) > MAX_CHILDREN:
+        joined = [heapq.heappop(heap) for _ in range(n_joined)]
+        new = len(length)
+        heapq.heappush(heap, (joined[-1][0] + 1, new))
+        below = [child for _, child in joined]
+        children.append(below)
+        height.append(joined[-1][0] + 1)
+        length.append(0.0)
+        share.append(sum(share[child] for child in below))
+        n_joined = MAX_CHILDREN
+    children[edge] = [child for _, child in sorted(heap)]
+    height[edge] = 1 + max((h for h, _ in heap), default=0)
