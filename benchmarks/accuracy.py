@@ -7,17 +7,13 @@ the exact value, of the gradient relative to its largest exact entry. Powers tha
 have a reference of 50 digits. Takes a minute or two; the same seeds give the same table.
 """
 
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 from scipy.cluster.hierarchy import linkage
 
 import fastemd
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-import naive
+from tests.support import naive
 
 SIZES = [10, 100, 1000]
 POWERS = [1, 2, 3.7]

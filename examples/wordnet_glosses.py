@@ -38,8 +38,9 @@ class SinkhornLoss(nn.Module):
 
     All of a label's mass is in one bin, so there is one transport plan: everything goes there.
     Sinkhorn's first iteration finds it, and what it minimises, <T, cost> - h(T) / lambda, is
-    EMD (rho = 1) less the entropy of the prediction over lambda. tests/test_glosses.py checks that
-    against `fastemd.sinkhorn`, which takes two products with a matrix of 982 x 982 per iteration.
+    EMD (rho = 1) less the entropy of the prediction over lambda. tests/examples/test_glosses.py
+    checks that against `fastemd.sinkhorn`, which takes two products with a matrix of 982 x 982 per
+    iteration.
     """
 
     def __init__(self, space, lam):

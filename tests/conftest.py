@@ -2,13 +2,13 @@
 
 import os
 
-import device
-import naive
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from operations import OPERATIONS
-from strategies import RHOS, chain_case, random_ground, tree_case
+
+from tests.support import device, naive
+from tests.support.operations import OPERATIONS
+from tests.support.strategies import RHOS, chain_case, random_ground, tree_case
 
 # The first example of a test may compile a kernel: a deadline or a slow-data check would blame it.
 settings.register_profile(

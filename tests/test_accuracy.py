@@ -2,14 +2,14 @@
 
 from fractions import Fraction
 
-import naive
 import numpy as np
 import pytest
-from device import SIMULATED, hardware
-from operations import assert_close
-from strategies import chain_case, random_ground, random_pair, tree_case
 
 import fastemd
+from tests.support import naive
+from tests.support.device import SIMULATED, hardware
+from tests.support.operations import assert_close
+from tests.support.strategies import chain_case, random_ground, random_pair, tree_case
 
 SEEDS = range(40 if SIMULATED else 200)
 # float32: 1e-6 is promised, but float64 inside leaves only the rounding of the result.

@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from operations import OPERATIONS
 
 import fastemd
+from tests.support.operations import OPERATIONS
 
 SENTINEL = -123.456
 each = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)

@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numba
 import numpy as np
 import pytest
-from device import SIMULATED, cpu, hardware
-from operations import assert_agrees, assert_close
-from strategies import chain_case, random_ground, tree_case
 
 import fastemd
 from fastemd.kernels.memory import STREAM_FROM
+from tests.support.device import SIMULATED, cpu, hardware
+from tests.support.operations import assert_agrees, assert_close
+from tests.support.strategies import chain_case, random_ground, tree_case
 
 BATCH_SIZES = range(1, 10) if SIMULATED else [*range(1, 35), 63, 64, 65]
 

@@ -1,15 +1,15 @@
 """Optimal transport: the value is the least, the plan is a plan."""
 
-import naive
 import numpy as np
 import ot
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from operations import assert_close
-from strategies import problems, random_pair
 
 import fastemd
+from tests.support import naive
+from tests.support.operations import assert_close
+from tests.support.strategies import problems, random_pair
 
 ROUNDING = 1e-14
 

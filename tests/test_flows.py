@@ -1,14 +1,14 @@
 """emd_flow and embed."""
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from operations import BY_NAME, assert_agrees, assert_close
-from strategies import cases, histograms, problems, random_pair, rhos
 
 import fastemd
+from tests.support import naive
+from tests.support.operations import BY_NAME, assert_agrees, assert_close
+from tests.support.strategies import cases, histograms, problems, random_pair, rhos
 
 FLOW, EMBED = BY_NAME["emd_flow"], BY_NAME["embed"]
 

@@ -1,13 +1,13 @@
 """emd_grad and emd_value_and_grad."""
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import given
-from operations import BY_NAME, assert_agrees, assert_close
-from strategies import problems, random_pair, rhos
 
 import fastemd
+from tests.support import naive
+from tests.support.operations import BY_NAME, assert_agrees, assert_close
+from tests.support.strategies import problems, random_pair, rhos
 
 GRAD, BOTH = BY_NAME["emd_grad"], BY_NAME["emd_value_and_grad"]
 both = pytest.mark.parametrize("operation", [GRAD, BOTH], ids=lambda operation: operation.name)

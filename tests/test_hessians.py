@@ -1,13 +1,13 @@
 """emd_hessian, emd_hessian_diag and emd_hvp."""
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import given
-from operations import BY_NAME, assert_agrees, assert_close
-from strategies import problems, random_pair, rhos
 
 import fastemd
+from tests.support import naive
+from tests.support.operations import BY_NAME, assert_agrees, assert_close
+from tests.support.strategies import problems, random_pair, rhos
 
 HVP = BY_NAME["emd_hvp"]
 SECOND_ORDER = [BY_NAME["emd_hessian"], BY_NAME["emd_hessian_diag"], HVP]

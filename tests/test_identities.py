@@ -1,12 +1,14 @@
 """What must hold whatever the implementation: metric, homogeneity, and trees that are the same."""
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from operations import BY_NAME, OPERATIONS, assert_close
-from strategies import (
+
+import fastemd
+from tests.support import naive
+from tests.support.operations import BY_NAME, OPERATIONS, assert_close
+from tests.support.strategies import (
     Case,
     cases,
     chain_case,
@@ -18,8 +20,6 @@ from strategies import (
     rhos,
     tree_case,
 )
-
-import fastemd
 
 # Whose results do not depend on which edges a tree has, only on its distances.
 INVARIANT = [operation for operation in OPERATIONS if operation.tails != ("E",)]

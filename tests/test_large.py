@@ -3,11 +3,11 @@
 import networkx as nx
 import numpy as np
 import pytest
-from operations import assert_close
-from strategies import random_pair
 
 import fastemd
 from fastemd import kernels
+from tests.support.operations import assert_close
+from tests.support.strategies import random_pair
 
 
 def _oracle(parent, weight, bin_node, p, q, rho):

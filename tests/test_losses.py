@@ -2,15 +2,15 @@
 
 import tracemalloc
 
-import naive
 import numpy as np
 import pytest
-from device import DEVICE, SIMULATED, cpu, hardware, through
-from operations import assert_close
-from strategies import RHOS, chain_case, tree_case
 
 import fastemd
 from fastemd.losses import LossCall
+from tests.support import naive
+from tests.support.device import DEVICE, SIMULATED, cpu, hardware, through
+from tests.support.operations import assert_close
+from tests.support.strategies import RHOS, chain_case, tree_case
 
 NORMALIZE = ["softmax", "l1", None]
 

@@ -1,11 +1,12 @@
 """The oracles against one another, so that a mistake is not made twice in the same place."""
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import given
-from operations import assert_close
-from strategies import problems, rhos
+
+from tests.support import naive
+from tests.support.operations import assert_close
+from tests.support.strategies import problems, rhos
 
 SMALL = naive.Ground([2, 2, 4, 4, -1], [1.0, 1.5, 2.0, 3.0, 0.0], [0, 1, 3])
 P, Q = np.array([0.7, 0.1, 0.2]), np.array([0.15, 0.25, 0.6])

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from device import DEVICE, SHARES_MEMORY
-from frameworks import needed
-from operations import OPERATIONS
 
 import fastemd
+from tests.support.device import DEVICE, SHARES_MEMORY
+from tests.support.frameworks import needed
+from tests.support.operations import OPERATIONS
 
 SENTINEL = -123.456
 

@@ -2,19 +2,19 @@
 
 import itertools
 
-import naive
 import numba
 import numpy as np
 import pytest
-from device import SIMULATED, cpu, hardware
-from frameworks import needed
-from operations import assert_close
-from strategies import random_ground
 
 import fastemd
 from fastemd import kernels
 from fastemd.kernels import sinkhorn as kernel
 from fastemd.paper.contenders import CONTENDERS
+from tests.support import naive
+from tests.support.device import SIMULATED, cpu, hardware
+from tests.support.frameworks import needed
+from tests.support.operations import assert_close
+from tests.support.strategies import random_ground
 
 METHODS = ("paper", "log")
 each_method = pytest.mark.parametrize("method", METHODS)

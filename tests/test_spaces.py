@@ -5,18 +5,18 @@ import pickle
 from decimal import Decimal
 from fractions import Fraction
 
-import naive
 import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from operations import assert_close
 from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.spatial.distance import squareform
-from strategies import cases, grounds, random_pair, tree_case
 
 import fastemd
+from tests.support import naive
+from tests.support.operations import assert_close
+from tests.support.strategies import cases, grounds, random_pair, tree_case
 
 ARRAYS = ["parent", "weight", "bin_node"]
 

@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from device import DEVICE, SIMULATED, cpu, hardware
-from operations import BY_NAME, OPERATIONS, assert_close
 
 import fastemd
+from tests.support.device import DEVICE, SIMULATED, cpu, hardware
+from tests.support.operations import BY_NAME, OPERATIONS, assert_close
 
 # Work for all threads, and many good rows before the bad one.
 B = 6 if SIMULATED else 14001

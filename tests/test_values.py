@@ -2,14 +2,14 @@
 
 import math
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import given
-from operations import BY_NAME, assert_agrees, assert_close
-from strategies import chain_case, problems, random_pair, rhos, tree_case
 
 import fastemd
+from tests.support import naive
+from tests.support.operations import BY_NAME, assert_agrees, assert_close
+from tests.support.strategies import chain_case, problems, random_pair, rhos, tree_case
 
 EMD = BY_NAME["emd"]
 STAR = fastemd.Tree.from_parents([-1, 0, 0, 0], [0, 1, 2, 4])

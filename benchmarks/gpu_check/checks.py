@@ -6,11 +6,9 @@ A check is a function of the device, "cuda" or "cpu", that raises if something d
 
 import functools
 import gc
-import sys
 import threading
 import warnings
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,9 +17,7 @@ import fastemd
 import fastemd.torch
 from benchmarks.common import random_tree
 from benchmarks.gpu_check.runner import UnavailableError
-
-sys.path.append(str(Path(__file__).parents[2] / "tests"))
-import naive
+from tests.support import naive
 
 SMALL = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0.5, 1, 3, 1, 1])
 SPACES = {"tree": fastemd.datasets.imagenet_tree, "chain": lambda: fastemd.Chain(1000)}

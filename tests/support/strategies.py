@@ -7,12 +7,12 @@ both histograms have exactly the same mass.
 
 from typing import NamedTuple
 
-import naive
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import fastemd
+from tests.support import naive
 
 RHOS = [1, 1.5, 2, 3.7]
 rhos = st.sampled_from(RHOS)

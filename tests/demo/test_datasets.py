@@ -149,7 +149,7 @@ n00000008\tn00000002\tRex\t0
 
 @pytest.fixture(scope="module")
 def build() -> Any:
-    path = Path(__file__).parents[1] / "tools" / "build_imagenet_tree.py"
+    path = Path(__file__).parents[2] / "tools" / "build_imagenet_tree.py"
     spec = importlib.util.spec_from_file_location("build_imagenet_tree", path)
     assert spec is not None
     assert spec.loader is not None

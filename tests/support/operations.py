@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import naive
 import numpy as np
-from strategies import random_pair
 
 import fastemd
+from tests.support import naive
+from tests.support.strategies import random_pair
 
 
 class Operation(NamedTuple):

@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
-import naive
 import numpy as np
 import pytest
-from frameworks import needed
-from operations import assert_close
 
 import fastemd
 from fastemd import boosting
+from tests.support import naive
+from tests.support.frameworks import needed
+from tests.support.operations import assert_close
 
 lightgbm = needed("lightgbm")
 xgboost = needed("xgboost")

@@ -8,10 +8,10 @@ import weakref
 
 import numpy as np
 import pytest
-from frameworks import LIBRARIES, each_library, framework, growth, needed
-from operations import OPERATIONS
 
 import fastemd
+from tests.support.frameworks import LIBRARIES, each_library, framework, growth, needed
+from tests.support.operations import OPERATIONS
 
 CHAIN = fastemd.Chain(7)
 each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda x: x.name)

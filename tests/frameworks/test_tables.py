@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from frameworks import needed
 
 import fastemd
+from tests.support.frameworks import needed
 
 TREE = fastemd.Tree.from_paths([("a", "x"), ("a", "y"), ("b",)])
 NAMED = fastemd.Tree.from_networkx(TREE.to_networkx(), bins=TREE.bins)

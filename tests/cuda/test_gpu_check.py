@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device import cpu
 
 from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check import correctness, environment, runner
@@ -21,6 +20,7 @@ from benchmarks.gpu_check.runner import (
     Step,
     UnavailableError,
 )
+from tests.support.device import cpu
 
 pytestmark = cpu
 

@@ -16,7 +16,7 @@ import pytest
 
 from fastemd import devices
 
-SCRIPT = Path(__file__).with_name("launch_kernels.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "launch_kernels.py"
 
 pytestmark = pytest.mark.skipif(
     find_spec("numba_cuda") is None, reason="numba-cuda is not installed"
@@ -64,7 +64,7 @@ def test_cuda_extras_exclude_numpy_2_5_as_long_as_numba_cuda_fails_with_it():
     """If this fails, numba-cuda needs `numpy.row_stack` no longer, and the extras no limit."""
     done = _run("-c", COMPILE_WITHOUT_ROW_STACK)
     assert done.returncode == 0 or "row_stack" in done.stderr, done.stderr
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     for name in ("cuda12", "cuda13"):
         assert ("numpy<2.5" in extras[name]) == (done.returncode != 0)

@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from frameworks import growth, needed
-from operations import assert_close
 
 import fastemd
+from tests.support.frameworks import growth, needed
+from tests.support.operations import assert_close
 
 jax = needed("jax")
 jax.config.update("jax_enable_x64", True)

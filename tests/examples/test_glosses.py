@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from frameworks import needed
 
 import fastemd
+from tests.support.frameworks import needed
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.append(str(EXAMPLES))
 torch, experiment = needed("torch"), needed("wordnet_glosses")
 gloss_texts = needed("gloss_texts")

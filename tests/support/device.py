@@ -209,7 +209,7 @@ def install():
     for name in FUNCTIONS:
         setattr(fastemd, name, through(getattr(plain, name)))
     if SIMULATED:
-        import simulator
+        from tests.support import simulator
 
         simulator.install()
         if DEVICE == "torch":

@@ -358,7 +358,7 @@ def test_cache_on_a_full_disk_is_done_without(tmp_path):
 
 WRITER = """
 from numba import njit
-from test_cache import SIGNATURE, add_one
+from tests.cpu.test_cache import SIGNATURE, add_one
 from fastemd.kernels import caching
 kernel = njit(SIGNATURE)(add_one)  # compiled here: a kernel that was loaded cannot be saved
 compiled = kernel.overloads[SIGNATURE.args]
@@ -370,7 +370,7 @@ for _ in range(500):
 
 def test_cache_is_read_while_other_processes_write(folder):
     environment = {**os.environ, "NUMBA_CACHE_DIR": config.CACHE_DIR}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     command = [sys.executable, "-W", "error", "-c", WRITER]
     caching.compiled(add_one, SIGNATURE, b"1")
     with contextlib.ExitStack() as stack:

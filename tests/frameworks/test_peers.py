@@ -1,20 +1,20 @@
 """Against programs that nobody here wrote, and against the linear programme."""
 
-import naive
 import networkx as nx
 import numpy as np
 import ot
 import pytest
 import skbio
-from frameworks import needed
 from hypothesis import given
-from operations import assert_close
 from scipy.stats import energy_distance, wasserstein_distance
 from skbio.diversity.beta import weighted_unifrac
-from strategies import chain_case, problems, random_ground, random_pair, tree_case
 
 import fastemd
 from fastemd.rivals import IMPLEMENTATIONS
+from tests.support import naive
+from tests.support.frameworks import needed
+from tests.support.operations import assert_close
+from tests.support.strategies import chain_case, problems, random_ground, random_pair, tree_case
 
 N_ROWS = 8
 

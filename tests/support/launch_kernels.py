@@ -1,6 +1,7 @@
 """Launch kernels by numba-cuda as if there was a device, which gets none of them.
 
-``python tests/launch_kernels.py`` raises if a launch is not as it should be; see test_launches.py.
+``python tests/support/launch_kernels.py`` raises if a launch is not as it should be; see
+test_launches.py.
 """
 
 import contextlib
@@ -15,8 +16,7 @@ STREAM = 4711
 
 
 def main():
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-    from device import DeviceArray
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     from numba import cuda
     from numba.cuda import dispatcher
     from numba.cuda.cudadrv import driver
@@ -24,6 +24,7 @@ def main():
     import fastemd
     from fastemd import devices, target
     from fastemd.kernels import device as launcher
+    from tests.support.device import DeviceArray
 
     here, grids, configurations = [], [], []
 

@@ -1,6 +1,6 @@
 """Compile all CUDA kernels for a kind of space and a type to PTX; a line for each.
 
-``python tests/compile_kernels.py chain f``, for example.
+``python tests/support/compile_kernels.py chain f``, for example.
 """
 
 import sys
@@ -11,7 +11,7 @@ CC = (9, 0)
 
 
 def main(space, char):
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     from numba import cuda, float64
     from numba.cuda import dispatcher
 

@@ -11,16 +11,16 @@ import sys
 
 import numpy as np
 import pytest
-from device import DeviceArray, device, on_device, on_host, plain, simulator
-from frameworks import needed
-from operations import OPERATIONS, assert_agrees
-from strategies import random_pair
 
 import fastemd
 from fastemd import devices
 from fastemd.layout import MAX_CHILDREN
 from fastemd.losses import LossCall
 from fastemd.registry import number_of
+from tests.support.device import DeviceArray, device, on_device, on_host, plain, simulator
+from tests.support.frameworks import needed
+from tests.support.operations import OPERATIONS, assert_agrees
+from tests.support.strategies import random_pair
 
 CHAIN = fastemd.Chain(3)
 
@@ -421,9 +421,8 @@ def test_functions_wait_for_arrays_of_jax(monkeypatch, rng):
 @pytest.fixture
 def jax_on_device(monkeypatch):
     jax = needed("jax")
-    import simulator
-
     from fastemd import target
+    from tests.support import simulator
 
     def refuse(*args):
         raise AssertionError("memory that JAX does not keep")

@@ -4,9 +4,10 @@ import runpy
 from pathlib import Path
 
 import pytest
-from frameworks import needed
 
-RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
+from tests.support.frameworks import needed
+
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import subprocess
 import sys
 
 import numpy as np
-import operations
 import pytest
-from device import DEVICE, SIMULATED, cpu, hardware, plain
-from frameworks import growth, needed
 
 import fastemd
+from tests.support import operations
+from tests.support.device import DEVICE, SIMULATED, cpu, hardware, plain
+from tests.support.frameworks import growth, needed
 
 torch = needed("torch")
 adapter = needed("fastemd.torch")

@@ -6,9 +6,10 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from frameworks import needed
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from tests.support.frameworks import needed
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 
 @pytest.fixture
