@@ -22,7 +22,7 @@ import numpy as np
 import fastemd
 from benchmarks.common import histograms, logits, random_tree, timed
 from benchmarks.frameworks import cross_entropy, small_calls, training
-from fastemd import kernels
+from fastemd.kernels.cpu import driver
 from fastemd.rivals import IMPLEMENTATIONS, ready
 
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
@@ -257,10 +257,10 @@ def threads():
 
 
 def with_threads(n_threads, run):
-    before, kernels.PARALLEL_FROM = (numba.get_num_threads(), kernels.PARALLEL_FROM), 0
+    before, driver.PARALLEL_FROM = (numba.get_num_threads(), driver.PARALLEL_FROM), 0
     numba.set_num_threads(n_threads)
     run()
-    n_threads, kernels.PARALLEL_FROM = before
+    n_threads, driver.PARALLEL_FROM = before
     numba.set_num_threads(n_threads)
 
 

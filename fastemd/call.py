@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd import arrays, kernels, validation
+from fastemd import arrays, validation
 from fastemd.ground import GroundSpace
+from fastemd.kernels.cpu import driver
 from fastemd.layout import EdgeLayout
 from fastemd.on_device import Launch
 
@@ -124,7 +125,7 @@ class Call:
         self, operation: str, layout: EdgeLayout, rows: tuple[Array, Array, Array], *results: Any
     ) -> int:
         """Run the kernel; the first bad row, or the number of rows."""
-        return kernels.run(operation, layout, rows, self.rho, *results)
+        return driver.run(operation, layout, rows, self.rho, *results)
 
     def _launch_on_device(
         self, operation: str, layout: EdgeLayout, rows: tuple[Array, Array, Array], *results: Any

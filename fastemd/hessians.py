@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastemd import kernels
 from fastemd.call import Call
 from fastemd.docstrings import documented
 from fastemd.ground import GroundSpace
+from fastemd.kernels.cpu import driver
 
 
 @documented
@@ -60,7 +60,7 @@ def emd_hessian(
     layout = space.layout("subtrees")
     curvatures = np.empty((*call.batch, layout.n_edges))
     call.run("curvature", None, curvatures)
-    kernels.fill_hessian(layout, curvatures, hessian, project)
+    driver.fill_hessian(layout, curvatures, hessian, project)
     return call.deliver(hessian, out)
 
 

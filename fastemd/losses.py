@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import arrays, kernels, validation
+from fastemd import arrays, validation
 from fastemd.docstrings import documented
 from fastemd.ground import GroundSpace
+from fastemd.kernels.cpu import driver
 from fastemd.on_device import Launch
 
 Array = NDArray[Any]
@@ -212,15 +213,16 @@ class LossCall:
 
     def run(self, operation: str, factors: Array, out: Array) -> Array:
         """Put the derivatives times `factors` into `out`, return the losses of all rows."""
-        values = factors.copy()
+        values = np.empty_like(factors)
         n_rows = values.size
         if n_rows == 0:
             return values
         x, *others = arrays.as_rows(list(self.inputs.values()), self.batch, self.dtype)
-        bad = kernels.run_loss(
-            operation, self.space.layout("levels"), (x, *self._rows(x, others)), self.rho, values,
-            out.reshape(*x.shape[:2], self.space.n_bins), self.tolerance,
-            self.labelled, self.normalize, self.cross_entropy,
+        rows, labels = self._rows(x, others)
+        bad = driver.run_loss(
+            operation, self.space.layout("levels"), rows, labels, factors, self.rho, values,
+            out.reshape(*x.shape[:2], self.space.n_bins), self.normalize, self.cross_entropy,
+            self.tolerance,
         )  # fmt: skip
         if bad < n_rows:
             validation.blame_loss(
@@ -229,17 +231,15 @@ class LossCall:
             )  # fmt: skip
         return values
 
-    def _rows(self, x: Array, others: list[Array]) -> tuple[Array, Array]:
-        """The target and v as the kernel reads them: labels as numbers of the type of x."""
-        if not self.labelled:
-            *vs, target = others
-        else:
-            vs, target = others, self.target
-            if target.shape != self.batch:
-                target = np.broadcast_to(target, self.batch)
-            target = np.ascontiguousarray(target, np.int64)
-            target = target.reshape(-1).view(self.dtype).reshape(*x.shape[:2], -1)
-        return target, vs[0] if vs else arrays.nothing(self.dtype.char)
+    def _rows(self, x: Array, others: list[Array]) -> tuple[tuple[Array, Array, Array], Array]:
+        """The rows that the kernel reads, and the labels."""
+        nothing, labels = arrays.nothing(self.dtype.char), np.empty(0, np.int64)
+        if self.labelled:
+            labels = np.broadcast_to(self.target, self.batch)
+            labels = np.ascontiguousarray(labels, np.int64).reshape(-1)
+            return (x, nothing, others[0] if others else nothing), labels
+        *vs, target = others
+        return (x, target, vs[0] if vs else nothing), labels
 
     def _on_device(
         self, launch: Launch, operation: str, ignore_index: int | None, reduction: str,

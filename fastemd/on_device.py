@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd import arrays, kernels, validation
+from fastemd import arrays, validation
 from fastemd.devices import Device, description
-from fastemd.kernels.normalize import NORMALIZE
+from fastemd.kernels.operations import NORMALIZATIONS
 from fastemd.layout import EdgeLayout
 
 Array = NDArray[Any]
@@ -58,6 +58,18 @@ def _first_bad(index: int, complaints: Any) -> int | None:
         return None
     target.assign(index, complaints, np.full(2, NO_ROW))
     return first
+
+
+def _key(operation: str, is_chain: bool, rho: float, char: str) -> tuple[str, str, str, str]:
+    """Return the key of a kernel, see `fastemd.kernels.device.launch`."""
+    power = {1.0: "1", 2.0: "2"}.get(rho, "any")
+    if operation == "hvp" and power != "any":
+        operation = "constant_hvp"  # the curvature does not depend on the flow
+    if operation in ("flow", "embed", "check"):
+        power = "any"
+    elif operation in ("hessian_diag", "constant_hvp") and power == "1":
+        power = "2"  # times 0
+    return operation, "chain" if is_chain and operation != "check" else "tree", power, char
 
 
 class Launch:
@@ -147,7 +159,7 @@ class Launch:
     ) -> None:
         rho, char = rest[0], rows[0].dtype.char
         self.launcher.launch(
-            kernels.key_on_device(operation, layout.is_chain, rho, char), layout, rows, rest,
+            _key(operation, layout.is_chain, rho, char), layout, rows, rest,
             self.complaints, self.scratch, self.device.index, self.stream,
         )  # fmt: skip
 
@@ -216,7 +228,7 @@ class Launch:
             others = [*([nothing] if labels.size else []), *others, nothing]
             rest = (
                 rho, values.reshape(-1), out.reshape(*x.shape[:2], -1), labels, factors, factor,
-                NORMALIZE[normalize], cross_entropy, tolerance,
+                NORMALIZATIONS[normalize], cross_entropy, tolerance,
             )  # fmt: skip
             self._launch(operation, layout, [x, *others[:2]], rest)
         if reduction != "none":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastemd
-from fastemd.kernels.memory import STREAM_FROM
+from fastemd.kernels.cpu.tiles import STREAM_FROM
 from tests.support.device import SIMULATED, cpu, hardware
 from tests.support.operations import assert_agrees, assert_close
 from tests.support.strategies import chain_case, random_ground, tree_case

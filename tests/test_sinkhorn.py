@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import fastemd
-from fastemd import kernels
 from fastemd.kernels import sinkhorn as kernel
+from fastemd.kernels.cpu import driver
 from fastemd.paper.contenders import CONTENDERS
 from tests.support import naive
 from tests.support.device import SIMULATED, cpu, hardware
@@ -353,7 +353,7 @@ def test_kernels__parallel_and_serial_agree(method, dtype, rng, monkeypatch):
     results = {}
     for name, threshold, forked in (("0", 1 << 60, False), ("1", 0, False), ("2", 0, True)):
         monkeypatch.setattr(kernel, "PARALLEL_FROM", threshold)
-        monkeypatch.setattr(kernels, "_forked", forked)
+        monkeypatch.setattr(driver, "_forked", forked)
         results[name] = fastemd.sinkhorn(p, q, cost, lam=700, max_iter=9, method=method)
     for other in "12":
         for ours, theirs in zip(results["0"], results[other], strict=True):
@@ -365,10 +365,10 @@ def test_kernels__do_without_the_lock_if_another_has_it(rng, monkeypatch):
     p, q, cost = _problem(rng)
     monkeypatch.setattr(kernel, "PARALLEL_FROM", 0)
     ref = fastemd.sinkhorn(p, q, cost, lam=3)
-    with kernels._one_parallel_kernel:
+    with driver._one_parallel_kernel:
         comp = fastemd.sinkhorn(p, q, cost, lam=3)
     assert_close(comp.value, ref.value)
-    assert not kernels._one_parallel_kernel.locked()
+    assert not driver._one_parallel_kernel.locked()
 
 
 @cpu

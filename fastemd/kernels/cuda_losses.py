@@ -10,10 +10,28 @@ from typing import NamedTuple
 import numpy as np
 
 from fastemd.kernels.cuda import BEND, SLOPE, slope_edge, sweep_up, weight
-from fastemd.kernels.entropy import LEAST, LEAST_SQUARED, LOWEST_LOGIT
-from fastemd.kernels.normalize import L1, NONE, SMALLEST, SOFTMAX, Form
+from fastemd.kernels.operations import L1, NONE, SOFTMAX
 from fastemd.kernels.threads import larger, largest, sums
 from fastemd.target import device
+
+SMALLEST = 2.0**-1022  # sum to divide by
+LOWEST_LOGIT = -np.finfo(np.float64).max  # of a masked class, whose target is 0
+
+# A smaller p counts as this in the derivatives -q / p and q / p^2, which would overflow.
+LEAST, LEAST_SQUARED = 2.0**-480, 2.0**-960
+
+
+class Form(NamedTuple):
+    """Lanes: p = y scale, a = y a_y + a_1, r = y r_y + r_1; `bent` is 0 if a is constant in x."""
+
+    scale: float
+    a_y: float
+    a_1: float
+    r_y: float
+    r_1: float
+    bent: float
+    entropy: float  # c times the mass of the target, 0 where the cross entropy is all in D
+    factor: float  # what the row counts
 
 
 class Weighed(NamedTuple):

@@ -16,8 +16,8 @@ from numba import from_dtype, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from fastemd import kernels
 from fastemd.kernels import caching
+from fastemd.kernels.cpu import driver
 
 # The log domain leaves a sum of products to the BLAS unless it is so small that terms may be
 # missing from it. Factors below FLUSH are taken as 0: no product of two others is a denormal
@@ -249,13 +249,13 @@ def _launch(name, nanoseconds, *args):
     `nanoseconds` is about what one thread takes.
     """
     char = args[0].dtype.char
-    if kernels.take_threads(nanoseconds >= PARALLEL_FROM) == 1:
+    if driver.take_threads(nanoseconds >= PARALLEL_FROM) == 1:
         _compiled(name, char, False)(*args)
         return
     try:
         _compiled(name, char, True)(*args)
     finally:
-        kernels.give_threads_back()
+        driver.give_threads_back()
 
 
 def divide(mass, sums, scaling, error):

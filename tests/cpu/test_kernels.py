@@ -9,7 +9,7 @@ import pytest
 
 import fastemd
 from fastemd.kernels import edges
-from fastemd.kernels.lanes import (
+from fastemd.kernels.cpu.simd import (
     address,
     aligned,
     at,

@@ -1,0 +1,1 @@
+"""The CPU kernels. `fastemd.kernels.cpu.driver` launches them."""

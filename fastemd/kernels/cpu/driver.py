@@ -1,0 +1,174 @@
+"""Choose the CPU kernel of an operation and launch it, on one thread or on all.
+
+Arrays without elements stand for what an operation does not have.
+"""
+
+import os
+import threading
+from typing import Any
+
+import numba
+from numpy.typing import NDArray
+
+from fastemd.kernels.cpu import compiling
+from fastemd.kernels.operations import NORMALIZATIONS, variant
+from fastemd.layout import EdgeLayout
+
+Array = NDArray[Any]
+
+# With fewer elements than this one thread has finished before a second one is awake (measured on
+# two cores: break-even between 16,000 and 80,000, depending on the space and the hour).
+PARALLEL_FROM = 1 << 16
+
+# Rows are processed one by one, not eight at a time, if there are hardly any (value and gradient,
+# and losses; break-even at two rows), and if the scratch of eight would be so large that the system
+# allocates it again for every call (break-even at 150,000 edges; at 750,000, 2.5 times as fast).
+FEW_ROWS = 2
+MANY_EDGES = 200_000
+
+
+def run(
+    operation: str,
+    layout: EdgeLayout,
+    rows: tuple[Array, Array, Array],
+    rho: float,
+    value: Array,
+    out: Array,
+    project: bool,
+    tolerance: float,
+) -> int:
+    """Run an operation on histograms.
+
+    Parameters
+    ----------
+    operation : str
+        A row of `OPERATIONS` that is no loss.
+    layout : EdgeLayout
+        The edges to sweep.
+    rows : three ndarrays (G, R, N)
+        ``p``, ``q`` and ``v``, of one dtype; ``v`` may be empty.
+    rho : float
+    value : ndarray (G * R,)
+        The EMD of every row (only of "gradient"); may be empty.
+    out : ndarray (G, R, columns)
+        The result; may be empty. float64 if the columns are edges.
+    project : bool
+        Whether the derivatives conserve the total mass.
+    tolerance : float
+        For the masses of ``p`` and ``q``; if negative, no row is checked.
+
+    Returns
+    -------
+    int
+        The first invalid row, or ``G * R``.
+    """
+    p = rows[0]
+    name, cost, numbers = variant(operation, rho)
+    few = name == "gradient" and p.shape[0] * p.shape[1] <= FEW_ROWS
+    key = name, layout.is_chain, cost, few or layout.n_edges > MANY_EDGES, p.dtype.char
+    rest = value, out, float(bool(project)), tolerance
+    return _launch(key, p.size, layout.edges, *rows, *numbers, *rest)
+
+
+def run_loss(
+    operation: str,
+    layout: EdgeLayout,
+    rows: tuple[Array, Array, Array],
+    labels: Array,
+    factors: Array,
+    rho: float,
+    value: Array,
+    out: Array,
+    normalize: str | None,
+    cross_entropy: float,
+    tolerance: float,
+) -> int:
+    """Run a loss.
+
+    Parameters
+    ----------
+    operation : {"loss", "loss_diagonal", "loss_product"}
+    layout : EdgeLayout
+        The edges to sweep.
+    rows : three ndarrays (G, R, N)
+        ``x``, the target and ``v``, of one dtype; the target is empty if there are labels, and
+        ``v`` may be empty.
+    labels : ndarray of int64 (G * R,)
+        Empty if the targets are histograms.
+    factors : ndarray of float64 (G * R,)
+        What multiplies the derivatives of every row; a row whose factor is 0 is not read.
+    rho : float
+    value : ndarray of float64 (G * R,)
+        The loss of every row, not multiplied by its factor (only of "loss"); may be empty.
+    out : ndarray (G, R, N)
+        The derivatives.
+    normalize : {"softmax", "l1", None}
+    cross_entropy : float
+        0 without softmax.
+    tolerance : float
+        For masses that should be 1.
+
+    Returns
+    -------
+    int
+        The first invalid row, or ``G * R``.
+    """
+    x = rows[0]
+    name, cost, numbers = variant(operation, rho)
+    narrow = x.shape[0] * x.shape[1] <= FEW_ROWS or layout.n_edges > MANY_EDGES
+    key = name, layout.is_chain, cost, narrow, x.dtype.char
+    rest = value, out, NORMALIZATIONS[normalize], cross_entropy, tolerance
+    return _launch(key, x.size, layout.edges, *rows, labels, factors, *numbers, *rest)
+
+
+def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: bool) -> None:
+    """Write dense Hessians `out` (..., N, N) from the result of "curvature", (..., edges)."""
+    n_bins = out.shape[-1]
+    n_matrices = out.size // (n_bins * n_bins)
+    if n_matrices:
+        curvatures = curvatures.reshape(n_matrices, curvatures.shape[-1])
+        matrices = out.reshape(n_matrices, n_bins, n_bins)
+        key = "hessian", False, "any", False, out.dtype.char
+        arguments = layout.bin_order, curvatures, matrices, float(bool(project))
+        _launch(key, out.size, layout.edges, *arguments)
+
+
+# ----------------------------------------------------------------------------------------- threads
+
+# Two parallel kernels at once abort the process under Numba's workqueue layer, and a forked child
+# that runs one is killed under GNU OpenMP. Callers without the lock, and forked children, run the
+# serial kernel, which needs no threads and gives the same bits.
+_one_parallel_kernel = threading.Lock()
+_forked = False
+
+
+def _in_child() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
+def take_threads(is_large: bool) -> int:
+    """Return how many threads a kernel may use; after more than one, call `give_threads_back`."""
+    if not is_large or _forked or (n_threads := numba.get_num_threads()) == 1:
+        return 1
+    return n_threads if _one_parallel_kernel.acquire(blocking=False) else 1
+
+
+def give_threads_back() -> None:
+    """Allow the next parallel kernel."""
+    _one_parallel_kernel.release()
+
+
+def _launch(key: tuple[str, bool, str, bool, str], n_elements: int, *arguments: Any) -> int:
+    """Run the kernel of a key, see `compiling.serial_kernel`; if it pays, in parallel."""
+    n_threads = take_threads(n_elements >= PARALLEL_FROM)
+    if n_threads == 1:
+        return compiling.serial_kernel(*key)(0, 1, *arguments)  # type: ignore[no-any-return]  # Numba has no types
+    try:
+        return compiling.parallel_kernel(*key)(n_threads, *arguments)  # type: ignore[no-any-return]
+    finally:
+        give_threads_back()

@@ -1,0 +1,516 @@
+"""Losses on the CPU: from a tile of logits (or of masses) x to the loss and its derivatives in x.
+
+The normalised histogram is ``p = y / sum(y)``, with y in scratch ``y``. With D the result of the
+sweep down (the derivative in p), c the weight of the cross entropy, and a and r as in
+`fastemd.kernels.operations.Jacobian`, the derivative in x is ``a (D - <r, D>) + c (M p - q)``,
+where M is the mass of the target q, which is not quite 1. The formulas for the second derivatives
+are at `diagonal_column` and `product_column`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastemd.kernels.cpu.checks import is_finite, is_histogram_pair, largest_of_row, mean_of_row
+from fastemd.kernels.cpu.row_io import WIDTH, number, read_block, read_column, write_number
+from fastemd.kernels.cpu.simd import (
+    exp_below,
+    integer_at,
+    jitable,
+    lane,
+    load,
+    multiply_add,
+    n_lanes,
+    number_at,
+    put_integer,
+    put_number,
+    splat,
+    store,
+)
+from fastemd.kernels.cpu.sweeps import (
+    read_row,
+    read_rows,
+    sweep_down_nodes,
+    sweeps,
+    write_results,
+    writers,
+)
+from fastemd.kernels.cpu.tiles import finish_last_tile
+from fastemd.kernels.edges import EdgeCost, flow_edge
+from fastemd.kernels.operations import L1, NONE, SOFTMAX, Jacobian, Operation, jacobian
+
+SMALLEST_SUM = 2.0**-1022  # to divide by
+
+# Stands for -inf, the logit of a masked class, whose target is 0: 0 times it is 0.
+LOWEST_LOGIT = -np.finfo(np.float64).max
+
+
+class Loss(NamedTuple):
+    """The options of a loss, and its arrays with one number per row of the batch."""
+
+    factors: int  # address: what multiplies the derivatives; a row whose factor is 0 is not read
+    labels: int  # address
+    labelled: bool  # whether the targets are labels, otherwise histograms
+    normalize: int
+    cross_entropy: float
+
+
+class Prediction(NamedTuple):
+    """Lanes: the normalisation of the rows of a tile."""
+
+    total: Any  # sum of y
+    scale: Any  # 1 / total
+    jacobian: Jacobian
+    entropy: Any  # c times the mass of the target
+    factor: Any
+
+
+# ------------------------------------------------------------------------------------------ checks
+
+
+@jitable
+def first_invalid_row(tile, first, n_rows, tolerance):
+    """Return the first invalid row of the tile that starts at `first`, else `n_rows`.
+
+    Store the rows' factors, labels and largest numbers in scratch.
+    """
+    rows, scratch, n_bins = tile.rows, tile.scratch, tile.layout.n_bins
+    for r in range(n_lanes(scratch.x)):
+        row = min(first + r, n_rows - 1)  # beyond the end, the last row is repeated
+        factor = number_at(tile.loss.factors, row)
+        put_number(scratch.factors, r, factor)
+        if factor == 0.0:
+            replace_row(tile, r)
+            continue
+        if tile.loss.labelled:
+            put_integer(scratch.labels, r, integer_at(tile.loss.labels, row))
+        x_row = integer_at(rows.p, r)
+        put_number(scratch.highest, r, largest_of_row(x_row, n_bins, rows.like))
+        if not (is_normalisable(tile, r, tolerance) and is_target(tile, r, tolerance)):
+            return row
+        if rows.with_v and not is_finite(integer_at(rows.v, r), n_bins, rows.like):
+            return row
+    return n_rows
+
+
+@jitable
+def replace_row(tile, r):
+    """Replace a row whose factor is 0 by zeros."""
+    rows, scratch = tile.rows, tile.scratch
+    for k in range(tile.layout.n_bins):
+        put_number(scratch.zeros, k, 0.0)
+    put_integer(rows.p, r, scratch.zeros)
+    put_integer(rows.q, r, scratch.zeros)
+    put_integer(rows.v, r, scratch.zeros)
+    put_integer(scratch.labels, r, 0)
+    put_number(scratch.highest, r, 0.0)
+
+
+@jitable
+def is_normalisable(tile, r, tolerance):
+    row, n_bins, like = integer_at(tile.rows.p, r), tile.layout.n_bins, tile.rows.like
+    if tile.loss.normalize == SOFTMAX:
+        return abs(number_at(tile.scratch.highest, r)) < np.inf
+    mass = mean_of_row(row, n_bins, False, like) * n_bins
+    if not is_histogram_pair(row, row, n_bins, tolerance, like) or mass < SMALLEST_SUM:
+        return False
+    return tile.loss.normalize == L1 or abs(mass - 1.0) <= tolerance
+
+
+@jitable
+def is_target(tile, r, tolerance):
+    """Return whether a target is valid, and has a finite cross entropy if there is one."""
+    x_row, n_bins, like = integer_at(tile.rows.p, r), tile.layout.n_bins, tile.rows.like
+    with_entropy = tile.loss.cross_entropy > 0.0
+    if tile.loss.labelled:
+        label = integer_at(tile.scratch.labels, r)
+        if not 0 <= label < n_bins:
+            return False
+        return not with_entropy or number(x_row, label, like) > -np.inf
+    row = integer_at(tile.rows.q, r)
+    mass = mean_of_row(row, n_bins, False, like) * n_bins
+    if not is_histogram_pair(row, row, n_bins, tolerance, like):
+        return False
+    if with_entropy:
+        for k in range(n_bins):
+            if number(row, k, like) > 0.0 and number(x_row, k, like) <= -np.inf:
+                return False
+    return abs(mass - 1.0) <= tolerance
+
+
+# --------------------------------------------------------------------------- from x to histograms
+
+
+@jitable
+def predict(tile):
+    """Fill scratch ``y`` and return the normalisation."""
+    scratch, loss, zero = tile.scratch, tile.loss, splat(tile.scratch.y, 0.0)
+    factor = load(scratch.factors, 0)
+    if loss.normalize == SOFTMAX:
+        total = fill_y(tile, exponential, load(scratch.highest, 0))
+    else:
+        total = fill_y(tile, unchanged, zero)
+    finish_last_tile(tile)
+    total = max(total, zero >= factor)  # 1 / total is finite where the factor is 0
+    if loss.normalize == NONE:
+        total = zero + 1.0
+    scale = 1.0 / total
+    form = jacobian(loss.normalize, scale, tile.layout.n_bins)
+    return Prediction(total, scale, form, entropy_of_mass(tile), factor)
+
+
+@jitable
+def fill_y(tile, function, subtracted):
+    y, n_bins = tile.scratch.y, tile.layout.n_bins
+    source = tile.rows.p, subtracted, tile.overlap.next_pq
+    total, whole = splat(y, 0.0), n_bins - n_bins % WIDTH
+    for k in range(0, whole, WIDTH):
+        a, b, c, d = read_rows(tile, source, k)
+        a, b, c, d = function(tile, a), function(tile, b), function(tile, c), function(tile, d)
+        store(y, k, a)
+        store(y, k + 1, b)
+        store(y, k + 2, c)
+        store(y, k + 3, d)
+        total = total + ((a + b) + (c + d))
+    for k in range(whole, n_bins):
+        a = function(tile, read_row(tile, source, k))
+        store(y, k, a)
+        total = total + a
+    return total
+
+
+@jitable
+def exponential(tile, x):
+    return exp_below(x, tile.rows.like)
+
+
+@jitable
+def unchanged(tile, x):
+    return x
+
+
+@jitable
+def entropy_of_mass(tile):
+    """Return c times the masses of the targets, without negative entries."""
+    spare, loss, n_bins = tile.scratch.spare, tile.loss, tile.layout.n_bins
+    if loss.labelled or loss.cross_entropy == 0.0:
+        return splat(spare, loss.cross_entropy)
+    for r in range(n_lanes(spare)):
+        mean = mean_of_row(integer_at(tile.rows.q, r), n_bins, True, tile.rows.like)
+        put_number(spare, r, loss.cross_entropy * mean * n_bins)
+    return load(spare, 0)
+
+
+# ----------------------------------------------------- what the sweeps up start from: r, p - q, u
+
+
+def blocks_of(column: Callable[..., Any]) -> Any:
+    """Make the function that reads WIDTH columns, from the one that reads one."""
+
+    @jitable
+    def read_four(tile, source, k):
+        a, b = column(tile, source, k), column(tile, source, k + 1)
+        c, d = column(tile, source, k + 2), column(tile, source, k + 3)
+        return a, b, c, d
+
+    return read_four
+
+
+@jitable
+def r_column(tile, form, k):
+    return multiply_add(load(tile.scratch.y, k), form.r_y, form.r_1)
+
+
+@jitable
+def difference_column(tile, scale, k):
+    d = load(tile.scratch.y, k) * scale
+    if not tile.loss.labelled:
+        d = d - target_column(tile, k)
+    return d
+
+
+@jitable
+def target_column(tile, k):
+    return read_column(tile.rows.q, splat(tile.scratch.y, 0.0), k, tile.rows.like)
+
+
+@jitable
+def difference_block(tile, scale, k):
+    y = tile.scratch.y
+    a, b = load(y, k) * scale, load(y, k + 1) * scale
+    c, d = load(y, k + 2) * scale, load(y, k + 3) * scale
+    if not tile.loss.labelled:
+        e, f, g, h = read_block(tile.rows.q, splat(y, 0.0), k, tile.rows.like)
+        a, b, c, d = a - e, b - f, c - g, d - h
+    return a, b, c, d
+
+
+@jitable
+def sweep_up_difference(tile, prediction, sweep_up, edge_values):
+    """Sweep up ``p - q``; for labels, 1 is subtracted from p in ``y`` during the sweep."""
+    scratch, lanes = tile.scratch, n_lanes(tile.scratch.y)
+    if tile.loss.labelled:
+        for r in range(lanes):
+            i = integer_at(scratch.labels, r) * lanes + r
+            put_number(scratch.spare, r, number_at(scratch.y, i))
+            put_number(scratch.y, i, number_at(scratch.y, i) - lane(prediction.total, r))
+    scale = prediction.scale
+    sums = sweep_up(tile, scratch.x, difference_block, difference_column, scale, edge_values)
+    if tile.loss.labelled:
+        for r in range(lanes):
+            i = integer_at(scratch.labels, r) * lanes + r
+            put_number(scratch.y, i, number_at(scratch.spare, r))
+    return sums
+
+
+@jitable
+def u_column(tile, _, k):
+    return load(tile.scratch.u, k)
+
+
+# ------------------------------------------------------------------------------ after a sweep down
+
+
+@jitable
+def store_sums(tile, x, k, a, b, c, d, context):
+    store(x, k, a)
+    store(x, k + 1, b)
+    store(x, k + 2, c)
+    store(x, k + 3, d)
+
+
+@jitable
+def store_sum(tile, x, k, total, context):
+    store(x, k, total)
+
+
+@jitable
+def mean_over_r(tile, prediction, x):
+    """Return ``<r, x>``."""
+    total = splat(x, 0.0)
+    for k in range(tile.layout.n_bins):
+        total = multiply_add(r_column(tile, prediction.jacobian, k), load(x, k), total)
+    return total
+
+
+# -------------------------------------------------------------------------- the loss, its gradient
+
+
+def gradient_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
+    """Make the function that computes the losses of a tile and their gradients."""
+    sweep_up, sweep_down, sweep_down_bins = sweeps(is_chain)
+    edge_values = operation.edge(cost)
+    write_gradients, write_gradient = writers(gradient_column)
+    write_softmax, write_softmax_one = writers(softmax_column)
+
+    @jitable
+    def sweep(tile):
+        x, zero, loss = tile.scratch.x, splat(tile.scratch.x, 0.0), tile.loss
+        prediction = predict(tile)
+        form, factor = prediction.jacobian, prediction.factor
+        value, _ = sweep_up_difference(tile, prediction, sweep_up, edge_values)
+        result = value * tile.cost.cost_factor
+        if loss.cross_entropy > 0.0:
+            result = result + cross_entropies(tile, prediction)
+        a_y, a_1 = form.a_y * factor, form.a_1 * factor
+        at_bins = is_chain or loss.normalize == NONE or not loss.labelled
+        if at_bins:
+            sweep_down(tile, x, zero, store_sums, store_sum, 0)
+            mean = mean_over_r(tile, prediction, x)
+            shift = prediction.entropy - mean
+            if loss.labelled or loss.normalize != SOFTMAX:
+                context = a_y, a_1, shift
+                write_results(tile, x, 0, write_gradients, write_gradient, context)
+            else:
+                context = prediction, shift
+                write_results(tile, x, 0, write_softmax, write_softmax_one, context)
+        else:  # <p, D> = <p - q, D> + <q, D> is known before the sweep reaches the bins
+            sweep_down_nodes(tile, x, zero)
+            mean = value + sums_of_labels(tile, at_bins)
+            context = a_y, a_1, prediction.entropy - mean
+            sweep_down_bins(tile, x, zero, write_gradients, write_gradient, context)
+        if loss.labelled and loss.cross_entropy > 0.0:
+            write_labels(tile, prediction, sums_of_labels(tile, at_bins) - mean)
+        return result
+
+    return sweep
+
+
+@jitable
+def gradient_column(tile, k, total, context):
+    a_y, a_1, shift = context
+    return multiply_add(load(tile.scratch.y, k), a_y, a_1) * (total + shift)
+
+
+@jitable
+def softmax_column(tile, k, total, context):
+    prediction, shift = context
+    form = prediction.jacobian
+    q = max(target_column(tile, k), 0.0)
+    change = gradient_column(tile, k, total, (form.a_y, form.a_1, shift))
+    return prediction.factor * (change - tile.loss.cross_entropy * q)
+
+
+@jitable
+def sums_of_labels(tile, at_bins):
+    """Return the sums down to the labels; not `at_bins`, the sweep has only reached the nodes."""
+    scratch, lanes = tile.scratch, n_lanes(tile.scratch.x)
+    for r in range(lanes):
+        label = integer_at(scratch.labels, r)
+        total = number_at(scratch.x, label * lanes + r)
+        if not at_bins:
+            parent = integer_at(tile.layout.parent, label)
+            total += number_at(scratch.x, parent * lanes + r)
+        put_number(scratch.spare, r, total)
+    return load(scratch.spare, 0)
+
+
+@jitable
+def write_labels(tile, prediction, slopes):
+    """Write the derivatives in the logits of the labels again, minus c; rounded once."""
+    lanes, c = n_lanes(tile.scratch.x), tile.loss.cross_entropy
+    for r in range(lanes):
+        k = integer_at(tile.scratch.labels, r)
+        p = number_at(tile.scratch.y, k * lanes + r) * lane(prediction.scale, r)
+        result = lane(prediction.factor, r) * (p * lane(slopes, r) + c * (p - 1.0))
+        write_number(result, integer_at(tile.out.rows, r), k, tile.out.like)
+
+
+@jitable
+def cross_entropies(tile, prediction):
+    """Return the cross entropies times c; 0 for a row whose factor is 0."""
+    scratch, loss, known = tile.scratch, tile.loss, splat(tile.scratch.y, 0.0)
+    c = loss.cross_entropy
+    if not loss.labelled:
+        known = half_sum_of_logits(tile)
+    for r in range(n_lanes(scratch.y)):  # halves, as the difference of two logits may overflow
+        half_log = 0.5 * math.log(lane(prediction.total, r))
+        if number_at(scratch.factors, r) == 0.0:
+            half = 0.0
+        elif loss.labelled:
+            label = integer_at(scratch.labels, r)
+            logit = number(integer_at(tile.rows.p, r), label, tile.rows.like)
+            half = c * (half_log + (0.5 * number_at(scratch.highest, r) - 0.5 * logit))
+        else:
+            half = lane(prediction.entropy, r) * half_log - c * lane(known, r)
+        put_number(scratch.spare, r, 2.0 * half)
+    return load(scratch.spare, 0)
+
+
+@jitable
+def half_sum_of_logits(tile):
+    """Return half the logits minus the largest one, summed with the target's masses."""
+    rows, zero = tile.rows, splat(tile.scratch.y, 0.0)
+    highest, total = load(tile.scratch.highest, 0) * 0.5, zero
+    for k in range(tile.layout.n_bins):
+        logit = max(read_column(rows.p, zero, k, rows.like) * 0.5 - highest, LOWEST_LOGIT)
+        total = multiply_add(max(target_column(tile, k), 0.0), logit, total)
+    return total
+
+
+# -------------------------------------------------------------------------- its second derivatives
+
+
+def diagonal_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
+    """Make the function that computes the diagonals of the losses' Hessians."""
+    sweep_up, sweep_down, _ = sweeps(is_chain)
+    edge_values, flow, read_r = operation.edge(cost), flow_edge(cost), blocks_of(r_column)
+    write_four, write_one = writers(diagonal_column)
+
+    @jitable
+    def sweep(tile):
+        x, other, zero = tile.scratch.x, tile.scratch.other, splat(tile.scratch.x, 0.0)
+        prediction = predict(tile)
+        sweep_up(tile, other, read_r, r_column, prediction.jacobian, flow)
+        mean, grand_mean = sweep_up_difference(tile, prediction, sweep_up, edge_values)
+        sweep_down(tile, other, zero, store_sums, store_sum, 0)
+        sweep_down(tile, x, zero, store_sums, store_sum, 0)
+        context = prediction, mean, grand_mean
+        write_results(tile, x, 0, write_four, write_one, context)
+        return zero
+
+    return sweep
+
+
+@jitable
+def diagonal_column(tile, k, total, context):
+    """Return ``a^2 (Z + <r, H r>) + (a' p - 2 a^2) (D - <r, D>)``.
+
+    Z is the sum of the second edge values; a' is 1 for softmax and 0 for l1.
+    """
+    prediction, mean, grand_mean = context
+    form, entropy, y = prediction.jacobian, prediction.entropy, load(tile.scratch.y, k)
+    a, slope = multiply_add(y, form.a_y, form.a_1), total - mean
+    second = load(tile.scratch.other, k) + grand_mean - 2.0 * form.depends * slope - entropy
+    return prediction.factor * (a * (a * second) + y * form.a_y * (slope + entropy))
+
+
+def product_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
+    """Make the function that multiplies the losses' Hessians by `v`."""
+    sweep_up, sweep_down, _ = sweeps(is_chain)
+    edge_values, flow, read_u = operation.edge(cost), flow_edge(cost), blocks_of(u_column)
+    write_four, write_one = writers(product_column)
+
+    @jitable
+    def sweep(tile):
+        scratch, zero = tile.scratch, splat(tile.scratch.x, 0.0)
+        prediction = predict(tile)
+        sum_of_v = fill_u(tile, prediction)
+        sweep_up(tile, scratch.other, read_u, u_column, 0, flow)
+        sweep_up_difference(tile, prediction, sweep_up, edge_values)
+        sweep_down(tile, scratch.other, zero, store_sums, store_sum, 0)
+        sweep_down(tile, scratch.x, zero, store_sums, store_sum, 0)
+        mean = mean_over_r(tile, prediction, scratch.x)
+        mean_of_product, u_slope = mean_over_r(tile, prediction, scratch.other), zero
+        for k in range(tile.layout.n_bins):
+            u_slope = multiply_add(load(scratch.u, k), load(scratch.x, k), u_slope)
+        mean_of_product = mean_of_product + prediction.jacobian.depends * u_slope
+        context = prediction, mean, mean_of_product, sum_of_v
+        write_results(tile, scratch.x, 0, write_four, write_one, context)
+        return zero
+
+    return sweep
+
+
+@jitable
+def fill_u(tile, prediction):
+    """Fill scratch ``u`` with the change of p along `v`; for l1 return the sum of v, else 0."""
+    scratch, form = tile.scratch, prediction.jacobian
+    zero, n_bins = splat(scratch.y, 0.0), tile.layout.n_bins
+    mean, sum_of_v = zero, zero
+    for k in range(n_bins):
+        v = read_column(tile.rows.v, zero, k, tile.rows.like)
+        store(scratch.u, k, v)
+        mean = multiply_add(r_column(tile, form, k), v, mean)
+        sum_of_v = sum_of_v + v
+    if tile.loss.normalize == L1:
+        mean = zero
+    else:
+        sum_of_v = zero
+    for k in range(n_bins):
+        y = load(scratch.y, k)
+        change = load(scratch.u, k) - mean - y * prediction.scale * sum_of_v
+        store(scratch.u, k, multiply_add(y, form.a_y, form.a_1) * change)
+    return sum_of_v
+
+
+@jitable
+def product_column(tile, k, total, context):
+    """Return ``a (H u - <r, H u> - <u, D>) + (a' u - a^2 sum(v)) (D - <r, D>)``, a' as above."""
+    prediction, mean, mean_of_product, sum_of_v = context
+    form, u = prediction.jacobian, load(tile.scratch.u, k)
+    slope = total - mean + prediction.entropy
+    a = multiply_add(load(tile.scratch.y, k), form.a_y, form.a_1)
+    softmax = form.a_y * (1.0 / prediction.scale)  # 1, or 0
+    change = load(tile.scratch.other, k) - mean_of_product - form.a_1 * sum_of_v * slope
+    return prediction.factor * (a * change + softmax * u * slope)
+
+
+# For each loss: what makes its function, and the number of scratch arrays, see `tiles.Scratch`.
+LOSSES = {
+    "loss": (gradient_sweep, 2),
+    "loss_diagonal": (diagonal_sweep, 3),
+    "loss_product": (product_sweep, 4),
+}

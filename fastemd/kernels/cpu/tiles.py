@@ -1,0 +1,316 @@
+"""Tiles: a few rows of a batch that one thread processes together, in SIMD lanes.
+
+`run_tiles` is the loop of every kernel on rows. A `Tile` is what the functions of an operation
+get: everything in it is a number or the address of an array, see `fastemd.kernels.cpu.simd`.
+
+While a tile is computed, memory is idle. So the rows of the next tile are prefetched and the
+results of the last one are written, both line by line in the order of the addresses, which is what
+memory is fastest at: the sweeps touch all rows of a tile at once, a few bytes each.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastemd.kernels.cpu.row_io import (
+    LINE,
+    WIDTH,
+    copy,
+    fence,
+    fetch,
+    lines_per_block,
+    stream_line,
+)
+from fastemd.kernels.cpu.simd import (
+    address,
+    aligned,
+    integer_at,
+    jitable,
+    lane,
+    n_lanes,
+    put_integer,
+    put_number,
+)
+
+# Inputs of this size are prefetched; smaller ones are likely in a cache, where prefetching gains
+# nothing and takes 3 % of the time.
+PREFETCH_FROM = 4 << 20  # bytes
+
+# Results of this size are staged in scratch and written past the caches, which could not hold them
+# anyway: then memory is not read before it is written.
+STREAM_FROM = 8 << 20  # bytes
+
+# Rows a multiple of this apart are copied first, since they compete for the same few places of the
+# first cache: 1024 bins of float32 took 1.7 times as long per bin as 1000, and take 1.2 times.
+PAGE = 4096  # bytes
+
+TABLE = 2 * LINE  # bytes of a number for every row of a tile
+
+
+class Layout(NamedTuple):
+    """The edges, see `fastemd.layout.Edges`."""
+
+    n_bins: int
+    n_edges: int
+    parent: int
+    length: int  # times `Cost.length_factor`
+    share: int
+
+
+class Cost(NamedTuple):
+    """The numbers of an operation, see `fastemd.kernels.operations.Numbers`."""
+
+    rho: float
+    length_factor: float
+    curvature_ratio: float
+    cost_factor: float
+    project: float  # 1 to conserve the total mass, 0 for the raw derivatives
+
+
+class Rows(NamedTuple):
+    """Tables of the addresses of the rows."""
+
+    p: int  # of a loss, x
+    q: int  # of a loss, the target, unless it is a label
+    v: int
+    with_v: bool
+    like: float  # any number of their type
+
+
+class Out(NamedTuple):
+    """The rows of the result."""
+
+    rows: int
+    n_columns: int
+    like: float
+
+
+class Scratch(NamedTuple):
+    x: int  # lanes for every edge and one more: its flow, its edge value, the sum up to the root
+    other: int  # the same: `Edge.other`, or the second edge value
+    y: int  # of a loss: lanes for every bin
+    u: int
+    labels: int  # of a loss, for every row of the tile: its label,
+    factors: int  # its factor,
+    highest: int  # its largest number,
+    spare: int  # and room for a number more
+    zeros: int  # of a loss, a row
+
+
+class Overlap(NamedTuple):
+    """What is fetched and written while a tile is computed."""
+
+    prefetch: bool
+    next_pq: int  # where the rows of the next tile start
+    next_v: int
+    staged: int  # the results of the last tile
+    staged_bytes: int
+    destination: int  # holds the address where they belong, 0 if they have been written
+
+
+class Tile(NamedTuple):
+    layout: Layout
+    cost: Cost
+    rows: Rows
+    out: Out
+    scratch: Scratch
+    overlap: Overlap
+    loss: Any  # `fastemd.kernels.cpu.losses.Loss`, or None
+
+
+@jitable
+def run_tiles(
+    place, n_scratch, check, sweep, chunk, n_chunks, edges, p, q, v, cost, value, out, tolerance,
+    loss,
+):  # fmt: skip
+    """Process one of `n_chunks` equal parts of the batch, tile by tile.
+
+    Stop at the first row that fails the check, and return it; otherwise return the number of rows.
+    ``sweep(tile)`` writes the results of a tile and returns its values. `place` sets the number of
+    lanes; `n_scratch` is the number of scratch arrays x, y, other, u.
+    """
+    n_rows, n_bins, n_edges = p.shape[0] * p.shape[1], p.shape[2], edges.length.size
+    with_q, with_v, n_columns = q.size > 0, v.size > 0, out.shape[2] if out.size else 0
+    lanes = n_lanes(place(0))
+    row_bytes = n_columns * out.itemsize
+    stream = (
+        out.size * out.itemsize >= STREAM_FROM
+        and n_columns == n_bins
+        and lines_per_block(place(0), out.dtype.type(0)) > 0
+    )
+    n_tiles = -(-n_rows // lanes)
+    begin, end = chunk * n_tiles // n_chunks, (chunk + 1) * n_tiles // n_chunks
+
+    # In scratch, after eleven tables:
+    lengths = 11 * TABLE
+    x = lengths + whole_lines(n_edges)
+    sweep_bytes = whole_lines((n_edges + 1) * lanes)
+    y = x + (n_scratch > 1) * sweep_bytes
+    other = y + (n_scratch > 2) * sweep_bytes
+    u = other + (n_scratch > 3) * sweep_bytes
+    staged = x + n_scratch * sweep_bytes
+    copies = staged + stream * whole_lines(lanes * row_bytes // 8)
+    copy_bytes = whole_lines(lanes * (n_bins * p.itemsize + LINE) // 8)
+    copied = lanes > 1 and (are_crowded(p) or are_crowded(q) or are_crowded(v))
+    zeros = copies + copied * (2 + with_v) * copy_bytes
+    scratch = np.empty(zeros // 8 + n_bins + 8)
+    start = aligned(address(scratch))
+    tile = Tile(
+        Layout(n_bins, n_edges, address(edges.parent), start + lengths, address(edges.share)),
+        cost,
+        Rows(place(start), place(start + TABLE), place(start + 2 * TABLE), with_v, p.dtype.type(0)),
+        Out(place(start + 3 * TABLE), n_columns, out.dtype.type(0)),
+        Scratch(
+            place(start + x), place(start + other), place(start + y), place(start + u),
+            start + 4 * TABLE, place(start + 5 * TABLE), place(start + 6 * TABLE),
+            place(start + 7 * TABLE), start + zeros,
+        ),
+        Overlap(
+            p.size * p.itemsize >= PREFETCH_FROM, start + 8 * TABLE, start + 9 * TABLE,
+            start + staged, lanes * row_bytes, start + 10 * TABLE,
+        ),
+        loss,
+    )  # fmt: skip
+    for e in range(n_edges):
+        put_number(tile.layout.length, e, cost.length_factor * edges.length[e])
+    rows, overlap = tile.rows, tile.overlap
+    put_integer(overlap.destination, 0, 0)
+    for i in range(2):
+        put_integer(overlap.next_pq, i, start)
+        put_integer(overlap.next_v, i, start)
+
+    invalid, last = n_rows, n_rows
+    for t in range(begin, end):
+        first = t * lanes
+        last = min(first + lanes, n_rows)
+        locate(p, first, rows.p)
+        locate_next(p, first + lanes, overlap.next_pq, 0)
+        if with_q:
+            locate(q, first, rows.q)
+            locate_next(q, first + lanes, overlap.next_pq, 1)
+        else:
+            put_integer(overlap.next_pq, 1, integer_at(overlap.next_pq, 0))
+        if with_v:
+            locate(v, first, rows.v)
+            locate_next(v, first + lanes, overlap.next_v, 0)
+            locate_next(v, first + lanes, overlap.next_v, 1)
+        if copied:
+            copy_rows(p, rows.p, start + copies)
+            if with_q:
+                copy_rows(q, rows.q, start + copies + copy_bytes)
+            if with_v:
+                copy_rows(v, rows.v, start + copies + 2 * copy_bytes)
+        if stream:
+            for r in range(lanes):
+                row = min(r, last - first - 1)
+                put_integer(tile.out.rows, r, overlap.staged + row * row_bytes)
+        elif n_columns:
+            locate(out, first, tile.out.rows)
+        invalid = check(tile, first, n_rows, tolerance)
+        if invalid < n_rows:
+            put_integer(overlap.destination, 0, 0)  # no more results
+            break
+        values = sweep(tile)
+        for row in range(first, min(last, value.size)):
+            value[row] = lane(values, row - first)
+        if stream:
+            put_integer(overlap.destination, 0, address_of_row(out, first))
+    if integer_at(overlap.destination, 0) != 0:
+        finish_streaming(tile, 0, (last - (end - 1) * lanes) * row_bytes)
+        fence()
+    scratch[0] = 0.0  # Numba frees an array after its last use by name
+    return invalid
+
+
+@jitable
+def whole_lines(n_numbers):
+    """Return the bytes of so many float64 numbers, rounded up to whole cache lines."""
+    return (8 * n_numbers + LINE - 1) // LINE * LINE
+
+
+# ------------------------------------------------------------------------- where the rows are
+
+
+@jitable
+def address_of_row(array, row):
+    """Return where a row of the batch starts; beyond the end of the batch, the last row."""
+    n_groups, n_rows = array.shape[0], array.shape[1]
+    row, group = min(row, n_groups * n_rows - 1), 0
+    if n_groups > 1:  # avoids a division, which is noticeable for few bins
+        group, row = row // n_rows, row % n_rows
+    return address(array) + group * array.strides[0] + row * array.strides[1]
+
+
+@jitable
+def locate(array, first, rows):
+    """Put the addresses of the rows of a tile into the table `rows`."""
+    for r in range(n_lanes(rows)):
+        put_integer(rows, r, address_of_row(array, first + r))
+
+
+@jitable
+def locate_next(array, first, next_rows, index):
+    """Put the address of the tile that starts at row `first`, if its rows are contiguous."""
+    if array.strides[1] == array.shape[2] * array.itemsize:
+        put_integer(next_rows, index, address_of_row(array, first))
+    else:  # any valid address
+        put_integer(next_rows, index, integer_at(next_rows, 1 - index))
+
+
+@jitable
+def are_crowded(array):
+    """Return whether neighbouring rows compete for the same places of the first cache."""
+    return array.strides[1] != 0 and array.strides[1] % PAGE == 0
+
+
+@jitable
+def copy_rows(array, rows, room):
+    """Copy the rows of a tile to where they do not compete."""
+    n_bytes = array.shape[2] * array.itemsize
+    for r in range(n_lanes(rows)):
+        copied = room + r * (n_bytes + LINE)
+        copy(integer_at(rows, r), copied, n_bytes)
+        put_integer(rows, r, copied)
+
+
+# ------------------------------------------------------------- memory, while a tile is computed
+
+
+@jitable
+def overlap_memory(tile, next_rows, k):
+    """Prefetch and write the share of the block of bins that starts at `k`."""
+    overlap, rows, out, block = tile.overlap, tile.rows, tile.out, k // WIDTH
+    if overlap.prefetch:
+        n_lines = lines_per_block(rows.p, rows.like)
+        first = block * n_lines * LINE
+        a, b = integer_at(next_rows, 0) + first, integer_at(next_rows, 1) + first
+        for i in range(n_lines):
+            fetch(a + i * LINE)
+            fetch(b + i * LINE)
+    destination = integer_at(overlap.destination, 0)
+    # The lines of the last block may reach beyond the tile.
+    if destination != 0 and k + 2 * WIDTH <= tile.layout.n_bins:
+        n_lines = lines_per_block(rows.p, out.like)
+        first = -destination % LINE + block * n_lines * LINE
+        for i in range(n_lines):
+            stream_line(overlap.staged + first + i * LINE, destination + first + i * LINE)
+
+
+@jitable
+def finish_streaming(tile, n_blocks, n_bytes):
+    """Write what `overlap_memory` has left of the last tile after `n_blocks` blocks."""
+    overlap = tile.overlap
+    destination = integer_at(overlap.destination, 0)
+    n_lines = max(n_blocks - 1, 0) * lines_per_block(tile.rows.p, tile.out.like)
+    head = min(-destination % LINE, n_bytes)
+    rest = min(head + n_lines * LINE, n_bytes)
+    copy(overlap.staged, destination, head)
+    copy(overlap.staged + rest, destination + rest, n_bytes - rest)
+    put_integer(overlap.destination, 0, 0)
+
+
+@jitable
+def finish_last_tile(tile):
+    """Write what is left after all blocks, if any results are staged."""
+    if integer_at(tile.overlap.destination, 0) != 0:
+        finish_streaming(tile, tile.layout.n_bins // WIDTH, tile.overlap.staged_bytes)
