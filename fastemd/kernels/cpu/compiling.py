@@ -186,7 +186,7 @@ def _indices():
 
 _LENGTHS = _array(np.float64, 1, readonly=True)
 _EDGES = types.NamedTuple([_indices(), _LENGTHS, _LENGTHS], layouts.Edges)
-_BIN_ORDER = types.NamedTuple([_indices()] * 3, layouts.BinOrder)
+_BIN_ORDER = types.NamedUniTuple(_indices(), 3, layouts.BinOrder)
 _NUMBERS = (types.float64,) * 4  # `fastemd.kernels.operations.Numbers`
 
 

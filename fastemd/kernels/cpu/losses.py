@@ -37,7 +37,7 @@ from fastemd.kernels.cpu.sweeps import (
     write_results,
     writers,
 )
-from fastemd.kernels.cpu.tiles import finish_last_tile
+from fastemd.kernels.cpu.tiles import finish_streaming
 from fastemd.kernels.edges import EdgeCost, flow_edge
 from fastemd.kernels.operations import L1, NONE, SOFTMAX, Jacobian, Operation, jacobian
 
@@ -152,7 +152,7 @@ def predict(tile):
         total = fill_y(tile, exponential, load(scratch.highest, 0))
     else:
         total = fill_y(tile, unchanged, zero)
-    finish_last_tile(tile)
+    finish_streaming(tile, tile.layout.n_bins // WIDTH, tile.overlap.staged_bytes)
     total = max(total, zero >= factor)  # 1 / total is finite where the factor is 0
     if loss.normalize == NONE:
         total = zero + 1.0
@@ -327,7 +327,7 @@ def gradient_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Call
                 context = prediction, shift
                 write_results(tile, x, 0, write_softmax, write_softmax_one, context)
         else:  # <p, D> = <p - q, D> + <q, D> is known before the sweep reaches the bins
-            sweep_down_nodes(tile, x, zero)
+            sweep_down_nodes(tile.layout, x, zero)
             mean = value + sums_of_labels(tile, at_bins)
             context = a_y, a_1, prediction.entropy - mean
             sweep_down_bins(tile, x, zero, write_gradients, write_gradient, context)

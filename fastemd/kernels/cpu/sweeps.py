@@ -36,7 +36,7 @@ from fastemd.kernels.cpu.simd import (
     splat,
     store,
 )
-from fastemd.kernels.cpu.tiles import finish_last_tile, overlap_memory
+from fastemd.kernels.cpu.tiles import finish_streaming, overlap_memory
 from fastemd.kernels.edges import Edge, EdgeCost, flow_edge
 from fastemd.kernels.operations import Operation
 
@@ -83,20 +83,20 @@ def sweeps(is_chain: bool) -> tuple[Any, Any, Any]:
     """
 
     @jitable
-    def flow_of_bin(tile, x, k, mass, flow):
+    def flow_of_bin(layout, x, k, mass, flow):
         """Return the flow of a bin's edge; `flow` is that of the edge before."""
         if is_chain:
             return flow + mass
-        parent = integer_at(tile.layout.parent, k)
+        parent = integer_at(layout.parent, k)
         store(x, parent, load(x, parent) + mass)
         return mass
 
     @jitable
-    def sum_of_bin(tile, x, k, total):
+    def sum_of_bin(layout, x, k, total):
         """Return the sum of the edge values above a bin; `total` is that of the bin after it."""
         if is_chain:
             return load(x, k) + total
-        return load(x, k) + load(x, integer_at(tile.layout.parent, k))
+        return load(x, k) + load(x, integer_at(layout.parent, k))
 
     @jitable
     def sweep_up(tile, x, read_four, read_one, source, edge_values):
@@ -104,34 +104,34 @@ def sweeps(is_chain: bool) -> tuple[Any, Any, Any]:
 
         `read_four` and `read_one` return the masses of WIDTH bins, or of one, from `source`.
         """
-        sums = splat(x, 0.0), splat(x, 0.0)
+        layout, sums = tile.layout, (splat(x, 0.0), splat(x, 0.0))
         flow = splat(x, 0.0)
-        for e in range(tile.layout.n_bins, tile.layout.n_edges + 1):
+        for e in range(layout.n_bins, layout.n_edges + 1):
             store(x, e, flow)
-        whole = tile.layout.n_bins - tile.layout.n_bins % WIDTH
+        whole = layout.n_bins - layout.n_bins % WIDTH
         for k in range(0, whole, WIDTH):
             a, b, c, d = read_four(tile, source, k)
-            a = flow_of_bin(tile, x, k, a, flow)
+            a = flow_of_bin(layout, x, k, a, flow)
             sums = apply_edge(tile, x, k, a, edge_values, sums)
-            b = flow_of_bin(tile, x, k + 1, b, a)
+            b = flow_of_bin(layout, x, k + 1, b, a)
             sums = apply_edge(tile, x, k + 1, b, edge_values, sums)
-            c = flow_of_bin(tile, x, k + 2, c, b)
+            c = flow_of_bin(layout, x, k + 2, c, b)
             sums = apply_edge(tile, x, k + 2, c, edge_values, sums)
-            flow = flow_of_bin(tile, x, k + 3, d, c)
+            flow = flow_of_bin(layout, x, k + 3, d, c)
             sums = apply_edge(tile, x, k + 3, flow, edge_values, sums)
-        for k in range(whole, tile.layout.n_bins):
-            flow = flow_of_bin(tile, x, k, read_one(tile, source, k), flow)
+        for k in range(whole, layout.n_bins):
+            flow = flow_of_bin(layout, x, k, read_one(tile, source, k), flow)
             sums = apply_edge(tile, x, k, flow, edge_values, sums)
         parent, mass = -1, splat(x, 0.0)
-        for e in range(tile.layout.n_bins, tile.layout.n_edges):
+        for e in range(layout.n_bins, layout.n_edges):
             flow = load(x, e)
-            if integer_at(tile.layout.parent, e) != parent:
-                parent = integer_at(tile.layout.parent, e)
+            if integer_at(layout.parent, e) != parent:
+                parent = integer_at(layout.parent, e)
                 mass = load(x, parent)
             mass = mass + flow
             store(x, parent, mass)
             sums = apply_edge(tile, x, e, flow, edge_values, sums)
-        finish_last_tile(tile)
+        finish_streaming(tile, layout.n_bins // WIDTH, tile.overlap.staged_bytes)
         return sums
 
     @jitable
@@ -140,21 +140,21 @@ def sweeps(is_chain: bool) -> tuple[Any, Any, Any]:
 
         `write_four` and `write_one` get the sums of WIDTH bins, or of one, and `context`.
         """
-        sweep_down_nodes(tile, x, start)
+        sweep_down_nodes(tile.layout, x, start)
         sweep_down_bins(tile, x, start, write_four, write_one, context)
 
     @jitable
     def sweep_down_bins(tile, x, start, write_four, write_one, context):
-        total = start
-        whole = tile.layout.n_bins - tile.layout.n_bins % WIDTH
-        for k in range(tile.layout.n_bins - 1, whole - 1, -1):
-            total = sum_of_bin(tile, x, k, total)
+        layout, total = tile.layout, start
+        whole = layout.n_bins - layout.n_bins % WIDTH
+        for k in range(layout.n_bins - 1, whole - 1, -1):
+            total = sum_of_bin(layout, x, k, total)
             write_one(tile, x, k, total, context)
         for k in range(whole - WIDTH, -1, -WIDTH):
-            d = sum_of_bin(tile, x, k + 3, total)
-            c = sum_of_bin(tile, x, k + 2, d)
-            b = sum_of_bin(tile, x, k + 1, c)
-            total = sum_of_bin(tile, x, k, b)
+            d = sum_of_bin(layout, x, k + 3, total)
+            c = sum_of_bin(layout, x, k + 2, d)
+            b = sum_of_bin(layout, x, k + 1, c)
+            total = sum_of_bin(layout, x, k, b)
             write_four(tile, x, k, total, b, c, d, context)
 
     return sweep_up, sweep_down, sweep_down_bins
@@ -188,11 +188,11 @@ def _put_values(x, other, e, values):
 
 
 @jitable
-def sweep_down_nodes(tile, x, start):
+def sweep_down_nodes(layout, x, start):
     """Sum the edge values from the root down to every inner node."""
-    store(x, tile.layout.n_edges, start)
-    for e in range(tile.layout.n_edges - 1, tile.layout.n_bins - 1, -1):
-        store(x, e, load(x, e) + load(x, integer_at(tile.layout.parent, e)))
+    store(x, layout.n_edges, start)
+    for e in range(layout.n_edges - 1, layout.n_bins - 1, -1):
+        store(x, e, load(x, e) + load(x, integer_at(layout.parent, e)))
 
 
 # ----------------------------------------------------------------- what the sweep up starts from

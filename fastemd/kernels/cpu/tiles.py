@@ -47,6 +47,17 @@ PAGE = 4096  # bytes
 TABLE = 2 * LINE  # bytes of a number for every row of a tile
 
 
+class Batch(NamedTuple):
+    """An array (G, R, columns) of rows."""
+
+    address: int
+    n_rows: int  # G R
+    rows_per_group: int
+    group_stride: int
+    row_stride: int
+    row_bytes: int
+
+
 class Layout(NamedTuple):
     """The edges, see `fastemd.layout.Edges`."""
 
@@ -129,15 +140,16 @@ def run_tiles(
     ``sweep(tile)`` writes the results of a tile and returns its values. `place` sets the number of
     lanes; `n_scratch` is the number of scratch arrays x, y, other, u.
     """
-    n_rows, n_bins, n_edges = p.shape[0] * p.shape[1], p.shape[2], edges.length.size
+    n_bins, n_edges, lanes = p.shape[2], edges.length.size, n_lanes(place(0))
     with_q, with_v, n_columns = q.size > 0, v.size > 0, out.shape[2] if out.size else 0
-    lanes = n_lanes(place(0))
-    row_bytes = n_columns * out.itemsize
+    like, like_out = p.dtype.type(0), out.dtype.type(0)
     stream = (
         out.size * out.itemsize >= STREAM_FROM
         and n_columns == n_bins
-        and lines_per_block(place(0), out.dtype.type(0)) > 0
+        and lines_per_block(place(0), like_out) > 0
     )
+    p, q, v, out = as_batch(p), as_batch(q), as_batch(v), as_batch(out)
+    n_rows, row_bytes = p.n_rows, out.row_bytes
     n_tiles = -(-n_rows // lanes)
     begin, end = chunk * n_tiles // n_chunks, (chunk + 1) * n_tiles // n_chunks
 
@@ -150,7 +162,7 @@ def run_tiles(
     u = other + (n_scratch > 3) * sweep_bytes
     staged = x + n_scratch * sweep_bytes
     copies = staged + stream * whole_lines(lanes * row_bytes // 8)
-    copy_bytes = whole_lines(lanes * (n_bins * p.itemsize + LINE) // 8)
+    copy_bytes = whole_lines(lanes * (p.row_bytes + LINE) // 8)
     copied = lanes > 1 and (are_crowded(p) or are_crowded(q) or are_crowded(v))
     zeros = copies + copied * (2 + with_v) * copy_bytes
     scratch = np.empty(zeros // 8 + n_bins + 8)
@@ -158,15 +170,15 @@ def run_tiles(
     tile = Tile(
         Layout(n_bins, n_edges, address(edges.parent), start + lengths, address(edges.share)),
         cost,
-        Rows(place(start), place(start + TABLE), place(start + 2 * TABLE), with_v, p.dtype.type(0)),
-        Out(place(start + 3 * TABLE), n_columns, out.dtype.type(0)),
+        Rows(place(start), place(start + TABLE), place(start + 2 * TABLE), with_v, like),
+        Out(place(start + 3 * TABLE), n_columns, like_out),
         Scratch(
             place(start + x), place(start + other), place(start + y), place(start + u),
             start + 4 * TABLE, place(start + 5 * TABLE), place(start + 6 * TABLE),
             place(start + 7 * TABLE), start + zeros,
         ),
         Overlap(
-            p.size * p.itemsize >= PREFETCH_FROM, start + 8 * TABLE, start + 9 * TABLE,
+            n_rows * p.row_bytes >= PREFETCH_FROM, start + 8 * TABLE, start + 9 * TABLE,
             start + staged, lanes * row_bytes, start + 10 * TABLE,
         ),
         loss,
@@ -215,7 +227,7 @@ def run_tiles(
             value[row] = lane(values, row - first)
         if stream:
             put_integer(overlap.destination, 0, address_of_row(out, first))
-    if integer_at(overlap.destination, 0) != 0:
+    if stream:
         finish_streaming(tile, 0, (last - (end - 1) * lanes) * row_bytes)
         fence()
     scratch[0] = 0.0  # Numba frees an array after its last use by name
@@ -232,44 +244,50 @@ def whole_lines(n_numbers):
 
 
 @jitable
-def address_of_row(array, row):
-    """Return where a row of the batch starts; beyond the end of the batch, the last row."""
-    n_groups, n_rows = array.shape[0], array.shape[1]
-    row, group = min(row, n_groups * n_rows - 1), 0
-    if n_groups > 1:  # avoids a division, which is noticeable for few bins
-        group, row = row // n_rows, row % n_rows
-    return address(array) + group * array.strides[0] + row * array.strides[1]
+def as_batch(array):
+    n_groups, n_rows, n_columns = array.shape
+    group_stride, row_stride, _ = array.strides
+    row_bytes = n_columns * array.itemsize
+    return Batch(address(array), n_groups * n_rows, n_rows, group_stride, row_stride, row_bytes)
 
 
 @jitable
-def locate(array, first, rows):
+def address_of_row(batch, row):
+    """Return where a row starts; beyond the end of the batch, the last row."""
+    row, group = min(row, batch.n_rows - 1), 0
+    if row >= batch.rows_per_group:  # avoids a division, which is noticeable for few bins
+        group, row = row // batch.rows_per_group, row % batch.rows_per_group
+    return batch.address + group * batch.group_stride + row * batch.row_stride
+
+
+@jitable
+def locate(batch, first, rows):
     """Put the addresses of the rows of a tile into the table `rows`."""
     for r in range(n_lanes(rows)):
-        put_integer(rows, r, address_of_row(array, first + r))
+        put_integer(rows, r, address_of_row(batch, first + r))
 
 
 @jitable
-def locate_next(array, first, next_rows, index):
+def locate_next(batch, first, next_rows, index):
     """Put the address of the tile that starts at row `first`, if its rows are contiguous."""
-    if array.strides[1] == array.shape[2] * array.itemsize:
-        put_integer(next_rows, index, address_of_row(array, first))
+    if batch.row_stride == batch.row_bytes:
+        put_integer(next_rows, index, address_of_row(batch, first))
     else:  # any valid address
         put_integer(next_rows, index, integer_at(next_rows, 1 - index))
 
 
 @jitable
-def are_crowded(array):
+def are_crowded(batch):
     """Return whether neighbouring rows compete for the same places of the first cache."""
-    return array.strides[1] != 0 and array.strides[1] % PAGE == 0
+    return batch.row_stride != 0 and batch.row_stride % PAGE == 0
 
 
 @jitable
-def copy_rows(array, rows, room):
+def copy_rows(batch, rows, room):
     """Copy the rows of a tile to where they do not compete."""
-    n_bytes = array.shape[2] * array.itemsize
     for r in range(n_lanes(rows)):
-        copied = room + r * (n_bytes + LINE)
-        copy(integer_at(rows, r), copied, n_bytes)
+        copied = room + r * (batch.row_bytes + LINE)
+        copy(integer_at(rows, r), copied, batch.row_bytes)
         put_integer(rows, r, copied)
 
 
@@ -298,19 +316,14 @@ def overlap_memory(tile, next_rows, k):
 
 @jitable
 def finish_streaming(tile, n_blocks, n_bytes):
-    """Write what `overlap_memory` has left of the last tile after `n_blocks` blocks."""
+    """Write what `overlap_memory` has left of the last tile's results after `n_blocks` blocks."""
     overlap = tile.overlap
     destination = integer_at(overlap.destination, 0)
+    if destination == 0:
+        return
     n_lines = max(n_blocks - 1, 0) * lines_per_block(tile.rows.p, tile.out.like)
     head = min(-destination % LINE, n_bytes)
     rest = min(head + n_lines * LINE, n_bytes)
     copy(overlap.staged, destination, head)
     copy(overlap.staged + rest, destination + rest, n_bytes - rest)
     put_integer(overlap.destination, 0, 0)
-
-
-@jitable
-def finish_last_tile(tile):
-    """Write what is left after all blocks, if any results are staged."""
-    if integer_at(tile.overlap.destination, 0) != 0:
-        finish_streaming(tile, tile.layout.n_bins // WIDTH, tile.overlap.staged_bytes)
