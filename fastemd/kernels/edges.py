@@ -239,21 +239,6 @@ def change_edge(cost: EdgeCost) -> Any:
 # ----------------------------------- older names, until both targets use the edge functions above
 
 
-@register_jitable
-def slope_factor(rho):
-    return rho
-
-
-@register_jitable
-def curvature_factor(rho):
-    return rho * (rho - 1.0)
-
-
-@register_jitable
-def no_factor(rho):
-    return 1.0
-
-
 # Both, from the factor of the slope.
 
 

@@ -1,5 +1,6 @@
 """The machinery under the functions: powers in lanes, what an import loads."""
 
+import math
 import subprocess
 import sys
 
@@ -137,9 +138,12 @@ def test_edges__run_on_plain_numbers(x, rho):
     """One source for lanes, CUDA and Python: the chain of two bins has one edge."""
     p, q, chain = [max(x, 0.0), 2.0], [max(-x, 0.0), 2.0 + x], fastemd.Chain(2, [0.7])
     grad = fastemd.emd_grad(p, q, chain, rho, project=False)
-    power = {1.0: "1", 2.0: "2"}.get(rho, "any")
-    slope = edges.SLOPE[power](x, 0.7 * edges.slope_factor(rho), rho)
+    cost = edges.COSTS[{1.0: "1", 2.0: "2"}.get(rho, "any")]
+    slope = cost.slope(x, 0.7 * cost.slope_factor(rho), rho)
     np.testing.assert_allclose(slope, grad[0], rtol=1e-14)
+    value = math.prod(cost.cost(x, slope, 0.7 * cost.slope_factor(rho), rho))
+    emd = fastemd.emd(p, q, chain, rho)
+    np.testing.assert_allclose(value * cost.cost_factor(rho), emd, rtol=1e-14)
     hessian = fastemd.emd_hessian(p, q, chain, rho, project=False)
-    curvature = edges.CURVATURE[power](x, 0.7 * edges.curvature_factor(rho), rho)
-    np.testing.assert_allclose(curvature, hessian[0, 0], rtol=1e-14)
+    length = 0.7 * cost.slope_factor(rho) * cost.curvature_ratio(rho)
+    np.testing.assert_allclose(cost.curvature(x, length, rho), hessian[0, 0], rtol=1e-14)
