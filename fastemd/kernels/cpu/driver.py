@@ -164,7 +164,7 @@ def give_threads_back() -> None:
 
 
 def _launch(key: tuple[str, bool, str, bool, str], n_elements: int, *arguments: Any) -> int:
-    """Run the kernel of a key, see `compiling.serial_kernel`; if it pays, in parallel."""
+    """Run the kernel of a key, see `compiling.serial_kernel`; for many elements in parallel."""
     n_threads = take_threads(n_elements >= PARALLEL_FROM)
     if n_threads == 1:
         return compiling.serial_kernel(*key)(0, 1, *arguments)  # type: ignore[no-any-return]  # Numba has no types

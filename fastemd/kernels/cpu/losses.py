@@ -121,7 +121,7 @@ def is_normalisable(tile, r, tolerance):
 
 @jitable
 def is_target(tile, r, tolerance):
-    """Return whether a target is valid, and has a finite cross entropy if there is one."""
+    """Return whether a target is valid, and its cross entropy finite if that is computed."""
     x_row, n_bins, like = integer_at(tile.rows.p, r), tile.layout.n_bins, tile.rows.like
     with_entropy = tile.loss.cross_entropy > 0.0
     if tile.loss.labelled:

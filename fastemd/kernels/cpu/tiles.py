@@ -91,12 +91,14 @@ class Rows(NamedTuple):
 class Out(NamedTuple):
     """The rows of the result."""
 
-    rows: int
+    rows: int  # table of their addresses, in the result or in `Overlap.staged`
     n_columns: int
     like: float
 
 
 class Scratch(NamedTuple):
+    """Memory of the thread; arrays that an operation does not need have no place."""
+
     x: int  # lanes for every edge and one more: its flow, its edge value, the sum up to the root
     other: int  # the same: `Edge.other`, or the second edge value
     y: int  # of a loss: lanes for every bin
@@ -120,6 +122,8 @@ class Overlap(NamedTuple):
 
 
 class Tile(NamedTuple):
+    """A tile; the groups are those above."""
+
     layout: Layout
     cost: Cost
     rows: Rows
