@@ -9,6 +9,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from fastemd import datasets
+from fastemd.call import synchronize
 from fastemd.exact import exact_emd
 from fastemd.functions import (
     embed,
@@ -19,8 +20,6 @@ from fastemd.functions import (
 )
 from fastemd.hessians import emd_hessian, emd_hessian_diag, emd_hvp
 from fastemd.losses import emd_loss, emd_loss_hessian_diag
-from fastemd.on_device import synchronize
-from fastemd.sinkhorn import SinkhornResult, sinkhorn
 from fastemd.spaces import Chain, Tree
 
 if TYPE_CHECKING:

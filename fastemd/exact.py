@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import pairs, validation
+from fastemd import validation
+from fastemd.backends import CudaBackend
 from fastemd.eager import eager
-from fastemd.ground import GroundSpace
+from fastemd.pairs import resolve_pairs
+from fastemd.spaces import GroundSpace
 
 Array = NDArray[Any]
 Flow = dict[tuple[int, int], int]  # the mass moved, by source and sink
@@ -69,24 +71,24 @@ def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tupl
            [0. , 0. , 0. ],
            [0. , 0. , 0. ]])
     """
-    if pairs.library_of(p, q, cost).device is not None:
+    pairs = resolve_pairs(p, q, cost, True, np.float64)
+    if isinstance(pairs.backend, CudaBackend):
         validation.only_on_cpu("exact distances")
-    given = pairs.checked(p, q, cost, True, np.float64)
-    n_rows, n_bins = given.p.shape
+    n_rows, n_bins = pairs.p.shape
     solve: Callable[[list[int], list[int]], Flow]
     if isinstance(cost, GroundSpace):
         solve = partial(_match_on_tree, space=cost)
     else:
-        costs, _ = _integers(given.cost.ravel())
+        costs, _ = _integers(pairs.cost.ravel())
         solve = partial(_network_simplex, costs=costs)
     plan = np.zeros((n_rows, n_bins, n_bins))
     for row in range(n_rows):
-        supply, demand, denominator = _balanced(given.p[row], given.q[row])
+        supply, demand, denominator = _balanced(pairs.p[row], pairs.q[row])
         for (i, j), moved in solve(supply, demand).items():
             plan[row, i, j] = moved / denominator
-    value = (plan * given.cost).sum(axis=(-2, -1))
-    results = value.reshape(given.batch), plan.reshape(*given.batch, n_bins, n_bins)
-    return given.library.take(results[0]), given.library.take(results[1])
+    value = (plan * pairs.cost).sum(axis=(-2, -1))
+    wrap, shape = pairs.backend.wrap, pairs.shape
+    return wrap(value.reshape(shape)), wrap(plan.reshape(*shape, n_bins, n_bins))
 
 
 def _balanced(p: Array, q: Array) -> tuple[list[int], list[int], int]:

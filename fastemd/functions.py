@@ -5,9 +5,10 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from fastemd import validation
-from fastemd.call import Call
+from fastemd.call import edge_cost, resolve, run
 from fastemd.docstrings import documented
-from fastemd.ground import GroundSpace
+from fastemd.kernels.edges import power
+from fastemd.spaces import GroundSpace
 
 
 @documented
@@ -47,10 +48,11 @@ def emd(
     >>> fastemd.emd([1, 0, 0, 0], [0, 0, 0.5, 0.5], chain, rho=1)
     np.float64(2.5)
     """
-    call = Call(space, rho, validate, p=p, q=q)
-    value = call.target("out", out)
-    call.run("gradient", value)
-    return call.deliver(value, out)
+    cost = edge_cost(rho)
+    batch = resolve(space, validate, p=p, q=q)
+    value = batch.output("out", out)
+    run("gradient", space.layout("levels"), batch, cost, value)
+    return batch.wrap(value)
 
 
 @documented
@@ -93,10 +95,11 @@ def emd_grad(
     >>> fastemd.emd_grad([1, 0, 0, 0], [0, 0, 0.5, 0.5], chain, rho=1)
     array([ 1.5,  0.5, -0.5, -1.5])
     """
-    call = Call(space, rho, validate, p=p, q=q)
-    grad = call.target("out", out, space.n_bins)
-    call.run("gradient", None, grad, project)
-    return call.deliver(grad, out)
+    cost = edge_cost(rho)
+    batch = resolve(space, validate, p=p, q=q)
+    grad = batch.output("out", out, space.n_bins)
+    run("gradient", space.layout("levels"), batch, cost, None, grad, project)
+    return batch.wrap(grad)
 
 
 @documented
@@ -144,12 +147,13 @@ def emd_value_and_grad(
     >>> grad
     array([ 2.,  0., -2.])
     """
+    cost = edge_cost(rho)
     value_out, grad_out = validation.check_out_pair(out)
-    call = Call(space, rho, validate, p=p, q=q)
-    value = call.target("out[0]", value_out)
-    grad = call.target("out[1]", grad_out, space.n_bins)
-    call.run("gradient", value, grad, project)
-    return call.deliver(value, value_out), call.deliver(grad, grad_out)
+    batch = resolve(space, validate, p=p, q=q)
+    value = batch.output("out[0]", value_out)
+    grad = batch.output("out[1]", grad_out, space.n_bins, other=value)
+    run("gradient", space.layout("levels"), batch, cost, value, grad, project)
+    return batch.wrap(value), batch.wrap(grad)
 
 
 @documented
@@ -187,10 +191,10 @@ def emd_flow(
     >>> fastemd.emd_flow([1, 0, 0], [0, 0.5, 0.5], fastemd.Chain(3))
     array([1. , 0.5])
     """
-    call = Call(space, 1.0, validate, p=p, q=q)
-    flow = call.target("out", out, space.n_nodes - 1)
-    call.run("flow", None, flow)
-    return call.deliver(flow, out)
+    batch = resolve(space, validate, p=p, q=q)
+    flow = batch.output("out", out, space.n_nodes - 1)
+    run("flow", space.layout("full"), batch, power(1.0), None, flow)
+    return batch.wrap(flow)
 
 
 @documented
@@ -234,7 +238,8 @@ def embed(
     array([[1., 1.],
            [0., 0.]])
     """
-    call = Call(space, rho, validate, p=p)
-    coordinates = call.target("out", out, space.n_nodes - 1)
-    call.run("embed", None, coordinates)
-    return call.deliver(coordinates, out)
+    cost = edge_cost(rho)
+    batch = resolve(space, validate, p=p)
+    coordinates = batch.output("out", out, space.n_nodes - 1)
+    run("embed", space.layout("full").raised(1.0 / cost.rho), batch, cost, None, coordinates)
+    return batch.wrap(coordinates)

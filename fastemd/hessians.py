@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from fastemd.call import Call
+from fastemd.call import edge_cost, resolve, run
 from fastemd.docstrings import documented
-from fastemd.ground import GroundSpace
-from fastemd.kernels.cpu import driver
+from fastemd.spaces import GroundSpace
 
 
 @documented
@@ -52,16 +50,11 @@ def emd_hessian(
     array([[ 0.5, -0.5],
            [-0.5,  0.5]])
     """
-    call = Call(space, rho, validate, p=p, q=q)
-    hessian = call.target("out", out, space.n_bins, space.n_bins)
-    if call.launch is not None:
-        call.run("hessian", None, hessian, project)
-        return call.deliver(hessian, out)
-    layout = space.layout("subtrees")
-    curvatures = np.empty((*call.batch, layout.n_edges))
-    call.run("curvature", None, curvatures)
-    driver.fill_hessian(layout, curvatures, hessian, project)
-    return call.deliver(hessian, out)
+    cost = edge_cost(rho)
+    batch = resolve(space, validate, p=p, q=q)
+    hessian = batch.output("out", out, space.n_bins, space.n_bins)
+    run("hessian", space.layout("subtrees"), batch, cost, None, hessian, project)
+    return batch.wrap(hessian)
 
 
 @documented
@@ -102,10 +95,11 @@ def emd_hessian_diag(
     >>> fastemd.emd_hessian_diag([1, 0, 0, 0], [0, 0, 0, 1], fastemd.Chain(4), rho=2)
     array([1.75, 0.75, 0.75, 1.75])
     """
-    call = Call(space, rho, validate, p=p, q=q)
-    diagonal = call.target("out", out, space.n_bins)
-    call.run("hessian_diag", None, diagonal, project)
-    return call.deliver(diagonal, out)
+    cost = edge_cost(rho)
+    batch = resolve(space, validate, p=p, q=q)
+    diagonal = batch.output("out", out, space.n_bins)
+    run("hessian_diag", space.layout("levels"), batch, cost, None, diagonal, project)
+    return batch.wrap(diagonal)
 
 
 @documented
@@ -149,7 +143,8 @@ def emd_hvp(
     >>> fastemd.emd_hvp([1, 0, 0, 0], [0, 0, 0, 1], [1, 2, 3, 4], fastemd.Chain(4), rho=2)
     array([-5., -2.,  2.,  5.])
     """
-    call = Call(space, rho, validate, p=p, q=q, v=v)
-    product = call.target("out", out, space.n_bins)
-    call.run("hvp", None, product, project)
-    return call.deliver(product, out)
+    cost = edge_cost(rho)
+    batch = resolve(space, validate, p=p, q=q, v=v)
+    product = batch.output("out", out, space.n_bins)
+    run("hvp", space.layout("levels"), batch, cost, None, product, project)
+    return batch.wrap(product)

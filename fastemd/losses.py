@@ -1,16 +1,18 @@
 """Training losses: from logits and targets to a number and its derivatives in the logits."""
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import arrays, validation
+from fastemd import backends, validation, views
+from fastemd.backends import CudaBackend
+from fastemd.call import Batch, Launch, batch_shape, edge_cost, result_type
 from fastemd.docstrings import documented
-from fastemd.ground import GroundSpace
-from fastemd.kernels.cpu import driver
-from fastemd.on_device import Launch
+from fastemd.kernels.cpu import driver as cpu
+from fastemd.kernels.edges import Cost
+from fastemd.layout import EdgeLayout
+from fastemd.spaces import GroundSpace
 
 Array = NDArray[Any]
 TINY = np.finfo(np.float64).tiny
@@ -61,8 +63,10 @@ def emd_loss(
     array([[-0.079941,  0.052516,  0.027425],
            [ 0.148148,  0.037037, -0.185185]])
     """
-    call = LossCall(space, rho, normalize, cross_entropy, x=x, target=target, weight=sample_weight)
-    return call.values_and_derivatives("loss", ignore_index, reduction)
+    loss = Loss.checked(rho, normalize, cross_entropy)
+    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index)
+    value, grad = run_loss("loss", space.layout("levels"), batch, reduction)
+    return batch.backend.wrap(value), batch.backend.wrap(grad)
 
 
 @documented
@@ -105,175 +109,196 @@ def emd_loss_hessian_diag(
     >>> fastemd.emd_loss_hessian_diag([[0.0, 0.0, 0.0]], [2], fastemd.Chain(3)).round(6)
     array([[0.222222, 0.074074, 0.      ]])
     """
-    call = LossCall(space, rho, normalize, cross_entropy, x=x, target=target, weight=sample_weight)
-    return call.values_and_derivatives("loss_diagonal", ignore_index, reduction)[1]
+    loss = Loss.checked(rho, normalize, cross_entropy)
+    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index)
+    _, diagonal = run_loss("loss_diagonal", space.layout("levels"), batch, reduction)
+    return batch.backend.wrap(diagonal)
 
 
-class LossCall:
-    """One call of a loss: its checked arguments and the launch of its kernel.
+class Loss(NamedTuple):
+    """The validated options of a loss."""
 
-    `inputs` are ``x`` and ``target``, and ``v`` for "loss_product". `tolerance` is for what should
-    sum to 1; by default that of its type.
-    """
+    cost: Cost
+    normalize: str | None
+    cross_entropy: float
 
-    def __init__(
-        self,
-        space: GroundSpace,
-        rho: float,
-        normalize: str | None,
-        cross_entropy: float,
-        *,
-        weight: Any = None,
-        tolerance: float | None = None,
-        **inputs: Any,
-    ) -> None:
-        if not isinstance(space, GroundSpace):
-            validation.not_a_space(space)
+    @classmethod
+    def checked(cls, rho: object, normalize: Any, cross_entropy: object) -> "Loss":
+        """Return the options, or raise."""
         validation.check_normalize(normalize)
-        self.space, self.normalize = space, normalize
-        self.rho = validation.check_rho(rho)
-        self.cross_entropy = validation.check_cross_entropy(cross_entropy)
-        self.weight = {} if weight is None else {"sample_weight": weight}
-        self.library = arrays.library_of({**inputs, **self.weight})
-        self.launch: Launch | None = None
-        if self.library.device is not None:
-            self.launch = Launch(self.library.device, inputs)
-        target = inputs.pop("target")
-        self.target = arrays.real("target", target)
-        validation.check_target(self.target.dtype)
-        self.labelled = self.target.dtype.kind in "iu"
-        self.inputs = {name: arrays.histograms(name, a, space) for name, a in inputs.items()}
-        self.batch = arrays.batch_shape(self.inputs)
-        shape = *self.batch, space.n_bins
-        validation.check_target_shape(self.target.shape, shape, self.labelled)
-        if not self.labelled:
-            self.inputs["target"] = self.target = arrays.histograms("target", target, space)
-        self.dtype = arrays.result_type(self.inputs.values())
-        chars = (a.dtype.char for name, a in self.inputs.items() if name != "v")
-        self.tolerance = tolerance or validation.mass_tolerance(*chars)
+        added = validation.check_cross_entropy(cross_entropy, normalize)
+        return cls(edge_cost(rho), normalize, added)
 
-    def values_and_derivatives(
-        self, operation: str, ignore_index: int | None, reduction: str, out: Array | None = None
-    ) -> tuple[Any, Any]:
-        """The loss, one per row without reduction, and its derivatives (..., N)."""
-        if self.launch is not None:
-            return self._on_device(self.launch, operation, ignore_index, reduction, out)
-        factors, weights = self.factors(self._ignored(ignore_index), reduction)
-        if out is None:
-            shape = *self.batch, self.space.n_bins
-            out = arrays.empty(shape, self.dtype, self.library.alignment)
-        values = self.run(operation, factors, out)
-        with np.errstate(all="ignore"):  # results beyond the type are infinite
-            if reduction == "none":
-                values = (values * weights).reshape(self.batch)
-            else:
-                values = values @ factors
-            values = np.asarray(values, self.dtype)
-        return self.library.take(values), self.library.take(out)
 
-    def _ignored(self, ignore_index: int | None) -> Array | None:
-        """Whether the label of a row is to be ignored."""
-        if ignore_index is None:
-            return None
-        ignored: Array = self.target == validation.check_ignore_index(ignore_index, self.labelled)
-        return ignored
+class LossBatch(Batch):
+    """The validated inputs of a loss: ``x``, histograms as targets or labels, and vectors ``v``."""
 
-    def factors(self, ignored: Array | None, reduction: str) -> tuple[Array, Array]:
-        """The weights of all rows in the result, and before the reduction; (rows,) of float64."""
-        validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
-        n_rows = math.prod(self.batch)
-        weights = np.ones(n_rows)
-        given = self._given_weights()
-        with np.errstate(all="ignore"):
-            if given is not None:
-                weights = given.astype(np.float64).reshape(n_rows)
-            if ignored is not None:
-                weights[np.broadcast_to(ignored, self.batch).reshape(n_rows)] = 0.0
-            if given is not None:
-                validation.check_weights(weights, self.batch)
-            if reduction != "mean":
-                return weights, weights
-            if given is not None:  # their sum might overflow
-                weights = _divided(weights, weights.max(initial=0.0) or 1.0)
-            total = weights.sum()
-            if total == 0.0:
-                return weights, weights
-            factors = weights / total if given is None else _divided(weights, total)
-            return factors, weights
+    loss: Loss
+    labels: Any = None  # (...,) of integers, if the targets are no histograms
+    sample_weight: Any = None  # (...,)
+    ignore_index: int | None = None
 
-    def _given_weights(self) -> Array | None:
-        """`sample_weight` for all rows."""
-        for name, weight in self.weight.items():
-            given = arrays.real(name, weight)
-            try:
-                return np.broadcast_to(given, self.batch)
-            except ValueError:
-                validation.do_not_broadcast({name: given.shape, "x": self.batch})
-        return None
 
-    def run(self, operation: str, factors: Array, out: Array) -> Array:
-        """Put the derivatives times `factors` into `out`, return the losses of all rows."""
-        values = np.empty_like(factors)
-        n_rows = values.size
-        if n_rows == 0:
-            return values
-        x, *others = arrays.as_rows(list(self.inputs.values()), self.batch, self.dtype)
-        rows, labels = self._rows(x, others)
-        bad = driver.run_loss(
-            operation, self.space.layout("levels"), rows, labels, factors, self.rho, values,
-            out.reshape(*x.shape[:2], self.space.n_bins), self.normalize, self.cross_entropy,
-            self.tolerance,
+def resolve_loss(
+    space: GroundSpace, loss: Loss, x: Any, target: Any, sample_weight: Any = None,
+    ignore_index: int | None = None, *, v: Any = None, tolerance: float | None = None,
+) -> LossBatch:  # fmt: skip
+    """Return the batch of a loss.
+
+    `v` are vectors, for "loss_product". `tolerance` is for masses that should be 1, by default that
+    of their types.
+    """
+    if not isinstance(space, GroundSpace):
+        validation.not_a_space(space)
+    arrays = {"x": x, "target": target, "v": v, "sample_weight": sample_weight}
+    backend = backends.backend_of({k: a for k, a in arrays.items() if a is not None})
+    inputs = {"x": views.as_histograms("x", x, space)}
+    labels = views.as_array("target", target)
+    validation.check_target(labels.dtype)
+    labelled = labels.dtype.kind in "iu"
+    if v is not None:
+        inputs["v"] = views.as_histograms("v", v, space)
+    shape = batch_shape(inputs)
+    validation.check_target_shape(labels.shape, (*shape, space.n_bins), labelled)
+    if not labelled:
+        inputs["target"] = views.as_histograms("target", target, space)
+    if ignore_index is not None:
+        ignore_index = validation.check_ignore_index(ignore_index, labelled)
+    if tolerance is None:
+        chars = (view.dtype.char for name, view in inputs.items() if name != "v")
+        tolerance = validation.mass_tolerance(*chars)
+    dtype = result_type(inputs.values())
+    batch = LossBatch(backend, inputs, shape, dtype, tolerance)
+    batch.loss, batch.ignore_index = loss, ignore_index
+    batch.labels = labels if labelled else None
+    if sample_weight is not None:
+        batch.sample_weight = weights = views.as_array("sample_weight", sample_weight)
+        validation.check_broadcast("sample_weight", weights.shape, "x", shape)
+    return batch
+
+
+def run_loss(
+    operation: str, layout: EdgeLayout, batch: LossBatch, reduction: str, out: Any = None
+) -> tuple[Any, Any]:
+    """Return the loss, one per row without reduction, and its derivatives (..., N), as views.
+
+    Parameters
+    ----------
+    operation : {"loss", "loss_diagonal", "loss_product"}
+    layout : EdgeLayout
+    batch : LossBatch
+    reduction : {"mean", "sum", "none"}
+    out : view, optional
+        Where to write the derivatives.
+    """
+    validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
+    if out is None:
+        out = batch.backend.empty((*batch.shape, layout.n_bins), batch.dtype)
+    if isinstance(batch.backend, CudaBackend):
+        return _run_on_cuda(operation, layout, batch, reduction, out), out
+    factors, weights = _factors(batch, reduction)
+    values = np.zeros(batch.n_rows)
+    if batch.n_rows:
+        labels = np.empty(0, np.int64)
+        if batch.labels is not None:
+            labels = np.ascontiguousarray(np.broadcast_to(batch.labels, batch.shape), np.int64)
+        x, target, v = _rows(batch)
+        invalid = cpu.run_loss(
+            operation, layout, (x, target, v), labels.reshape(-1), factors, batch.loss.cost, values,
+            out.reshape(*x.shape), batch.loss.normalize, batch.loss.cross_entropy, batch.tolerance,
         )  # fmt: skip
-        if bad < n_rows:
-            validation.blame_loss(
-                self.inputs["x"], self.target, self.inputs.get("v"), self.batch, bad,
-                self.labelled, self.normalize, self.cross_entropy, self.tolerance,
-            )  # fmt: skip
-        return values
-
-    def _rows(self, x: Array, others: list[Array]) -> tuple[tuple[Array, Array, Array], Array]:
-        """The rows that the kernel reads, and the labels."""
-        nothing, labels = arrays.nothing(self.dtype.char), np.empty(0, np.int64)
-        if self.labelled:
-            labels = np.broadcast_to(self.target, self.batch)
-            labels = np.ascontiguousarray(labels, np.int64).reshape(-1)
-            return (x, nothing, others[0] if others else nothing), labels
-        *vs, target = others
-        return (x, target, vs[0] if vs else nothing), labels
-
-    def _on_device(
-        self, launch: Launch, operation: str, ignore_index: int | None, reduction: str,
-        out: Array | None,
-    ) -> tuple[Any, Any]:  # fmt: skip
-        """`values_and_derivatives`, none of which has been computed yet."""
-        validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
-        if ignore_index is not None:
-            ignore_index = validation.check_ignore_index(ignore_index, self.labelled)
-            ignore_index = arrays.as_int64(ignore_index, self.target.dtype)
-        labels = weights = None
-        if self.labelled:
-            target = launch.given.pop("target")
-            labels = launch.contiguous(target, self.batch, np.dtype(np.int64)).reshape(-1)
-        if self._given_weights() is not None:
-            weight = self.weight["sample_weight"]
-            weights = launch.contiguous(weight, self.batch, np.dtype(np.float64)).reshape(-1)
-        if out is None:
-            out = launch.empty((*self.batch, self.space.n_bins), self.dtype)
-        values = launch.run_loss(
-            operation, self.space.layout("levels"), self.rho, labels, ignore_index, weights,
-            reduction, out,
-            self.normalize, self.cross_entropy, self.tolerance,
-        )  # fmt: skip
-        return self.library.take(values), self.library.take(launch.made.get(id(out), out))
-
-    def put(self, values: Any, out: Array) -> None:
-        """The losses of all rows into memory that is there, or described, on a device."""
-        if self.launch is None:
-            out[...] = values
+        if invalid < batch.n_rows:
+            validation.raise_invalid_loss_row(
+                batch.inputs, batch.labels, batch.shape, invalid, *batch.loss[1:], batch.tolerance
+            )
+    with np.errstate(all="ignore"):  # results beyond the type are infinite
+        if reduction == "none":
+            values = (values * weights).reshape(batch.shape)
         else:
-            self.launch.device.assign(out, values)
+            values = values @ factors
+        return np.asarray(values, batch.dtype), out
 
 
-def _divided(weights: Array, by: float) -> Array:
-    """Divide weights; none becomes 0 that was not, since a row is read unless its weight is 0."""
-    return np.where(weights > 0.0, np.maximum(weights / by, TINY), 0.0)
+def _rows(batch: LossBatch) -> tuple[Any, Any, Any]:
+    """Return x, the targets and v as (groups, rows, N), without elements where there are none."""
+    rows = dict(zip(batch.inputs, batch.rows(), strict=True))
+    empty = np.empty((1, 1, 0), batch.dtype)
+    return rows["x"], rows.get("target", empty), rows.get("v", empty)
+
+
+def _factors(batch: LossBatch, reduction: str) -> tuple[Array, Array]:
+    """Return what multiplies every row's derivatives, and the weights before the reduction."""
+    weights = np.ones(batch.n_rows)
+    weighted = batch.sample_weight is not None
+    with np.errstate(all="ignore"):
+        if weighted:
+            weights = np.broadcast_to(batch.sample_weight, batch.shape).astype(np.float64).ravel()
+        if batch.ignore_index is not None:
+            ignored = batch.labels == batch.ignore_index
+            weights[np.broadcast_to(ignored, batch.shape).ravel()] = 0.0
+        if weighted:
+            validation.check_weights(weights, batch.shape)
+        if reduction != "mean":
+            return weights, weights
+        if weighted:  # the sum of the weights might overflow
+            weights = _divided(weights, weights.max(initial=0.0) or 1.0)
+        total = weights.sum()
+        if total == 0.0:
+            return weights, weights
+        return _divided(weights, total) if weighted else weights / total, weights
+
+
+def _divided(weights: Array, divisor: float) -> Array:
+    """Divide weights, so that none becomes 0 that was not: rows are read unless it is 0."""
+    return np.where(weights > 0.0, np.maximum(weights / divisor, TINY), 0.0)
+
+
+def _run_on_cuda(
+    operation: str, layout: EdgeLayout, batch: LossBatch, reduction: str, out: Any
+) -> Any:
+    """Launch a loss into `out`; return the view of the values."""
+    backend: Any = batch.backend
+    launch = Launch(backend)
+    driver, place = launch.driver, (launch.index, launch.stream)
+    labels, weights, mean = np.empty(0, np.int64), np.empty(0), reduction == "mean"
+    values = backend.empty(batch.shape, np.dtype(np.float64))
+    if batch.n_rows:
+        ignored_labels, ignored = labels, None
+        if batch.labels is not None:
+            ignored = _as_int64(batch.ignore_index, batch.labels.dtype)
+            labels = backend.cast(batch.labels, np.dtype(np.int64))
+            labels = backend.spread(labels, batch.shape).reshape(-1)
+            ignored_labels = labels if ignored is not None else ignored_labels
+        if batch.sample_weight is not None:
+            weights = backend.cast(batch.sample_weight, np.dtype(np.float64))
+            weights = backend.spread(weights, batch.shape).reshape(-1)
+        factors, factor = np.empty(0), 1.0
+        if weights.size or ignored_labels.size:
+            factors = launch.scratch(batch.n_rows)
+            driver.find_factors(
+                weights, ignored_labels, ignored or 0, mean, factors, launch.errors,
+                launch.scratch, *place,
+            )  # fmt: skip
+        elif mean:
+            factor = 1.0 / batch.n_rows
+        x, target, v = _rows(batch)
+        driver.launch_loss(
+            operation, layout, (x, target, v), labels, factors, factor, batch.loss.cost,
+            values.reshape(-1), out.reshape(*x.shape), batch.loss.normalize,
+            batch.loss.cross_entropy, batch.tolerance, launch.errors, launch.scratch, *place,
+        )  # fmt: skip
+    if reduction != "none":
+        total = backend.empty((), batch.dtype)
+        driver.sum_rows(values.reshape(-1), total.reshape(1), launch.scratch, *place)
+        return total
+    result = backend.empty(batch.shape, batch.dtype)
+    driver.convert(values.reshape(-1), result.reshape(-1), *place)
+    return result
+
+
+def _as_int64(number: int | None, dtype: np.dtype[Any]) -> int | None:
+    """Return what an entry of an integer type that equals `number` becomes; None: none does."""
+    limits = np.iinfo(dtype)
+    if number is None or not limits.min <= number <= limits.max:
+        return None
+    return number if number < 2**63 else number - 2**64

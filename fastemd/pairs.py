@@ -1,81 +1,78 @@
-"""Histograms against any cost matrix: what `sinkhorn` and `exact_emd` take and check alike."""
+"""Histograms with any cost matrix: the inputs of `sinkhorn` and `exact_emd`."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import arrays, validation
-from fastemd.ground import GroundSpace
+from fastemd import backends, validation, views
+from fastemd.backends import Backend, CudaBackend
+from fastemd.call import Batch, batch_shape, result_type, run
+from fastemd.kernels.edges import power
+from fastemd.spaces import Chain, GroundSpace
 
 Array = NDArray[Any]
 
+_any_space = functools.lru_cache(maxsize=8)(Chain)  # to validate masses, for which all are alike
+
 
 class Pairs(NamedTuple):
-    """Checked arguments: rows of histograms and their costs, of one dtype."""
+    """Validated inputs: rows of histograms and their costs, views of one type on one backend."""
 
-    p: Array  # (rows, N)
-    q: Array  # (rows, N)
-    cost: Array  # (N, N)
-    batch: tuple[int, ...]  # the shape whose rows they are
-    library: arrays.Library  # that they came from
-
-
-def library_of(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> arrays.Library:
-    """The library that all arrays come from."""
-    costs = {} if isinstance(cost, GroundSpace) else {"cost": cost}
-    return arrays.library_of({"p": p, "q": q, **costs})
+    p: Any  # (rows, N)
+    q: Any  # (rows, N)
+    cost: Any  # (N, N)
+    shape: tuple[int, ...]  # of the batch
+    backend: Backend
 
 
 @np.errstate(all="ignore")  # sums and conversions may overflow or underflow
-def checked(
+def resolve_pairs(
     p: ArrayLike,
     q: ArrayLike,
     cost: ArrayLike | GroundSpace,
     validate: bool | float | None,
-    dtype: object = None,
+    dtype: Any = None,
 ) -> Pairs:
-    """The arguments as arrays of `dtype`, by default of the type they call for, or an error."""
-    given = None if dtype is None else validation.check_dtype(dtype)
-    library = library_of(p, q, cost)
+    """Return the inputs in a type, by default float32 if all of them are, else float64."""
+    dtype = None if dtype is None else validation.check_dtype(dtype)
     if isinstance(cost, GroundSpace):
-        matrix, deciding = cost.cost_matrix(), []
+        backend, space = backends.backend_of({"p": p, "q": q}), cost
+        matrix, of_type = cost.cost_matrix(), []
     else:
-        matrix = arrays.real("cost", cost)
-        validation.check_cost(matrix)
-        deciding = [matrix]
+        backend = backends.backend_of({"p": p, "q": q, "cost": cost})
+        matrix = views.as_array("cost", cost)
+        validation.check_cost_shape(matrix.shape)
+        space, of_type = _any_space(matrix.shape[0]), [matrix]
     inputs: dict[str, Any] = {"p": p, "q": q}
     for name, value in inputs.items():
-        if isinstance(cost, GroundSpace):
-            inputs[name] = arrays.histograms(name, value, cost)
+        if space is cost:
+            inputs[name] = views.as_histograms(name, value, space)
         else:
-            inputs[name] = arrays.unwrap(name, value, len(matrix))
-    batch = arrays.batch_shape(inputs)
-    result_type = given or arrays.result_type([*inputs.values(), *deciding])
-    usual = validation.mass_tolerance(*(array.dtype.char for array in inputs.values()))
-    tolerance = validation.check_validate(validate, usual)
+            inputs[name] = views.as_array(name, value)
+            validation.check_bins_axis(name, inputs[name].shape, space.n_bins)
+    shape = batch_shape(inputs)
+    chars = [view.dtype.char for view in inputs.values()]
+    tolerance = validation.check_validate(validate, validation.mass_tolerance(*chars))
+    batch = Batch(backend, inputs, shape, result_type(inputs.values()), tolerance, validate)
     if tolerance >= 0.0:
-        check_masses(inputs, batch, tolerance)
-    shape = math.prod(batch), len(matrix)
+        run("gradient", space.layout("levels"), batch, power(1.0))
+    dtype = dtype or result_type([*inputs.values(), *of_type])
+    if isinstance(backend, CudaBackend):
+        p_rows, q_rows = (
+            backend.spread(backend.cast(view, dtype), (*shape, space.n_bins))
+            for view in inputs.values()
+        )
+        p_rows, q_rows = (view.reshape(-1, space.n_bins) for view in (p_rows, q_rows))
+        return Pairs(p_rows, q_rows, matrix, shape, backend)
     p_rows, q_rows = (
-        np.broadcast_to(array, (*batch, len(matrix))).astype(result_type, order="C").reshape(shape)
-        for array in inputs.values()
+        np.maximum(np.broadcast_to(view, (*shape, space.n_bins)), 0)  # negatives are tolerated
+        .astype(dtype)
+        .reshape(math.prod(shape), space.n_bins)
+        for view in inputs.values()
     )
-    for rows in (p_rows, q_rows):
-        rows[rows < 0.0] = 0.0  # within the tolerance
-    costs = np.ascontiguousarray(matrix, result_type)
-    validation.check_cost(costs)  # finite in that type, too
-    return Pairs(p_rows, q_rows, costs, batch, library)
-
-
-def check_masses(inputs: dict[str, Array], batch: tuple[int, ...], tolerance: float) -> None:
-    """Finite, non-negative, of equal mass: the kernels' own rules, without a plan."""
-    p_mass, q_mass = (array.sum(axis=-1, dtype=np.float64) for array in inputs.values())
-    highest = np.maximum(p_mass, q_mass)
-    good: Any = (np.abs(p_mass - q_mass) <= tolerance * highest) & (highest < np.inf)
-    for array, mass in zip(inputs.values(), (p_mass, q_mass), strict=True):
-        negative = -np.minimum(array, 0).sum(axis=-1, dtype=np.float64)
-        good = good & (negative <= tolerance * mass)
-    for row in np.flatnonzero(~np.broadcast_to(good, batch)):
-        validation.blame(inputs, batch, int(row), tolerance)
+    costs = np.ascontiguousarray(matrix, dtype)
+    validation.check_cost(costs)
+    return Pairs(p_rows, q_rows, costs, shape, backend)

@@ -13,6 +13,7 @@ Conventions at ``flow = 0``: the slope is 0 for every `rho` (the subgradient ``s
 one). Where a power is taken, a flow below the smallest normal number counts as 0. NaN gives NaN.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,9 +29,17 @@ class Edge(NamedTuple):
     length: Any  # times the factor that `Operation.length_factor` names
     share: Any  # fraction of the bins that are below
     other: Any  # the flow of a second vector, if the operation sweeps one up
-    rho: Any
-    curvature_ratio: Any
-    project: Any  # 1 to conserve the total mass, 0 for the raw derivatives
+    numbers: Any  # Numbers
+
+
+class Numbers(NamedTuple):
+    """What does not depend on the edge; all but `project` are computed from `rho` on the host."""
+
+    rho: float
+    length_factor: float
+    curvature_ratio: float
+    cost_factor: float
+    project: float  # 1 to conserve the total mass, 0 for the raw derivatives
 
 
 class EdgeCost(NamedTuple):
@@ -112,6 +121,19 @@ COSTS = {
 }
 
 
+class Cost(NamedTuple):
+    """The cost of an edge: the name of a row of `COSTS`, and its parameter."""
+
+    name: str
+    rho: float
+
+
+@functools.lru_cache(maxsize=1024)
+def power(rho: float) -> Cost:
+    """Return the cost ``length |flow|^rho``."""
+    return Cost({1.0: "1", 2.0: "2"}.get(rho, "any"), rho)
+
+
 # ------------------------------------------------------------------ edge functions, for an EdgeCost
 #
 # A function with a second edge value returns a pair of them; the second one replaces `edge.other`.
@@ -123,8 +145,8 @@ def slope_edge(cost: EdgeCost) -> Any:
 
     @register_jitable
     def edge_values(edge, flow):
-        psi = slope(flow, edge.length, edge.rho)
-        return psi, cost_of(flow, psi, edge.length, edge.rho), (psi, edge.share)
+        psi = slope(flow, edge.length, edge.numbers.rho)
+        return psi, cost_of(flow, psi, edge.length, edge.numbers.rho), (psi, edge.share)
 
     return edge_values
 
@@ -135,8 +157,8 @@ def loss_edge(cost: EdgeCost) -> Any:
 
     @register_jitable
     def edge_values(edge, flow):
-        psi = slope(flow, edge.length, edge.rho)
-        return psi, cost_of(flow, psi, edge.length, edge.rho), None
+        psi = slope(flow, edge.length, edge.numbers.rho)
+        return psi, cost_of(flow, psi, edge.length, edge.numbers.rho), None
 
     return edge_values
 
@@ -147,7 +169,7 @@ def curvature_edge(cost: EdgeCost) -> Any:
 
     @register_jitable
     def edge_values(edge, flow):
-        return curvature(flow, edge.length, edge.rho), None, None
+        return curvature(flow, edge.length, edge.numbers.rho), None, None
 
     return edge_values
 
@@ -158,8 +180,8 @@ def diagonal_edge(cost: EdgeCost) -> Any:
 
     @register_jitable
     def edge_values(edge, flow):
-        h, share = curvature(flow, edge.length, edge.rho), edge.share
-        return h * (1.0 - 2.0 * edge.project * share), None, (h, share * share)
+        h, share = curvature(flow, edge.length, edge.numbers.rho), edge.share
+        return h * (1.0 - 2.0 * edge.numbers.project * share), None, (h, share * share)
 
     return edge_values
 
@@ -170,7 +192,7 @@ def product_edge(cost: EdgeCost) -> Any:
 
     @register_jitable
     def edge_values(edge, flow):
-        product = curvature(flow, edge.length, edge.rho) * edge.other
+        product = curvature(flow, edge.length, edge.numbers.rho) * edge.other
         return product, None, (product, edge.share)
 
     return edge_values
@@ -217,8 +239,8 @@ def second_edge(cost: EdgeCost) -> Any:
 
     @register_jitable
     def edge_values(edge, flow):
-        psi, share = slope(flow, edge.length, edge.rho), edge.other
-        h = edge.curvature_ratio * curvature(flow, edge.length, edge.rho)
+        psi, share = slope(flow, edge.length, edge.numbers.rho), edge.other
+        h = edge.numbers.curvature_ratio * curvature(flow, edge.length, edge.numbers.rho)
         return (psi, h - 2.0 * (h * share)), (psi, share), (h, share * share)
 
     return edge_values
@@ -230,8 +252,8 @@ def change_edge(cost: EdgeCost) -> Any:
 
     @register_jitable
     def edge_values(edge, flow):
-        h = edge.curvature_ratio * curvature(flow, edge.length, edge.rho)
-        return (slope(flow, edge.length, edge.rho), h * edge.other), None, None
+        h = edge.numbers.curvature_ratio * curvature(flow, edge.length, edge.numbers.rho)
+        return (slope(flow, edge.length, edge.numbers.rho), h * edge.other), None, None
 
     return edge_values
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from numba.extending import register_jitable
 
 from fastemd.kernels import edges
-from fastemd.kernels.edges import COSTS, EdgeCost
+from fastemd.kernels.edges import COSTS, Cost, EdgeCost
 
 
 class Operation(NamedTuple):
@@ -44,38 +44,28 @@ OPERATIONS = {
 }
 
 
-class Numbers(NamedTuple):
-    """What an operation's kernel needs of the cost besides its functions."""
-
-    rho: float
-    length_factor: float
-    curvature_ratio: float
-    cost_factor: float
-
-
 @functools.lru_cache(maxsize=1024)
-def variant(operation: str, rho: float) -> tuple[str, str, Numbers]:
-    """Return which operation and which cost serve an operation at `rho`, and the cost's numbers.
+def variant(operation: str, cost: Cost) -> tuple[str, str, tuple[float, float, float, float]]:
+    """Return which operation and which row of `COSTS` serve an operation, and its `Numbers`.
 
     Kernels are shared where they would be the same: where the curvature does not depend on the
     flow, a Hessian-vector product needs no `p - q`; at rho = 1 it is 0, by its factor.
     """
-    name = {1.0: "1", 2.0: "2"}.get(rho, "any")
-    cost = COSTS[name]
+    name, rho = cost
+    functions = COSTS[name]
     factors = {
         "": 1.0,
-        "slope": cost.slope_factor(rho),
-        "curvature": cost.slope_factor(rho) * cost.curvature_ratio(rho),
+        "slope": functions.slope_factor(rho),
+        "curvature": functions.slope_factor(rho) * functions.curvature_ratio(rho),
     }
-    if operation == "hvp" and cost.constant_curvature:
+    if operation == "hvp" and functions.constant_curvature:
         operation = "constant_hvp"
     row = OPERATIONS[operation]
-    numbers = Numbers(
-        rho, factors[row.length_factor], cost.curvature_ratio(rho), cost.cost_factor(rho)
-    )
+    length_factor = factors[row.length_factor]
+    numbers = rho, length_factor, functions.curvature_ratio(rho), functions.cost_factor(rho)
     if row.length_factor == "":
         name = "any"
-    elif row.length_factor == "curvature" and cost.constant_curvature:
+    elif row.length_factor == "curvature" and functions.constant_curvature:
         name = "2"
     return operation, name, numbers
 

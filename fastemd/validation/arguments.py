@@ -67,8 +67,8 @@ def check_order(name: str, value: Any, bins: list[Hashable]) -> None:
         )
 
 
-def mixed_libraries(names: Mapping[str, str]) -> NoReturn:
-    listed = ", ".join(f"{name} from {library}" for name, library in names.items())
+def mixed_backends(names: Mapping[str, str]) -> NoReturn:
+    listed = ", ".join(f"{argument} from {backend}" for argument, backend in names.items())
     raise TypeError(f"{' and '.join(names)}: arrays of different libraries: {listed}")
 
 
@@ -168,25 +168,29 @@ def do_not_broadcast(shapes: Mapping[str, tuple[int, ...]]) -> NoReturn:
     raise ValueError(f"{' and '.join(shapes)}: the batch shapes do not broadcast: {listed}{mend}")
 
 
-def check_out(name: str, out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    if not isinstance(out, np.ndarray):
+def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise unless a view of the user's `out` can hold a result."""
+    host = isinstance(out, np.ndarray)
+    if not host and not hasattr(out, "pointer"):
         raise TypeError(f"{name}: expected a numpy array, got {_kind(out)}")
     if out.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, got {out.dtype}")
     if out.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {out.shape}")
-    if not out.flags.writeable:
+    if not (out.flags.writeable if host else out.writeable):
         raise ValueError(f"{name}: the array is read-only")
-    if not out.flags.c_contiguous and _overlaps_itself(out):
+    if _overlaps_itself(out):
         raise ValueError(
             f"{name}: several entries share memory (strides {out.strides}); pass a copy of it"
         )
 
 
-def _overlaps_itself(array: Array) -> bool:
-    """Whether entries may share memory; False for every slice and transpose of an array."""
-    reach = array.itemsize
-    axes = sorted((abs(step), n) for step, n in zip(array.strides, array.shape, strict=True))
+def _overlaps_itself(view: Any) -> bool:
+    """Return whether entries may share memory; False for every slice and transpose of an array."""
+    if isinstance(view, np.ndarray) and view.flags.c_contiguous:
+        return False
+    reach = view.dtype.itemsize
+    axes = sorted((abs(step), n) for step, n in zip(view.strides, view.shape, strict=True))
     for step, n in axes:
         if n > 1 and step < reach:
             return True
@@ -196,6 +200,18 @@ def _overlaps_itself(array: Array) -> bool:
 
 def outs_overlap() -> NoReturn:
     raise ValueError("out: the arrays for value and grad share memory")
+
+
+def check_broadcast(name: str, shape: tuple[int, ...], other: str, rows: tuple[int, ...]) -> None:
+    """Raise unless an argument of one number per row broadcasts to the rows of another."""
+    if not broadcasts(shape, rows):
+        do_not_broadcast({name: shape, other: rows})
+
+
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Return whether a shape broadcasts to another one without changing it."""
+    trailing = to[len(to) - len(shape) :]
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape, trailing, strict=True))
 
 
 def check_out_pair(out: object) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Bad rows of a batch of histograms."""
+"""Invalid rows of a batch of histograms."""
 
 import functools
 import math
@@ -47,17 +47,17 @@ def check_validate(validate: bool | float | None, default: float) -> float:
     return float(validate)
 
 
-def bad_on_device(index: int, row: int) -> NoReturn:
+def invalid_row_on_cuda(index: int, row: int) -> NoReturn:
     raise ValueError(
-        f"row {row} of an earlier call on cuda:{index} was bad, and so are its results; "
-        "call with validate=True to be told which call and what was wrong"
+        f"row {row} of an earlier call on cuda:{index} is invalid, and so are its results; "
+        "call with validate=True to raise in that call, with the reason"
     )
 
 
-def blame(
+def raise_invalid_row(
     inputs: Mapping[str, Array], batch: tuple[int, ...], row: int, tolerance: float
 ) -> NoReturn:
-    """Say what is wrong with a row of the batch that a kernel refused.
+    """Raise for a row of the batch that a kernel found invalid.
 
     Parameters
     ----------
@@ -81,9 +81,9 @@ def blame(
     for name, array in inputs.items():
         values = np.broadcast_to(array, (*batch, array.shape[-1]))[index].astype(np.float64)
         if name == "v":
-            _blame_vector(name, row_name, values)
+            _check_vector(name, row_name, values)
         else:
-            masses[name] = _blame_masses(name, row_name, values, tolerance)
+            masses[name] = _check_masses(name, row_name, values, tolerance)
     if 2.0 * max(masses.values()) == np.inf:
         names = " and ".join(masses)
         raise ValueError(f"{names}{row_name}: the mass is beyond the range of float64")
@@ -94,22 +94,22 @@ def blame(
     )
 
 
-def _blame_vector(name: str, row_name: str, values: Array) -> None:
-    for bad in np.flatnonzero(~np.isfinite(values)):
+def _check_vector(name: str, row_name: str, values: Array) -> None:
+    for k in np.flatnonzero(~np.isfinite(values)):
         raise ValueError(
-            f"{name}{row_name} is not finite, {values[bad]} at bin {bad}; expected finite numbers"
+            f"{name}{row_name} is not finite, {values[k]} at bin {k}; expected finite numbers"
         )
 
 
-def _blame_masses(name: str, row_name: str, values: Array, tolerance: float) -> float:
-    """The sum of a histogram, if it is one."""
-    _blame_vector(name, row_name, values)
+def _check_masses(name: str, row_name: str, values: Array, tolerance: float) -> float:
+    """Return the sum of a histogram, if it is one."""
+    _check_vector(name, row_name, values)
     with np.errstate(all="ignore"):
         mass, negative = float(values.sum()), -float(values[values < 0.0].sum())
     if negative > tolerance * mass:
-        bad = values.argmin()
+        k = values.argmin()
         raise ValueError(
-            f"{name}{row_name} has a negative mass, {values[bad]} at bin {bad}; "
+            f"{name}{row_name} has a negative mass, {values[k]} at bin {k}; "
             f"histograms must be >= 0 (relative tolerance {tolerance:.1e})"
         )
     return mass

@@ -1,13 +1,14 @@
-"""Bad arguments of the training losses, and bad rows of logits and targets."""
+"""Invalid arguments of the training losses, and invalid rows of logits and targets."""
 
 import numbers
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd.validation.arguments import _kind, check_amount, check_bins_axis
-from fastemd.validation.histograms import _blame_masses, _blame_vector, _not_one, _row_name
+from fastemd.validation.arguments import _kind, broadcasts, check_amount, check_bins_axis
+from fastemd.validation.histograms import _check_masses, _check_vector, _not_one, _row_name
 
 Array = NDArray[Any]
 
@@ -21,8 +22,14 @@ def bad_target(target: object) -> NoReturn:
     raise TypeError(f"target: expected a torch.Tensor, got {_kind(target)}")
 
 
-def check_cross_entropy(value: object) -> float:
-    return check_amount("cross_entropy", value, zero=True)
+def check_cross_entropy(value: object, normalize: str | None = "softmax") -> float:
+    added = check_amount("cross_entropy", value, zero=True)
+    if added and normalize != "softmax":
+        raise ValueError(
+            f"cross_entropy: {added:g} with normalize={normalize!r}; expected normalize='softmax' "
+            "or cross_entropy=0; add the cross entropy of your framework to the loss"
+        )
+    return added
 
 
 def check_normalize(value: object) -> None:
@@ -61,20 +68,15 @@ def check_target_shape(shape: tuple[int, ...], x_shape: tuple[int, ...], labelle
             "expected histograms as floating point numbers, for example target.astype(float)"
         )
     target_rows = shape if labelled else shape[:-1]
-    if target_rows != rows and not _broadcasts(target_rows, rows):
+    if target_rows != rows and not broadcasts(target_rows, rows):
         _does_not_fit(shape, x_shape, labelled)
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    behind = to[len(to) - len(shape) :]
-    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape, behind, strict=True))
 
 
 def _check_float_labels(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
     """Raise if a floating point target has the shape of labels."""
     rows, n_bins = x_shape[:-1], x_shape[-1]
     labels = [shape, shape[:-1]] if shape[-1:] == (1,) and n_bins != 1 else [shape]
-    if shape != rows and (shape[-1:] == (n_bins,) or not any(_broadcasts(x, rows) for x in labels)):
+    if shape != rows and (shape[-1:] == (n_bins,) or not any(broadcasts(x, rows) for x in labels)):
         return
     one = "; histograms for several rows are target[None]" if shape[-1:] == (n_bins,) else ""
     raise ValueError(
@@ -176,37 +178,39 @@ def check_derivatives(*derivatives: Array) -> None:
             )
 
 
-def blame_loss(
-    x: Array,
-    target: Array,
-    v: Array | None,
+def raise_invalid_loss_row(
+    inputs: Mapping[str, Array],
+    labels: Array | None,
     batch: tuple[int, ...],
     row: int,
-    labelled: bool,
     normalize: str | None,
     cross_entropy: float,
     tolerance: float,
 ) -> NoReturn:
-    """Say what is wrong with a row that the kernel of a loss refused; as `blame`."""
+    """Raise for a row that the kernel of a loss found invalid; see `raise_invalid_row`."""
     row_name = _row_name(batch, row)
     index = np.unravel_index(row, batch)
-    n_bins = x.shape[-1]
-    x = np.broadcast_to(x, (*batch, n_bins))[index].astype(np.float64)
+    n_bins = inputs["x"].shape[-1]
+    rows = {
+        name: np.broadcast_to(array, (*batch, n_bins))[index].astype(np.float64)
+        for name, array in inputs.items()
+    }
+    x = rows["x"]
     if normalize == "softmax":
-        for bad in np.flatnonzero(np.isnan(x) | (x == np.inf)):
+        for k in np.flatnonzero(np.isnan(x) | (x == np.inf)):
             raise ValueError(
-                f"x{row_name} has a logit {x[bad]} at bin {bad}; logits must be finite or -inf"
+                f"x{row_name} has a logit {x[k]} at bin {k}; logits must be finite or -inf"
             )
         if (x == -np.inf).all():
             raise ValueError(f"x{row_name} has no class left, all logits are -inf")
     else:
-        mass = _blame_masses("x", row_name, x, tolerance)
+        mass = _check_masses("x", row_name, x, tolerance)
         if normalize == "l1" and mass < np.finfo(np.float64).tiny:
             raise ValueError(f"x{row_name} sums to {mass} and cannot be divided by its sum")
         if normalize is None and not abs(mass - 1.0) <= tolerance:
             _not_one("x", row_name, mass, tolerance)
-    if labelled:
-        label = int(np.broadcast_to(target, batch)[index])
+    if labels is not None:
+        label = int(np.broadcast_to(labels, batch)[index])
         if not 0 <= label < n_bins:
             raise ValueError(
                 f"target{row_name} is class {label}; classes are 0..{n_bins - 1}; "
@@ -215,16 +219,16 @@ def blame_loss(
         q = np.zeros(n_bins)
         q[label] = 1.0
     else:
-        q = np.broadcast_to(target, (*batch, n_bins))[index].astype(np.float64)
-        mass = _blame_masses("target", row_name, q, tolerance)
+        q = rows["target"]
+        mass = _check_masses("target", row_name, q, tolerance)
         if not abs(mass - 1.0) <= tolerance:
             _not_one("target", row_name, mass, tolerance)
-    for bad in np.flatnonzero((q > 0.0) & (x == (-np.inf if normalize == "softmax" else 0.0))):
-        if cross_entropy:
+    if cross_entropy:
+        for k in np.flatnonzero((q > 0.0) & (x == -np.inf)):
             raise ValueError(
-                f"target{row_name} has mass at bin {bad}, which x excludes by {x[bad]}: the cross "
+                f"target{row_name} has mass at bin {k}, which x excludes by {x[k]}: the cross "
                 "entropy is infinite; set sample_weight to 0 to ignore the row"
             )
-    if v is not None:
-        _blame_vector("v", row_name, np.broadcast_to(v, (*batch, n_bins))[index])
+    if "v" in rows:
+        _check_vector("v", row_name, rows["v"])
     raise ValueError(f"x and target{row_name}: beyond the range of float64")

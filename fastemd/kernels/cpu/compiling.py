@@ -17,8 +17,8 @@ from fastemd.kernels import caching, edges, operations
 from fastemd.kernels.cpu import checks, hessian, losses, row_io, simd, sweeps, tiles
 from fastemd.kernels.cpu.losses import LOSSES, Loss
 from fastemd.kernels.cpu.simd import address
-from fastemd.kernels.cpu.tiles import Cost, run_tiles
-from fastemd.kernels.edges import COSTS
+from fastemd.kernels.cpu.tiles import run_tiles
+from fastemd.kernels.edges import COSTS, Numbers
 from fastemd.kernels.operations import OPERATIONS
 
 # A part of the cache's key: the code of this module and of those whose functions kernels call.
@@ -78,9 +78,9 @@ def histogram_kernel(place, n_scratch, check, sweep):
         chunk, n_chunks, edges, p, q, v, rho, length_factor, curvature_ratio, cost_factor,
         value, out, project, tolerance,
     ):  # fmt: skip
-        cost = Cost(rho, length_factor, curvature_ratio, cost_factor, project)
+        numbers = Numbers(rho, length_factor, curvature_ratio, cost_factor, project)
         return run_tiles(
-            place, n_scratch, check, sweep, chunk, n_chunks, edges, p, q, v, cost, value, out,
+            place, n_scratch, check, sweep, chunk, n_chunks, edges, p, q, v, numbers, value, out,
             tolerance, None,
         )  # fmt: skip
 
@@ -94,11 +94,11 @@ def loss_kernel(place, n_scratch, sweep):
         chunk, n_chunks, edges, x, target, v, labels, factors, rho, length_factor, curvature_ratio,
         cost_factor, value, out, normalize, cross_entropy, tolerance,
     ):  # fmt: skip
-        cost = Cost(rho, length_factor, curvature_ratio, cost_factor, 1.0)
+        numbers = Numbers(rho, length_factor, curvature_ratio, cost_factor, 1.0)
         loss = Loss(address(factors), address(labels), labels.size > 0, normalize, cross_entropy)
         return run_tiles(
-            place, n_scratch, check, sweep, chunk, n_chunks, edges, x, target, v, cost, value, out,
-            tolerance, loss,
+            place, n_scratch, check, sweep, chunk, n_chunks, edges, x, target, v, numbers, value,
+            out, tolerance, loss,
         )  # fmt: skip
 
     return kernel
@@ -187,7 +187,7 @@ def _indices():
 _LENGTHS = _array(np.float64, 1, readonly=True)
 _EDGES = types.NamedTuple([_indices(), _LENGTHS, _LENGTHS], layouts.Edges)
 _BIN_ORDER = types.NamedUniTuple(_indices(), 3, layouts.BinOrder)
-_NUMBERS = (types.float64,) * 4  # `fastemd.kernels.operations.Numbers`
+_NUMBERS = (types.float64,) * 4  # the first four of `Numbers`
 
 
 def _signature(operation, dtype):

@@ -11,6 +11,7 @@ import numba
 from numpy.typing import NDArray
 
 from fastemd.kernels.cpu import compiling
+from fastemd.kernels.edges import Cost
 from fastemd.kernels.operations import NORMALIZATIONS, variant
 from fastemd.layout import EdgeLayout
 
@@ -31,7 +32,7 @@ def run(
     operation: str,
     layout: EdgeLayout,
     rows: tuple[Array, Array, Array],
-    rho: float,
+    cost: Cost,
     value: Array,
     out: Array,
     project: bool,
@@ -47,7 +48,7 @@ def run(
         The edges to sweep.
     rows : three ndarrays (G, R, N)
         ``p``, ``q`` and ``v``, of one dtype; ``v`` may be empty.
-    rho : float
+    cost : Cost
     value : ndarray (G * R,)
         The EMD of every row (only of "gradient"); may be empty.
     out : ndarray (G, R, columns)
@@ -63,9 +64,9 @@ def run(
         The first invalid row, or ``G * R``.
     """
     p = rows[0]
-    name, cost, numbers = variant(operation, rho)
+    name, row, numbers = variant(operation, cost)
     few = name == "gradient" and p.shape[0] * p.shape[1] <= FEW_ROWS
-    key = name, layout.is_chain, cost, few or layout.n_edges > MANY_EDGES, p.dtype.char
+    key = name, layout.is_chain, row, few or layout.n_edges > MANY_EDGES, p.dtype.char
     rest = value, out, float(bool(project)), tolerance
     return _launch(key, p.size, layout.edges, *rows, *numbers, *rest)
 
@@ -76,7 +77,7 @@ def run_loss(
     rows: tuple[Array, Array, Array],
     labels: Array,
     factors: Array,
-    rho: float,
+    cost: Cost,
     value: Array,
     out: Array,
     normalize: str | None,
@@ -97,7 +98,7 @@ def run_loss(
         Empty if the targets are histograms.
     factors : ndarray of float64 (G * R,)
         What multiplies the derivatives of every row; a row whose factor is 0 is not read.
-    rho : float
+    cost : Cost
     value : ndarray of float64 (G * R,)
         The loss of every row, not multiplied by its factor (only of "loss"); may be empty.
     out : ndarray (G, R, N)
@@ -114,9 +115,9 @@ def run_loss(
         The first invalid row, or ``G * R``.
     """
     x = rows[0]
-    name, cost, numbers = variant(operation, rho)
+    name, row, numbers = variant(operation, cost)
     narrow = x.shape[0] * x.shape[1] <= FEW_ROWS or layout.n_edges > MANY_EDGES
-    key = name, layout.is_chain, cost, narrow, x.dtype.char
+    key = name, layout.is_chain, row, narrow, x.dtype.char
     rest = value, out, NORMALIZATIONS[normalize], cross_entropy, tolerance
     return _launch(key, x.size, layout.edges, *rows, labels, factors, *numbers, *rest)
 

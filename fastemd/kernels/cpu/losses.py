@@ -311,7 +311,7 @@ def gradient_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Call
         prediction = predict(tile)
         form, factor = prediction.jacobian, prediction.factor
         value, _ = sweep_up_difference(tile, prediction, sweep_up, edge_values)
-        result = value * tile.cost.cost_factor
+        result = value * tile.numbers.cost_factor
         if loss.cross_entropy > 0.0:
             result = result + cross_entropies(tile, prediction)
         a_y, a_1 = form.a_y * factor, form.a_1 * factor

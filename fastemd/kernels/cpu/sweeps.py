@@ -61,12 +61,12 @@ def histogram_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Cal
         value, mean = sums
         if writes_bins:
             if tile.out.n_columns > 0:
-                start = mean * (mean_factor * tile.cost.project)
+                start = mean * (mean_factor * tile.numbers.project)
                 sweep_down(tile, x, start, write_sums, write_sum, 0)
         else:
             first = tile.layout.n_edges - n_roots - tile.out.n_columns
             write_results(tile, x, first, write_sums, write_sum, 0)
-        return value * tile.cost.cost_factor
+        return value * tile.numbers.cost_factor
 
     return sweep
 
@@ -163,9 +163,9 @@ def sweeps(is_chain: bool) -> tuple[Any, Any, Any]:
 @jitable
 def apply_edge(tile, x, e, flow, edge_values, sums):
     """Replace the flow of an edge by its edge value; return the sums with its terms."""
-    cost, other = tile.cost, tile.scratch.other
+    other = tile.scratch.other
     length, share = number_at(tile.layout.length, e), number_at(tile.layout.share, e)
-    edge = Edge(length, share, load(other, e), cost.rho, cost.curvature_ratio, cost.project)
+    edge = Edge(length, share, load(other, e), tile.numbers)
     values, first_term, second_term = edge_values(edge, flow)
     put_values(x, other, e, values)
     return add_term(first_term, sums[0]), add_term(second_term, sums[1])
@@ -211,7 +211,7 @@ def vectors(tile, x):
     """Return the source of `v`, minus its mean if the total mass is conserved."""
     for r in range(n_lanes(x)):  # in x, which is not in use yet
         mean = mean_of_row(integer_at(tile.rows.v, r), tile.layout.n_bins, False, tile.rows.like)
-        put_number(x, r, tile.cost.project * mean)
+        put_number(x, r, tile.numbers.project * mean)
     return tile.rows.v, load(x, 0), tile.overlap.next_v
 
 

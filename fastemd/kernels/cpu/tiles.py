@@ -31,6 +31,7 @@ from fastemd.kernels.cpu.simd import (
     put_integer,
     put_number,
 )
+from fastemd.kernels.edges import Numbers
 
 # Inputs of this size are prefetched; smaller ones are likely in a cache, where prefetching gains
 # nothing and takes 3 % of the time.
@@ -64,18 +65,8 @@ class Layout(NamedTuple):
     n_bins: int
     n_edges: int
     parent: int
-    length: int  # times `Cost.length_factor`
+    length: int  # times `Numbers.length_factor`
     share: int
-
-
-class Cost(NamedTuple):
-    """The numbers of an operation, see `fastemd.kernels.operations.Numbers`."""
-
-    rho: float
-    length_factor: float
-    curvature_ratio: float
-    cost_factor: float
-    project: float  # 1 to conserve the total mass, 0 for the raw derivatives
 
 
 class Rows(NamedTuple):
@@ -125,7 +116,7 @@ class Tile(NamedTuple):
     """A tile; the groups are those above."""
 
     layout: Layout
-    cost: Cost
+    numbers: Numbers
     rows: Rows
     out: Out
     scratch: Scratch
@@ -135,7 +126,7 @@ class Tile(NamedTuple):
 
 @jitable
 def run_tiles(
-    place, n_scratch, check, sweep, chunk, n_chunks, edges, p, q, v, cost, value, out, tolerance,
+    place, n_scratch, check, sweep, chunk, n_chunks, edges, p, q, v, numbers, value, out, tolerance,
     loss,
 ):  # fmt: skip
     """Process one of `n_chunks` equal parts of the batch, tile by tile.
@@ -173,7 +164,7 @@ def run_tiles(
     start = aligned(address(scratch))
     tile = Tile(
         Layout(n_bins, n_edges, address(edges.parent), start + lengths, address(edges.share)),
-        cost,
+        numbers,
         Rows(place(start), place(start + TABLE), place(start + 2 * TABLE), with_v, like),
         Out(place(start + 3 * TABLE), n_columns, like_out),
         Scratch(
@@ -188,7 +179,7 @@ def run_tiles(
         loss,
     )  # fmt: skip
     for e in range(n_edges):
-        put_number(tile.layout.length, e, cost.length_factor * edges.length[e])
+        put_number(tile.layout.length, e, numbers.length_factor * edges.length[e])
     rows, overlap = tile.rows, tile.overlap
     put_integer(overlap.destination, 0, 0)
     for i in range(2):

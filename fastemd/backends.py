@@ -1,0 +1,444 @@
+"""Array backends: the libraries whose arrays are taken, on the CPU and on CUDA devices.
+
+On the CPU every array is viewed as a NumPy array of the same memory. On a CUDA device it is viewed
+as a `DeviceArray`, which knows where the elements are and does not read them. New memory comes from
+the caller's library, on its current stream. `BACKENDS` has one row per library.
+"""
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastemd import validation
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+
+class Backend:
+    """NumPy arrays, and the base of all backends."""
+
+    name = "numpy"
+    index: int | None = None  # of the CUDA device, None on the CPU
+    alignment = 1  # in bytes, of memory that `wrap` takes without a copy
+
+    def view(self, array: Any) -> Any:
+        """Return an array of the same memory that the library can work with."""
+        return np.asarray(array)
+
+    def wrap(self, result: Any) -> Any:
+        """Return a result as an array of the backend; a NumPy scalar if it has no axes."""
+        return result[()]
+
+    def empty(self, shape: Shape, dtype: np.dtype[Any]) -> Any:
+        """Allocate a view."""
+        if self.alignment == 1:
+            return np.empty(shape, dtype)
+        raw = np.empty(math.prod(shape) * dtype.itemsize + self.alignment, np.uint8)
+        start = -raw.__array_interface__["data"][0] % self.alignment
+        return np.ndarray(shape, dtype, raw, start)
+
+    def assign(self, out: Any, result: Any) -> None:
+        """Copy a view to another one of the same shape."""
+        out[...] = result
+
+    def mark_written(self, out: Any) -> None:
+        """Notify the library that one of its arrays was written to."""
+
+
+class _ArrayApi(Backend):
+    """Any library of the array API standard, by DLPack."""
+
+    def __init__(self, name: str, from_dlpack: Callable[[Any], Any]) -> None:
+        self.name, self.wrap = name, from_dlpack  # type: ignore[method-assign]
+
+    def view(self, array: Any) -> Any:
+        return np.from_dlpack(array)
+
+
+class _Torch(Backend):
+    name = "torch"
+
+    def view(self, array: Any) -> Any:
+        # 0.7 us where np.from_dlpack takes 2.4; raises for tensors with the lazy minus sign of
+        # `Tensor.is_neg`, which DLPack does not carry.
+        return array.numpy()
+
+    def wrap(self, result: Any) -> Any:
+        return sys.modules["torch"].from_numpy(result)
+
+    def mark_written(self, out: Any) -> None:
+        sys.modules["torch"].autograd.graph.increment_version(out)
+
+
+class _Jax(Backend):
+    name, alignment = "jax", 64
+
+    def view(self, array: Any) -> Any:
+        return np.from_dlpack(array)
+
+    def wrap(self, result: Any) -> Any:
+        return sys.modules["jax"].dlpack.from_dlpack(result)
+
+
+# ------------------------------------------------------------------------------------ CUDA devices
+
+
+class DeviceArray:
+    """An array in the memory of a CUDA device: the library's array, and where its elements are."""
+
+    def __init__(
+        self, array: Any, shape: Shape, dtype: np.dtype[Any], pointer: int,
+        strides: Shape | None = None, writeable: bool = True,
+    ) -> None:  # fmt: skip
+        self.array, self.shape, self.dtype = array, shape, dtype  # `array` keeps the memory alive
+        self.pointer, self.writeable, self.size = pointer, writeable, math.prod(shape)
+        contiguous = tuple(dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
+        self.strides = contiguous if strides is None else strides
+        self.contiguous = self.size == 0 or all(
+            n == 1 or step == wanted
+            for n, step, wanted in zip(shape, self.strides, contiguous, strict=True)
+        )
+
+    @classmethod
+    def of(cls, array: Any) -> "DeviceArray":
+        """Return the view of a library's array, which JAX has computed before."""
+        if hasattr(array, "block_until_ready"):  # the kernels run on another stream than JAX
+            array.block_until_ready()
+        known = hasattr(array, "__cuda_array_interface__")
+        interface = array.__cuda_array_interface__ if known else _interface_of(array)
+        pointer, read_only = interface["data"]
+        dtype, strides = np.dtype(interface["typestr"]), interface.get("strides")
+        return cls(array, tuple(interface["shape"]), dtype, pointer, strides, not read_only)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape, "strides": self.strides, "typestr": self.dtype.str,
+            "data": (self.pointer, not self.writeable), "version": 2,
+        }  # fmt: skip
+
+    def strided(self, shape: Shape, strides: Shape | None = None) -> "DeviceArray":
+        """Return a view of the same memory, contiguous without `strides`."""
+        return DeviceArray(self.array, shape, self.dtype, self.pointer, strides, self.writeable)
+
+    def reshape(self, *shape: int) -> "DeviceArray":
+        """Return a view of another shape; the array must be contiguous."""
+        if -1 in shape:
+            known = -math.prod(shape) or 1
+            shape = tuple(self.size // known if n == -1 else n for n in shape)
+        return self.strided(shape)
+
+    def bounds(self) -> tuple[int, int]:
+        """Return the first address, and the one after the last."""
+        reaches = [(n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)]
+        low = sum(x for x in reaches if x < 0)
+        return self.pointer + low, self.pointer + sum(reaches) - low + self.dtype.itemsize
+
+
+def _interface_of(array: Any) -> dict[str, Any]:
+    """Return the interface of an array that has DLPack only."""
+    from cuda.core.utils import StridedMemoryView  # a dependency of numba-cuda
+
+    # 0 is handed on as None, the default stream; JAX takes -1 for the handle of a stream.
+    view = StridedMemoryView.from_dlpack(array, stream_ptr=0)
+    strides = view.strides and tuple(step * view.dtype.itemsize for step in view.strides)
+    data = view.ptr, view.readonly
+    return {"shape": view.shape, "typestr": view.dtype.str, "data": data, "strides": strides}
+
+
+def is_on_cuda(array: Any) -> bool:
+    """Return whether an array that is not NumPy's is on a CUDA device."""
+    try:
+        if hasattr(array, "__cuda_array_interface__"):
+            return True
+        return int(array.__dlpack_device__()[0]) in (2, 13)  # kDLCUDA, kDLCUDAManaged
+    except Exception:  # each library has its own for deleted and for traced arrays
+        return False
+
+
+class CudaBackend(Backend):
+    """The base of backends on a CUDA device; `array` is one of the library's arrays there."""
+
+    def __init__(self, array: Any) -> None:
+        self.index = self.index_of(array)
+
+    # What a library implements, on its own arrays:
+
+    def index_of(self, array: Any) -> int:
+        """Return the number of the device."""
+        raise NotImplementedError
+
+    def new(self, shape: Shape, dtype: np.dtype[Any]) -> Any:
+        """Allocate an array."""
+        raise NotImplementedError
+
+    def convert(self, array: Any, dtype: np.dtype[Any]) -> Any:
+        """Return an array of another type."""
+        raise NotImplementedError
+
+    def expand(self, array: Any, shape: Shape) -> Any:
+        """Return an array broadcast to a shape, contiguous."""
+        raise NotImplementedError
+
+    def copy(self, out: Any, array: Any) -> None:
+        """Copy the elements of an array to `out`."""
+        raise NotImplementedError
+
+    def stream(self) -> int:
+        """Return the handle of the current stream, 0 for the default one."""
+        return 0
+
+    def finish(self, result: Any) -> Any:
+        """Return an array of `new` as the user gets it."""
+        return result
+
+    # And the protocol of all backends, on views:
+
+    def view(self, array: Any) -> DeviceArray:  # noqa: D102  # as in Backend
+        return DeviceArray.of(array)
+
+    def wrap(self, result: DeviceArray) -> Any:  # noqa: D102
+        return self.finish(result.array)
+
+    def empty(self, shape: Shape, dtype: np.dtype[Any]) -> DeviceArray:  # noqa: D102
+        return DeviceArray.of(self.new(shape, dtype))
+
+    def assign(self, out: DeviceArray, result: DeviceArray) -> None:  # noqa: D102
+        self.copy(out.array, result.array)
+
+    def cast(self, view: DeviceArray, dtype: np.dtype[Any]) -> DeviceArray:
+        """Return the view of an array of a type, the same if it is of that type."""
+        return view if view.dtype == dtype else self.view(self.convert(view.array, dtype))
+
+    def spread(self, view: DeviceArray, shape: Shape) -> DeviceArray:
+        """Return the view of a contiguous array of a shape to which the array broadcasts."""
+        if view.shape == shape and view.contiguous:
+            return view
+        return self.view(self.expand(view.array, shape))
+
+
+class _TorchCuda(CudaBackend):
+    def __init__(self, array: Any) -> None:
+        super().__init__(array)
+        self.torch, self.device = sys.modules["torch"], array.device
+
+    def index_of(self, array: Any) -> int:
+        return int(array.device.index or 0)
+
+    def new(self, shape: Shape, dtype: np.dtype[Any]) -> Any:
+        dtype = getattr(self.torch, dtype.name)
+        return self.torch.empty(shape, dtype=dtype, device=self.device)
+
+    def convert(self, array: Any, dtype: np.dtype[Any]) -> Any:
+        return array.to(getattr(self.torch, dtype.name))
+
+    def expand(self, array: Any, shape: Shape) -> Any:
+        return array.expand(shape).contiguous()
+
+    def copy(self, out: Any, array: Any) -> None:
+        out.copy_(array)
+
+    def stream(self) -> int:
+        return int(self.torch.cuda.current_stream(self.device).cuda_stream)
+
+    def mark_written(self, out: Any) -> None:
+        self.torch.autograd.graph.increment_version(out)
+
+
+class _CupyCuda(CudaBackend):
+    def __init__(self, array: Any) -> None:
+        super().__init__(array)
+        self.cupy = sys.modules["cupy"]
+
+    def index_of(self, array: Any) -> int:
+        return int(array.device.id)
+
+    def new(self, shape: Shape, dtype: np.dtype[Any]) -> Any:
+        with self.cupy.cuda.Device(self.index):
+            return self.cupy.empty(shape, dtype)
+
+    def convert(self, array: Any, dtype: np.dtype[Any]) -> Any:
+        with self.cupy.cuda.Device(self.index):
+            return array.astype(dtype)
+
+    def expand(self, array: Any, shape: Shape) -> Any:
+        with self.cupy.cuda.Device(self.index):
+            return self.cupy.ascontiguousarray(self.cupy.broadcast_to(array, shape))
+
+    def copy(self, out: Any, array: Any) -> None:
+        with self.cupy.cuda.Device(self.index):
+            out[...] = array
+
+    def stream(self) -> int:
+        return int(self.cupy.cuda.get_current_stream(self.index).ptr)
+
+
+class _JaxCuda(CudaBackend):
+    """JAX does not expose its stream, so `DeviceArray.of` and `finish` synchronise.
+
+    Kernels write to memory of JAX, because JAX does not keep the memory of other arrays alive.
+    Types of 64 bits are enabled inside the library.
+    """
+
+    def __init__(self, array: Any) -> None:
+        super().__init__(array)
+        (self.device,) = array.devices()
+
+    def index_of(self, array: Any) -> int:
+        return int(array.__dlpack_device__()[1])
+
+    def _in_float64(self, function: Callable[[], Any]) -> Any:
+        """Compute with known arrays, also inside a function that is being traced."""
+        import jax
+
+        scope: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+        with (
+            scope.enable_x64(True),
+            jax.ensure_compile_time_eval(),
+            jax.default_device(self.device),
+        ):
+            return function()
+
+    def new(self, shape: Shape, dtype: np.dtype[Any]) -> Any:
+        return self._in_float64(lambda: sys.modules["jax"].numpy.empty(shape, dtype))
+
+    def convert(self, array: Any, dtype: np.dtype[Any]) -> Any:
+        return self._in_float64(lambda: array.astype(dtype))
+
+    def expand(self, array: Any, shape: Shape) -> Any:
+        jnp = sys.modules["jax"].numpy
+        return self._in_float64(lambda: jnp.array(jnp.broadcast_to(array, shape)))
+
+    def copy(self, out: Any, array: Any) -> None:
+        raise TypeError("out: JAX arrays cannot be written to; use the result")
+
+    def finish(self, result: Any) -> Any:
+        from fastemd.kernels.cuda import numba_cuda
+
+        jax = sys.modules["jax"]
+        numba_cuda.wait(self.index)
+        return jax.numpy.asarray(result, jax.dtypes.canonicalize_dtype(result.dtype))
+
+
+class _NumbaCuda(CudaBackend):
+    """Numba's arrays have no arithmetic."""
+
+    def __init__(self, array: Any) -> None:
+        from fastemd.kernels.cuda import numba_cuda
+
+        self.numba_cuda = numba_cuda
+        super().__init__(array)
+
+    def index_of(self, array: Any) -> int:
+        return int(self.numba_cuda.index_of(array))
+
+    def new(self, shape: Shape, dtype: np.dtype[Any]) -> Any:
+        return self.numba_cuda.empty(self.index, shape, dtype)
+
+    def convert(self, array: Any, dtype: np.dtype[Any]) -> Any:
+        raise TypeError(
+            f"Numba's device arrays cannot be converted to {dtype}; pass arrays of one type"
+        )
+
+    def expand(self, array: Any, shape: Shape) -> Any:
+        raise TypeError(
+            f"Numba's device arrays cannot be broadcast to {shape}; pass contiguous arrays whose "
+            "batch shapes need no copy to broadcast"
+        )
+
+    def copy(self, out: Any, array: Any) -> None:
+        self.numba_cuda.assign(self.index, out, array)
+
+
+# ------------------------------------------------------------------------------------- the table
+
+
+class Row(NamedTuple):
+    """How arrays of a library are taken."""
+
+    cpu: Backend | None = None
+    cuda: Callable[[Any], CudaBackend] | None = None  # from one of its arrays
+    is_on_cuda: Callable[[Any], bool] = is_on_cuda
+
+
+def _jax_array_is_on_cuda(array: Any) -> bool:
+    return _jax_has_cuda() and is_on_cuda(array)  # every array asked takes 14 us
+
+
+@functools.cache
+def _jax_has_cuda() -> bool:
+    try:
+        return bool(sys.modules["jax"].devices("cuda"))
+    except RuntimeError:
+        return False
+
+
+NUMPY = Backend()
+# By the top-level module of an array's class.
+BACKENDS = {
+    "torch": Row(_Torch(), _TorchCuda, lambda tensor: tensor.is_cuda),
+    "cupy": Row(cuda=_CupyCuda),
+    "jax": Row(_Jax(), _JaxCuda, _jax_array_is_on_cuda),
+    "jaxlib": Row(_Jax(), _JaxCuda, _jax_array_is_on_cuda),
+    "numba": Row(cuda=_NumbaCuda),
+    "numba_cuda": Row(cuda=_NumbaCuda),
+}
+
+
+def backend_of(inputs: Mapping[str, object]) -> Backend:
+    """Return the backend of all arguments; what is not an array yet counts as NumPy's."""
+    first: Backend | None = None
+    for argument, value in inputs.items():
+        backend = backend_for(argument, value)
+        if first is not None and backend.name != first.name:
+            validation.mixed_backends({n: backend_for(n, x).name for n, x in inputs.items()})
+        first = first or backend
+    return first or NUMPY
+
+
+def backend_for(argument: str, value: Any) -> Backend:
+    """Return the backend of one argument."""
+    row = _row(type(value))  # type: ignore[arg-type]  # classes are hashable
+    if row.is_on_cuda(value):
+        if row.cuda is None:
+            why = "it is on a CUDA device, where arrays of PyTorch, CuPy, JAX and Numba are taken"
+            validation.not_readable(argument, value, why)
+        backend = row.cuda(value)
+        backend.name = f"{_root(type(value))} on cuda:{backend.index}"
+        return backend
+    return row.cpu or _array_api_backend(argument, value)
+
+
+@functools.lru_cache
+def _row(cls: type) -> Row:
+    has_interface = hasattr(cls, "__cuda_array_interface__") or hasattr(cls, "__dlpack__")
+    if issubclass(cls, np.ndarray) or not has_interface:
+        return Row(NUMPY, is_on_cuda=lambda array: False)
+    roots = {base.__module__.partition(".")[0] for base in cls.__mro__}
+    return next((row for root, row in BACKENDS.items() if root in roots), Row())
+
+
+def _root(cls: type) -> str:
+    roots = {base.__module__.partition(".")[0] for base in cls.__mro__}
+    return next((root for root in BACKENDS if root in roots), "").replace("jaxlib", "jax")
+
+
+def _array_api_backend(argument: str, value: Any) -> Backend:
+    if not hasattr(value, "__array_namespace__"):  # there is nothing that takes results
+        return _ArrayApi("numpy", NUMPY.wrap)
+    try:
+        namespace = value.__array_namespace__()
+    except Exception as error:
+        why = f"its __array_namespace__() raised {type(error).__name__}: {error}"
+        validation.not_readable(argument, value, why)
+    if not hasattr(namespace, "from_dlpack"):
+        why = "its library has no from_dlpack to take the results"
+        validation.not_readable(argument, value, why)
+    name = getattr(namespace, "__name__", type(value).__module__).partition(".")[0]
+    return _ArrayApi(name, namespace.from_dlpack)

@@ -1,0 +1,158 @@
+"""Arguments to views, and views to the rows that kernels read.
+
+A view is a NumPy array on the CPU and a `fastemd.backends.DeviceArray` on a CUDA device, of the
+memory of the user's array wherever that is possible.
+"""
+
+import decimal
+import itertools
+import math
+import numbers
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastemd import validation
+from fastemd.backends import NUMPY, Backend, CudaBackend, DeviceArray, backend_for
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+
+def as_array(name: str, value: object) -> Any:
+    """Return the argument `name` as a view of real numbers, without a copy if it is an array."""
+    backend = backend_for(name, value)
+    if backend is NUMPY:
+        view = _as_numpy(name, value)
+    else:
+        try:
+            view = backend.view(value.resolve_neg() if hasattr(value, "resolve_neg") else value)
+        except Exception as error:  # each library has its own
+            validation.not_readable(name, value, str(error) or type(error).__name__)
+    if view.dtype.kind not in "fiub":
+        validation.not_an_array(name, view if isinstance(value, np.ndarray) else value)
+    return view
+
+
+def as_histograms(name: str, value: object, space: Any) -> Any:
+    """Return the same over the bins of a space, in the order of a data frame's columns."""
+    if hasattr(value, "iloc") or hasattr(value, "columns") or hasattr(value, "column_names"):
+        validation.check_order(name, value, list(space.bins))
+    view = as_array(name, value)
+    validation.check_bins_axis(name, view.shape, space.n_bins)
+    return view
+
+
+def writable_view(name: str, out: Any, backend: Backend) -> Any:
+    """Return a view of the user's `out`, which must be an array of the backend."""
+    own = backend_for(name, out)
+    if own.name != backend.name:
+        validation.mixed_backends({"p": backend.name, name: own.name})
+    return out if own is NUMPY else as_array(name, out)
+
+
+def _as_numpy(name: str, value: Any) -> Array:
+    """Convert an array, a list or a data frame."""
+    if np.ma.is_masked(value):
+        validation.not_an_array(name, value, "; fill the masked entries first")
+    if not hasattr(value, "__array__"):
+        for method in ("toarray", "todense"):
+            if hasattr(value, method):
+                validation.sparse(name, value, method)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        validation.not_an_array(name, value)
+    return _as_numbers(name, array) if array.dtype == object and array.ndim else array
+
+
+def _as_numbers(name: str, array: Array) -> Array:
+    """Convert an array of objects that are numbers, as columns of data frames may be."""
+    kinds = {type(x) for x in array.flat}
+    if kinds <= {bool, np.bool_}:
+        return array.astype(bool)
+    if all(issubclass(kind, numbers.Integral) for kind in kinds):
+        for integer in (np.int64, np.uint64):
+            try:
+                return array.astype(integer)
+            except OverflowError:
+                continue
+    real = numbers.Real, decimal.Decimal
+    if not all(issubclass(kind, real) for kind in kinds):
+        for index in np.ndindex(array.shape):
+            if not isinstance(array[index], real):
+                validation.not_a_number(name, index, array[index])
+    return np.array([validation.as_float(x) for x in array.flat]).reshape(array.shape)
+
+
+def as_rows(
+    inputs: Collection[Any], batch: Shape, dtype: np.dtype[Any], backend: Backend
+) -> list[Any]:
+    """Return views (..., N) as (groups, rows, N) of one type, copied only if necessary.
+
+    Strides of 0 broadcast, so nothing is copied as long as two levels of rows are enough, as they
+    are for one broadcast axis on each side, which gives all pairs. On the CPU the bins are
+    contiguous.
+    """
+    if isinstance(backend, CudaBackend):
+        views = [backend.cast(view, dtype) for view in inputs]
+    else:
+        views = [_contiguous_bins(view, dtype) for view in inputs]
+        if all(view.shape[:-1] == batch and view.flags.c_contiguous for view in views):
+            return [view.reshape(1, math.prod(batch), view.shape[-1]) for view in views]
+    for split in range(max(len(batch), 1)):
+        strides = [_row_strides(view, batch, split) for view in views]
+        if all(strides):
+            shape = math.prod(batch[:split]), math.prod(batch[split:])
+            pairs = zip(views, strides, strict=True)
+            return [_strided(view, (*shape, view.shape[-1]), steps) for view, steps in pairs]
+    shapes = [(*batch, view.shape[-1]) for view in views]
+    if isinstance(backend, CudaBackend):
+        copies = [backend.spread(view, shape) for view, shape in zip(views, shapes, strict=True)]
+        return [copy.reshape(1, -1, copy.shape[-1]) for copy in copies]
+    pairs = zip(views, shapes, strict=True)
+    return [np.broadcast_to(view, shape).reshape(1, -1, shape[-1]) for view, shape in pairs]
+
+
+def _contiguous_bins(array: Array, dtype: np.dtype[Any]) -> Array:
+    if array.dtype != dtype or not array.flags.aligned:
+        array = np.require(array, dtype, "A")
+    if array.strides[-1] != array.itemsize and array.shape[-1] > 1:
+        array = np.ascontiguousarray(array)
+    return array
+
+
+def _row_strides(view: Any, batch: Shape, split: int) -> Shape | None:
+    """Return the strides as (groups, rows, N), whose groups are the first `split` axes."""
+    n_missing = len(batch) - len(view.shape) + 1
+    steps = [0] * n_missing + [
+        0 if n == 1 else step for n, step in zip(view.shape[:-1], view.strides[:-1], strict=True)
+    ]
+    merged = [
+        _merged_stride(batch[axes], steps[axes]) for axes in (slice(split), slice(split, None))
+    ]
+    return None if None in merged else (*merged, view.strides[-1])  # type: ignore[return-value]
+
+
+def _merged_stride(shape: Shape, strides: list[int]) -> int | None:
+    """Return the stride of several axes seen as one; None if they are not."""
+    axes = [axis for axis in zip(shape, strides, strict=True) if axis[0] != 1]
+    if any(outer != n * step for (_, outer), (n, step) in itertools.pairwise(axes)):
+        return None
+    return axes[-1][1] if axes else 0
+
+
+def _strided(view: Any, shape: Shape, strides: Shape) -> Any:
+    if isinstance(view, DeviceArray):
+        return view.strided(shape, strides)
+    return np.lib.stride_tricks.as_strided(view, shape, strides, writeable=False)
+
+
+def overlap(a: Any, b: Any) -> bool:
+    """Return whether two views may share memory."""
+    if isinstance(a, np.ndarray):
+        return bool(np.may_share_memory(a, b))
+    (a_start, a_end), (b_start, b_end) = a.bounds(), b.bounds()
+    return bool(a.size and b.size and a_start < b_end and b_start < a_end)
