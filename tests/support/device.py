@@ -30,7 +30,9 @@ SHARES_MEMORY = DEVICE in ("cpu", "simulator", "torch")
 
 
 class DeviceArray:
-    """An array of a library that is known by its interface only."""
+    """An array of a backend that is known by its interface only."""
+
+    __module__ = "device"  # backends are found by the top-level module of their class
 
     def __init__(self, array):
         self._array = array
