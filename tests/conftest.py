@@ -22,24 +22,31 @@ settings.load_profile(
     "simulator" if device.SIMULATED else "ci" if os.environ.get("CI") else "local"
 )
 
-# What is to hold wherever the arrays are.
-BEHAVIOUR = {
-    "test_accuracy.py", "test_batches.py", "test_cuda.py", "test_flows.py", "test_gradients.py",
-    "test_hessians.py", "test_identities.py", "test_losses.py", "test_out.py", "test_sinkhorn.py",
-    "test_validation.py",
-    "test_values.py",
-}  # fmt: skip
-if device.DEVICE == "torch":
-    BEHAVIOUR |= {"test_torch.py"}
-if device.DEVICE != "cpu":
-    device.install()
+if device.SIMULATED:
+    from tests.support import simulator
+
+    simulator.install(tensors=device.DEVICE == "torch")
+
+MARKERS = {"any_backend", "torch_backend"} if device.DEVICE == "torch" else {"any_backend"}
 
 
 def pytest_ignore_collect(collection_path):
-    """Off the CPU, the other files."""
-    if device.DEVICE != "cpu" and collection_path.suffix == ".py":
-        return collection_path.name not in BEHAVIOUR or None
-    return None
+    """Import no file without a marked test off the CPU: it may need packages that are missing."""
+    if device.DEVICE == "cpu" or collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return not any(f"pytest.mark.{marker}" in text for marker in MARKERS) or None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselect tests without a marker off the CPU."""
+    if device.DEVICE == "cpu":
+        return
+    selected = [
+        item for item in items if any(item.get_closest_marker(marker) for marker in MARKERS)
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+    items[:] = selected
 
 
 def _binary(levels):
@@ -64,6 +71,12 @@ CASES = {
     "unary path": tree_case(naive.Ground([1, 2, 3, 4, -1, 3], [1, 2, 0.5, 4, 0, 9], [2, 0])),
     "every node a bin": tree_case(naive.Ground([2, 2, 4, 4, -1], [1, 1, 2, 3, 0], [4, 0, 2, 1, 3])),
 }
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """The functions of fastemd, for NumPy arrays, computed with arrays of the chosen backend."""
+    return device.BACKEND
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())

@@ -11,6 +11,8 @@ from tests.support.device import SIMULATED, hardware
 from tests.support.operations import assert_close
 from tests.support.strategies import chain_case, random_ground, random_pair, tree_case
 
+pytestmark = pytest.mark.any_backend
+
 SEEDS = range(40 if SIMULATED else 200)
 # float32: 1e-6 is promised, but float64 inside leaves only the rounding of the result.
 ONE_ROUNDING = 2.0**-24 * 1.001
@@ -46,10 +48,10 @@ def _relative(comp, exact):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_emd__float64_is_exact_to_13_digits(seed):
+def test_emd__float64_is_exact_to_13_digits(seed, backend):
     rng, case, rho = _problem(seed)
     for p, q in (random_pair(rng, (case.n_bins,)), _dirichlet(rng, case, rho)):
-        comp = fastemd.emd(p, q, case.space, rho)
+        comp = backend.emd(p, q, case.space, rho)
         assert _relative([comp], [naive.exact_emd(p, q, case.ground, rho)]) <= 1e-13
 
 
@@ -61,27 +63,27 @@ def _float32_pair(rng, n_bins):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_emd__float32_is_exact_to_the_last_digit(seed):
+def test_emd__float32_is_exact_to_the_last_digit(seed, backend):
     rng, case, rho = _problem(seed)
     p, q = _float32_pair(rng, case.n_bins)
-    comp = fastemd.emd(p, q, case.space, rho)
+    comp = backend.emd(p, q, case.space, rho)
     assert _relative([comp], [naive.exact_emd(p, q, case.ground, rho)]) <= ONE_ROUNDING
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_emd_grad__float64_is_exact_to_12_digits(seed):
+def test_emd_grad__float64_is_exact_to_12_digits(seed, backend):
     rng, case, rho = _problem(seed)
     for p, q in (random_pair(rng, (case.n_bins,)), _dirichlet(rng, case, rho)):
         exact = naive.exact_grad(p, q, case.ground, rho)
-        assert _relative(fastemd.emd_grad(p, q, case.space, rho), exact) <= 1e-12
+        assert _relative(backend.emd_grad(p, q, case.space, rho), exact) <= 1e-12
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_emd_grad__float32_is_exact_to_the_last_digit(seed):
+def test_emd_grad__float32_is_exact_to_the_last_digit(seed, backend):
     rng, case, rho = _problem(seed)
     p, q = _float32_pair(rng, case.n_bins)
     exact = naive.exact_grad(p, q, case.ground, rho)
-    comp = fastemd.emd_grad(p, q, case.space, rho)
+    comp = backend.emd_grad(p, q, case.space, rho)
     assert _relative(comp, exact) <= ONE_ROUNDING
     total = float(comp.astype(np.float64).sum())
     assert abs(total) <= case.n_bins * ONE_ROUNDING * np.abs(comp).max()
@@ -89,7 +91,7 @@ def test_emd_grad__float32_is_exact_to_the_last_digit(seed):
 
 @pytest.mark.parametrize("n_bins", [3, 60, 300, pytest.param(30_000, marks=hardware)])
 @pytest.mark.parametrize("kind", ["chain", "tree"])
-def test_functions__float32_differences_do_not_add_up(n_bins, kind):
+def test_functions__float32_differences_do_not_add_up(n_bins, kind, backend):
     """Every third flow is 0. With p - q rounded to float32 before it is summed, all of them would
     be off in the same direction, more so the longer the chain."""
     ground = naive.chain(n_bins)
@@ -98,18 +100,18 @@ def test_functions__float32_differences_do_not_add_up(n_bins, kind):
     p, q = np.tile(masses, n_bins // 3), np.tile(np.roll(masses, 1), n_bins // 3)
     wide = p.astype(np.float64), q.astype(np.float64)
     flow = np.cumsum(wide[0] - wide[1])[:-1]
-    assert_close(fastemd.emd_flow(p, q, case.space), flow, rtol=ONE_ROUNDING)
+    assert_close(backend.emd_flow(p, q, case.space), flow, rtol=ONE_ROUNDING)
     for rho in (1, 2, 3):
         assert_close(
-            fastemd.emd(p, q, case.space, rho), (np.abs(flow) ** rho).sum(), rtol=ONE_ROUNDING
+            backend.emd(p, q, case.space, rho), (np.abs(flow) ** rho).sum(), rtol=ONE_ROUNDING
         )
         slope = rho * np.sign(flow) * np.abs(flow) ** (rho - 1)
         raw = np.append(np.cumsum(slope[::-1])[::-1], 0.0)
-        assert_close(fastemd.emd_grad(p, q, case.space, rho), raw - raw.mean(), rtol=ONE_ROUNDING)
+        assert_close(backend.emd_grad(p, q, case.space, rho), raw - raw.mean(), rtol=ONE_ROUNDING)
 
 
 @hardware
-def test_emd__float32_does_not_lose_small_flows_in_large_sums():
+def test_emd__float32_does_not_lose_small_flows_in_large_sums(backend):
     """A prefix sum in float32 would be off by far more than the flow at the far end."""
     n = 4096
     p = np.full(n, 1 / n, np.float32)
@@ -118,12 +120,12 @@ def test_emd__float32_does_not_lose_small_flows_in_large_sums():
     q[-1] += np.float32(2.0**-20)
     case = chain_case(n)
     for rho in (1, 2):
-        assert fastemd.emd(p, q, case.space, rho) == np.float32(2.0 ** (-20 * rho))
+        assert backend.emd(p, q, case.space, rho) == np.float32(2.0 ** (-20 * rho))
 
 
 @hardware
 @pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
-def test_emd__of_a_long_chain_stays_accurate(rho, rng):
+def test_emd__of_a_long_chain_stays_accurate(rho, rng, backend):
     n = 10_000
     p, q = rng.dirichlet(np.ones(n), 2)
     flow, exact = Fraction(0), Fraction(0)
@@ -131,7 +133,7 @@ def test_emd__of_a_long_chain_stays_accurate(rho, rng):
         flow += Fraction(a) - Fraction(b)
         exact += Fraction(abs(float(flow)) ** rho)
     exact -= Fraction(abs(float(flow)) ** rho)  # there is no edge after the last bin
-    assert _relative([fastemd.emd(p, q, fastemd.Chain(n), rho)], [exact]) <= 1e-12
+    assert _relative([backend.emd(p, q, fastemd.Chain(n), rho)], [exact]) <= 1e-12
 
 
 @pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])

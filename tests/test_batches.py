@@ -12,6 +12,8 @@ from tests.support.device import SIMULATED, cpu, hardware
 from tests.support.operations import assert_agrees, assert_close
 from tests.support.strategies import chain_case, random_ground, tree_case
 
+pytestmark = pytest.mark.any_backend
+
 BATCH_SIZES = range(1, 10) if SIMULATED else [*range(1, 35), 63, 64, 65]
 
 
@@ -59,7 +61,7 @@ def test_functions__a_large_batch(operation, small_case, rng):
 @pytest.mark.parametrize("kind", ["chain", "tree"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_bins", [3, 4, 33, 66, 1025])
-def test_functions__results_that_pass_the_caches(kind, dtype, n_bins, rng):
+def test_functions__results_that_pass_the_caches(kind, dtype, n_bins, rng, backend):
     """From 8 MiB on, results are staged and carried off line by line, wherever lines start."""
     space = fastemd.Chain(n_bins)
     if kind == "tree":
@@ -71,7 +73,7 @@ def test_functions__results_that_pass_the_caches(kind, dtype, n_bins, rng):
     room = np.full(batch * n_bins + 16, 7.0, dtype)
     for shift in (0, 3):
         for name, arrays in (("emd_grad", (p, q)), ("emd_hvp", (p, q, v))):
-            function = getattr(fastemd, name)
+            function = getattr(backend, name)
             out = room[shift : shift + batch * n_bins].reshape(batch, n_bins)
             function(*arrays, space, 3, out=out)
             ref = function(*(array[:50] for array in arrays), space, 3)
@@ -84,7 +86,7 @@ def test_functions__results_that_pass_the_caches(kind, dtype, n_bins, rng):
 @cpu
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("bad", [0, 8, 777, 4500, 11111, -9, -1])
-def test_functions__a_bad_row_among_results_that_pass_the_caches(bad, n_threads, rng):
+def test_functions__a_bad_row_among_results_that_pass_the_caches(bad, n_threads, rng, backend):
     """What the tile before it staged must not go astray."""
     n_bins = 1001
     batch = 2 * STREAM_FROM // (4 * n_bins) + 5
@@ -96,7 +98,7 @@ def test_functions__a_bad_row_among_results_that_pass_the_caches(bad, n_threads,
     around = [np.zeros(1 << 20, np.float32) for _ in range(8)]
     try:
         with pytest.raises(ValueError, match=f"p: row {bad} has a negative mass"):
-            fastemd.emd_grad(p, q, fastemd.Chain(n_bins), 2)
+            backend.emd_grad(p, q, fastemd.Chain(n_bins), 2)
     finally:
         numba.set_num_threads(before)
     assert not any(array.any() for array in around)
@@ -104,7 +106,7 @@ def test_functions__a_bad_row_among_results_that_pass_the_caches(bad, n_threads,
 
 @cpu
 @pytest.mark.parametrize(("n_bins", "dtype"), [(1024, np.float32), (512, np.float64)])
-def test_functions__rows_a_page_apart(n_bins, dtype, rng):
+def test_functions__rows_a_page_apart(n_bins, dtype, rng, backend):
     """Rows that would crowd in the cache are copied before they are swept."""
     space = fastemd.Chain(n_bins)
     p, q = rng.dirichlet(np.ones(n_bins), (2, 21)).astype(dtype)
@@ -113,14 +115,14 @@ def test_functions__rows_a_page_apart(n_bins, dtype, rng):
     for target, array in zip(wide, (p, q, v), strict=True):
         target[...] = array
     for other in (wide[1], q, q[:1]):
-        comp = fastemd.emd_hvp(p, other, v, space, 3, validate=False)
-        ref = fastemd.emd_hvp(wide[0], other, wide[2], space, 3, validate=False)
+        comp = backend.emd_hvp(p, other, v, space, 3, validate=False)
+        ref = backend.emd_hvp(wide[0], other, wide[2], space, 3, validate=False)
         np.testing.assert_array_equal(comp, ref)
-    comp, ref = (fastemd.emd_value_and_grad(*pair, space, 2) for pair in ((p, q), wide[:2]))
+    comp, ref = (backend.emd_value_and_grad(*pair, space, 2) for pair in ((p, q), wide[:2]))
     _assert_equal(comp, ref)
     p[17, 5] = np.nan
     with pytest.raises(ValueError, match=r"row 17"):
-        fastemd.emd(p, q, space, 2)
+        backend.emd(p, q, space, 2)
 
 
 @hardware

@@ -10,6 +10,8 @@ from tests.support import naive
 from tests.support.operations import BY_NAME, assert_agrees, assert_close
 from tests.support.strategies import cases, histograms, problems, random_pair, rhos
 
+pytestmark = pytest.mark.any_backend
+
 FLOW, EMBED = BY_NAME["emd_flow"], BY_NAME["embed"]
 
 
@@ -22,45 +24,45 @@ def test_emd_flow__agrees_with_naive_on_drawn_problems(problem):
     assert_agrees(FLOW, (problem.p, problem.q), problem.case, 1)
 
 
-def test_emd_flow__of_a_chain_is_the_difference_of_cumulative_sums(rng):
+def test_emd_flow__of_a_chain_is_the_difference_of_cumulative_sums(rng, backend):
     p, q = random_pair(rng, (4, 60))
-    comp = fastemd.emd_flow(p, q, fastemd.Chain(60, rng.random(59)))
+    comp = backend.emd_flow(p, q, fastemd.Chain(60, rng.random(59)))
     np.testing.assert_array_equal(comp, np.cumsum(p - q, axis=-1)[:, :-1])
 
 
-def test_emd_flow__is_in_the_order_of_the_nodes():
+def test_emd_flow__is_in_the_order_of_the_nodes(backend):
     """Two leaves below an inner node, one beside it; every edge has a flow of its own."""
     space = fastemd.Tree.from_parents([-1, 0, 1, 1, 0], [0, 5, 1, 2, 4])
-    comp = fastemd.emd_flow([0.5, 0.25, 0.25], [0.0, 0.0, 1.0], space)
+    comp = backend.emd_flow([0.5, 0.25, 0.25], [0.0, 0.0, 1.0], space)
     flow_of_length = {1: 0.5, 2: 0.25, 4: -0.75, 5: 0.75}
     assert comp.tolist() == [flow_of_length[w] for w in space.weight[:-1]]
 
 
-def test_emd_flow__float32_and_one_node(case, rng):
+def test_emd_flow__float32_and_one_node(case, rng, backend):
     p, q = random_pair(rng, (5, case.n_bins), np.float32)
-    comp = fastemd.emd_flow(p, q, case.space)
+    comp = backend.emd_flow(p, q, case.space)
     assert comp.dtype == np.float32
     assert comp.shape == (5, case.space.n_nodes - 1)
     assert_agrees(FLOW, (p, q), case, 1, rtol=2.0**-24)
 
 
 @given(problems(), rhos)
-def test_emd_flow__gives_the_value(problem, rho):
+def test_emd_flow__gives_the_value(problem, rho, backend):
     """Weights times powers of the flows are the value: also through edges of length 0."""
     case, p, q = problem
-    flow = fastemd.emd_flow(p, q, case.space)
+    flow = backend.emd_flow(p, q, case.space)
     comp = (case.space.weight[:-1] * np.abs(flow) ** rho).sum(axis=-1)
-    assert_close(comp, fastemd.emd(p, q, case.space, rho))
+    assert_close(comp, backend.emd(p, q, case.space, rho))
 
 
 @given(problems())
-def test_emd_flow__changes_sign_with_p_and_q_and_is_linear(problem):
+def test_emd_flow__changes_sign_with_p_and_q_and_is_linear(problem, backend):
     case, p, q = problem
-    flow = fastemd.emd_flow(p, q, case.space)
-    np.testing.assert_array_equal(fastemd.emd_flow(q, p, case.space), -flow)
+    flow = backend.emd_flow(p, q, case.space)
+    np.testing.assert_array_equal(backend.emd_flow(q, p, case.space), -flow)
     middle = (p + q) / 2
-    first = fastemd.emd_flow(p, middle, case.space)
-    second = fastemd.emd_flow(middle, q, case.space)
+    first = backend.emd_flow(p, middle, case.space)
+    second = backend.emd_flow(middle, q, case.space)
     np.testing.assert_array_equal(first + second, flow)
 
 
@@ -74,32 +76,32 @@ def test_embed__agrees_with_naive_on_drawn_problems(problem, rho):
 
 
 @given(problems(), rhos)
-def test_embed__is_an_isometry(problem, rho):
+def test_embed__is_an_isometry(problem, rho, backend):
     case, p, q = problem
-    points = fastemd.embed(p, case.space, rho), fastemd.embed(q, case.space, rho)
+    points = backend.embed(p, case.space, rho), backend.embed(q, case.space, rho)
     comp = (np.abs(points[0] - points[1]) ** rho).sum(axis=-1)
     # A difference of rounded coordinates: relative to these, not to the difference.
     size = (np.abs(points[0]) ** rho).sum(axis=-1).max()
-    assert_close(comp, fastemd.emd(p, q, case.space, rho), size, rtol=1e-11)
+    assert_close(comp, backend.emd(p, q, case.space, rho), size, rtol=1e-11)
 
 
 @given(st.data(), cases())
-def test_embed__gives_all_pairs_by_one_matrix_product_at_rho_2(data, case):
+def test_embed__gives_all_pairs_by_one_matrix_product_at_rho_2(data, case, backend):
     p, q = data.draw(histograms(case.n_bins, 3))
     some = p.sum(axis=-1) > 0
     p, q = (x[some] / x[some].sum(axis=-1, keepdims=True) for x in (p, q))
-    x, y = fastemd.embed(p, case.space, 2), fastemd.embed(q, case.space, 2)
+    x, y = backend.embed(p, case.space, 2), backend.embed(q, case.space, 2)
     comp = (x**2).sum(-1)[:, None] + (y**2).sum(-1) - 2 * x @ y.T
-    ref = fastemd.emd(p[:, None], q[None], case.space, 2)
+    ref = backend.emd(p[:, None], q[None], case.space, 2)
     assert_close(comp, ref, size=(x**2).sum(-1).max(initial=1.0), rtol=1e-11)
 
 
-def test_embed__takes_one_histogram_of_any_mass(small_case, rho):
+def test_embed__takes_one_histogram_of_any_mass(small_case, rho, backend):
     p = np.arange(small_case.n_bins) * 10.0
-    comp = fastemd.embed(p, small_case.space, rho)
+    comp = backend.embed(p, small_case.space, rho)
     assert comp.shape == (small_case.space.n_nodes - 1,)
     assert_close(comp, naive.embed(p, naive.ground(small_case.space), rho))
-    np.testing.assert_array_equal(fastemd.embed(0 * p, small_case.space, rho), 0 * comp)
+    np.testing.assert_array_equal(backend.embed(0 * p, small_case.space, rho), 0 * comp)
 
 
 @pytest.mark.parametrize("function", ["emd_flow", "embed"])

@@ -8,25 +8,13 @@ import pytest
 import fastemd
 from fastemd.losses import LossCall
 from tests.support import naive
-from tests.support.device import DEVICE, SIMULATED, cpu, hardware, through
+from tests.support.device import SIMULATED, cpu, hardware
 from tests.support.operations import assert_close
 from tests.support.strategies import RHOS, chain_case, tree_case
 
+pytestmark = pytest.mark.any_backend
+
 NORMALIZE = ["softmax", "l1", None]
-
-
-def emd_loss_hvp(
-    x, target, v, space, rho=2, *, normalize="softmax", cross_entropy=0.0,
-    sample_weight=None, ignore_index=None, reduction="mean",
-):  # fmt: skip
-    """The Hessian of the loss times v, as the frameworks use it."""
-    inputs = {"x": x, "target": target, "v": v, "weight": sample_weight}
-    call = LossCall(space, rho, normalize, cross_entropy, **inputs)
-    return call.values_and_derivatives("loss_product", ignore_index, reduction)[1]
-
-
-if DEVICE != "cpu":
-    emd_loss_hvp = through(emd_loss_hvp)
 
 
 def _problem(rng, shape, normalize="softmax", labelled=True, dtype=np.float64):
@@ -42,19 +30,21 @@ def _problem(rng, shape, normalize="softmax", labelled=True, dtype=np.float64):
     return x.astype(dtype), target
 
 
-def _rows(x, target, case, rho=2, **keywords):
-    return fastemd.emd_loss(x, target, case.space, rho, reduction="none", **keywords)
+def _rows(backend, x, target, case, rho=2, **keywords):
+    return backend.emd_loss(x, target, case.space, rho, reduction="none", **keywords)
 
 
 @pytest.mark.parametrize("cross_entropy", [0.0, 0.7])
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("rho", RHOS)
-def test_emd_loss__is_the_composition(small_case, rho, normalize, labelled, cross_entropy, rng):
+def test_emd_loss__is_the_composition(
+    small_case, rho, normalize, labelled, cross_entropy, rng, backend
+):
     x, target = _problem(rng, (11, small_case.n_bins), normalize, labelled)
     keywords = {"normalize": normalize, "cross_entropy": cross_entropy}
     ref = naive.emd_loss_rows(x, target, small_case.ground, rho, **keywords)
-    comp = _rows(x, target, small_case, rho, **keywords)
+    comp = _rows(backend, x, target, small_case, rho, **keywords)
     for ours, theirs in zip(comp, ref, strict=True):
         assert_close(ours, theirs)
 
@@ -63,7 +53,9 @@ def test_emd_loss__is_the_composition(small_case, rho, normalize, labelled, cros
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("rho", RHOS)
-def test_derivatives__are_those_of_torch(small_case, rho, normalize, labelled, cross_entropy, rng):
+def test_derivatives__are_those_of_torch(
+    small_case, rho, normalize, labelled, cross_entropy, rng, backend
+):
     torch = pytest.importorskip("torch")
     n = small_case.n_bins
     x, target = _problem(rng, (5, n), normalize, labelled)
@@ -81,45 +73,45 @@ def test_derivatives__are_those_of_torch(small_case, rho, normalize, labelled, c
         centre = np.eye(n) - 1 / n
         gradient, hessian = gradient @ centre, centre @ hessian @ centre
     keywords["reduction"] = "sum"
-    assert_close(fastemd.emd_loss(x, target, small_case.space, rho, **keywords)[1], gradient)
-    diagonal = fastemd.emd_loss_hessian_diag(x, target, small_case.space, rho, **keywords)
+    assert_close(backend.emd_loss(x, target, small_case.space, rho, **keywords)[1], gradient)
+    diagonal = backend.emd_loss_hessian_diag(x, target, small_case.space, rho, **keywords)
     size = max(np.abs(hessian).max(), np.abs(gradient).max())
     assert_close(diagonal, np.einsum("bkk->bk", hessian), size)
     v = rng.standard_normal(x.shape)
-    product = emd_loss_hvp(x, target, v, small_case.space, rho, **keywords)
+    product = backend.emd_loss_hvp(x, target, v, small_case.space, rho, **keywords)
     assert_close(product, np.einsum("bkl,bl->bk", hessian, v), size)
 
 
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_rows", [0, 1, 2, 3, 7, 8, 9, 17])
-def test_batches__are_their_rows(small_case, n_rows, dtype, labelled, rng):
+def test_batches__are_their_rows(small_case, n_rows, dtype, labelled, rng, backend):
     x, target = _problem(rng, (n_rows, small_case.n_bins), "softmax", labelled, dtype)
     target = target if labelled else target.astype(dtype)
     for function in (_loss_and_gradient, _diagonal, _product):
-        whole = function(x, target, small_case.space)
+        whole = function(backend, x, target, small_case.space)
         for row in range(n_rows):
-            one = function(x[row], target[row], small_case.space)
+            one = function(backend, x[row], target[row], small_case.space)
             np.testing.assert_array_equal(whole[row], one)
             assert one.dtype == dtype
 
 
-def _loss_and_gradient(x, target, space):
-    loss, grad = fastemd.emd_loss(x, target, space, cross_entropy=0.5, reduction="none")
+def _loss_and_gradient(backend, x, target, space):
+    loss, grad = backend.emd_loss(x, target, space, cross_entropy=0.5, reduction="none")
     return np.concatenate([np.asarray(loss)[..., None], grad], axis=-1)
 
 
-def _diagonal(x, target, space):
-    return fastemd.emd_loss_hessian_diag(x, target, space, cross_entropy=0.5, reduction="none")
+def _diagonal(backend, x, target, space):
+    return backend.emd_loss_hessian_diag(x, target, space, cross_entropy=0.5, reduction="none")
 
 
-def _product(x, target, space):
-    return emd_loss_hvp(x, target, x, space, cross_entropy=0.5, reduction="none")
+def _product(backend, x, target, space):
+    return backend.emd_loss_hvp(x, target, x, space, cross_entropy=0.5, reduction="none")
 
 
 @pytest.mark.parametrize("n_bins", [1, 2, 15, 16, 17, 33, 100])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_emd_loss__of_any_number_of_bins(n_bins, dtype, rng):
+def test_emd_loss__of_any_number_of_bins(n_bins, dtype, rng, backend):
     """Around the lines and blocks that rows are read in."""
     for case in (
         chain_case(n_bins),
@@ -127,25 +119,25 @@ def test_emd_loss__of_any_number_of_bins(n_bins, dtype, rng):
     ):
         x, target = _problem(rng, (9, n_bins), dtype=dtype)
         ref = naive.emd_loss_rows(x, target, case.ground, cross_entropy=1.0)
-        comp = _rows(x, target, case, cross_entropy=1.0)
+        comp = _rows(backend, x, target, case, cross_entropy=1.0)
         for ours, theirs in zip(comp, ref, strict=True):
             assert_close(ours, theirs, rtol=1e-12 if dtype == np.float64 else 1e-7)
 
 
-def test_float32__is_float64_rounded(rng):
+def test_float32__is_float64_rounded(rng, backend):
     space = fastemd.Chain(9) if SIMULATED else fastemd.datasets.imagenet_tree()
     x, target = _problem(rng, (64, space.n_bins), dtype=np.float32)
     x *= 5
     for function in (_loss_and_gradient, _diagonal, _product):
-        single = function(x, target, space)
-        double = function(x.astype(np.float64), target, space)
+        single = function(backend, x, target, space)
+        double = function(backend, x.astype(np.float64), target, space)
         error = np.abs(single - double) / np.abs(double)
         assert error.max() <= 3 * 2.0**-24 * (1 + 1e-3 * (function is not _loss_and_gradient))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
-def test_emd_loss__of_extreme_logits(small_case, labelled, dtype, rng):
+def test_emd_loss__of_extreme_logits(small_case, labelled, dtype, rng, backend):
     n = small_case.n_bins
     logits = rng.choice([-1e4, 0.0, 1e4], (40, n)).astype(dtype)
     logits[0], logits[1], logits[2] = 1e4, -1e4, 0.0
@@ -153,14 +145,14 @@ def test_emd_loss__of_extreme_logits(small_case, labelled, dtype, rng):
     target = target if labelled else target.astype(dtype)
     rtol = 1e-12 if dtype == np.float64 else 1e-7
     ref = naive.emd_loss_rows(logits, target, small_case.ground, cross_entropy=1.0)
-    comp = _rows(logits, target, small_case, cross_entropy=1.0)
+    comp = _rows(backend, logits, target, small_case, cross_entropy=1.0)
     for ours, theirs in zip(comp, ref, strict=True):
         assert_close(ours, theirs, rtol=rtol)
     for second in (_diagonal, _product):
-        assert np.isfinite(second(logits, target, small_case.space)).all()
+        assert np.isfinite(second(backend, logits, target, small_case.space)).all()
 
 
-def test_emd_loss__of_masked_classes(small_case, rng):
+def test_emd_loss__of_masked_classes(small_case, rng, backend):
     """As if they were not there: the same as with very low logits."""
     n = small_case.n_bins
     x, target = _problem(rng, (20, n))
@@ -169,17 +161,18 @@ def test_emd_loss__of_masked_classes(small_case, rng):
     low, gone = np.where(masked, -1e5, x), np.where(masked, -np.inf, x)
     for function in (_diagonal, lambda *args: _loss_and_gradient(*args)[:, 1:]):
         np.testing.assert_array_equal(
-            function(gone, target, small_case.space), function(low, target, small_case.space)
+            function(backend, gone, target, small_case.space),
+            function(backend, low, target, small_case.space),
         )
-        assert (function(gone, target, small_case.space)[masked] == 0).all()
+        assert (function(backend, gone, target, small_case.space)[masked] == 0).all()
     soft = np.where(masked, 0.0, rng.random((20, n)) + 0.1)
     soft /= soft.sum(-1, keepdims=True)
     np.testing.assert_array_equal(
-        _loss_and_gradient(gone, soft, small_case.space),
-        _loss_and_gradient(low, soft, small_case.space),
+        _loss_and_gradient(backend, gone, soft, small_case.space),
+        _loss_and_gradient(backend, low, soft, small_case.space),
     )
     # Without cross entropy the target may be a masked class.
-    loss, grad = fastemd.emd_loss([-np.inf, 0.0], 0, fastemd.Chain(2))
+    loss, grad = backend.emd_loss([-np.inf, 0.0], 0, fastemd.Chain(2))
     assert loss == 1.0
     assert (grad == 0.0).all()
 
@@ -187,13 +180,13 @@ def test_emd_loss__of_masked_classes(small_case, rng):
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("ignore_index", [None, -100, 2])
-def test_emd_loss__reduces_as_torch(small_case, reduction, weighted, ignore_index, rng):
+def test_emd_loss__reduces_as_torch(small_case, reduction, weighted, ignore_index, rng, backend):
     x, target = _problem(rng, (13, small_case.n_bins))
     if ignore_index is not None:
         target[[1, 5]] = ignore_index
     weight = rng.random(13) if weighted else None
     keywords = {"reduction": reduction, "cross_entropy": 1.0}
-    comp = fastemd.emd_loss(
+    comp = backend.emd_loss(
         x, target, small_case.space, sample_weight=weight, ignore_index=ignore_index, **keywords
     )
     counts = np.ones(13) if weight is None else weight.copy()
@@ -206,7 +199,7 @@ def test_emd_loss__reduces_as_torch(small_case, reduction, weighted, ignore_inde
     assert_close(comp[1], grad * counts[:, None])
 
 
-def test_reductions__are_those_of_torch(rng):
+def test_reductions__are_those_of_torch(rng, backend):
     """On a space without lengths only the cross entropy is left."""
     torch = pytest.importorskip("torch")
     space, (x, target) = fastemd.Chain(6, np.zeros(5)), _problem(rng, (13, 6))
@@ -218,7 +211,7 @@ def test_reductions__are_those_of_torch(rng):
             given, torch.tensor(target), torch.tensor(by_class), reduction=reduction
         )
         ref.sum().backward()
-        loss, grad = fastemd.emd_loss(
+        loss, grad = backend.emd_loss(
             x, target, space, cross_entropy=1.0, reduction=reduction,
             sample_weight=by_class[target.clip(0)], ignore_index=-100,
         )  # fmt: skip
@@ -227,28 +220,28 @@ def test_reductions__are_those_of_torch(rng):
 
 
 @pytest.mark.parametrize("shape", [(0,), (3,)])
-def test_mean__of_nothing_is_0(shape):
+def test_mean__of_nothing_is_0(shape, backend):
     x, target = np.zeros((*shape, 2)), np.full(shape, -1)
-    loss, grad = fastemd.emd_loss(x, target, fastemd.Chain(2), ignore_index=-1)
+    loss, grad = backend.emd_loss(x, target, fastemd.Chain(2), ignore_index=-1)
     assert loss == 0.0
     assert grad.shape == x.shape
     assert (grad == 0.0).all()
 
 
-def test_emd_loss_broadcasts_the_target_to_the_rows_of_x(small_case, rng):
+def test_emd_loss_broadcasts_the_target_to_the_rows_of_x(small_case, rng, backend):
     n = small_case.n_bins
     x, weight = rng.standard_normal((3, 4, n)), rng.random((3, 1))
     labels, soft = rng.integers(0, n, (3, 4)), rng.dirichlet(np.ones(n), (3, 4))
     keywords = {"reduction": "none", "sample_weight": weight}
     for whole, rows in ((labels, (3, 4)), (soft, (3, 4, n))):
         for target in (whole, whole[:, :1], whole[:1], whole[1], whole[1, 2], whole[1, 2:3]):
-            loss, grad = fastemd.emd_loss(x, target, small_case.space, **keywords)
+            loss, grad = backend.emd_loss(x, target, small_case.space, **keywords)
             assert loss.shape == (3, 4)
             wide = np.array(np.broadcast_to(target, rows))
-            ref = fastemd.emd_loss(x, wide, small_case.space, **keywords)
+            ref = backend.emd_loss(x, wide, small_case.space, **keywords)
             np.testing.assert_array_equal(loss, ref[0])
             np.testing.assert_array_equal(grad, ref[1])
-    one = fastemd.emd_loss(x[0, 0], labels[0, 0], small_case.space, reduction="none")
+    one = backend.emd_loss(x[0, 0], labels[0, 0], small_case.space, reduction="none")
     assert one[0].shape == ()
     assert one[1].shape == (n,)
 
@@ -268,8 +261,8 @@ def test_emd_loss_broadcasts_the_target_to_the_rows_of_x(small_case, rng):
         ((0, 3), [0, 1], r"labels of shape \(2,\) .* of shape \(0, 3\)"),
     ],
 )  # fmt: skip
-def test_emd_loss_refuses_a_target_that_would_enlarge_the_batch(x, target, message):
-    for function in (fastemd.emd_loss, fastemd.emd_loss_hessian_diag):
+def test_emd_loss_refuses_a_target_that_would_enlarge_the_batch(x, target, message, backend):
+    for function in (backend.emd_loss, backend.emd_loss_hessian_diag):
         with pytest.raises(ValueError, match="target: " + message):
             function(np.zeros(x), target, CHAIN, reduction="none")
 
@@ -280,78 +273,80 @@ def test_emd_loss_refuses_a_target_that_would_enlarge_the_batch(x, target, messa
      ((2, 3, 3), (2, 3)), ((2, 4, 3), (2, 1)),
      ((2, 4, 3), (2, 4, 1))],
 )  # fmt: skip
-def test_emd_loss_refuses_floating_point_labels(x, target):
+def test_emd_loss_refuses_floating_point_labels(x, target, backend):
     with pytest.raises(ValueError, match="labels must be integers") as caught:
-        fastemd.emd_loss(np.zeros(x), np.zeros(target), CHAIN)
+        backend.emd_loss(np.zeros(x), np.zeros(target), CHAIN)
     assert str(target) in str(caught.value)
     assert str(x) in str(caught.value)
     assert ("target[None]" in str(caught.value)) == (target[-1:] == (3,))
 
 
-def test_emd_loss_of_one_bin_has_column_histograms():
-    loss, grad = fastemd.emd_loss(np.zeros((4, 1)), np.ones((4, 1)), fastemd.Chain(1))
+def test_emd_loss_of_one_bin_has_column_histograms(backend):
+    loss, grad = backend.emd_loss(np.zeros((4, 1)), np.ones((4, 1)), fastemd.Chain(1))
     assert loss == 0.0
     assert grad.shape == (4, 1)
-    assert fastemd.emd_loss(np.zeros((4, 1)), np.zeros(4, int), fastemd.Chain(1))[0] == 0.0
+    assert backend.emd_loss(np.zeros((4, 1)), np.zeros(4, int), fastemd.Chain(1))[0] == 0.0
 
 
 @pytest.mark.parametrize("kind", ["int8", "int32", "uint16", "uint64", ">i4"])
-def test_labels__of_any_integer_type(kind, rng):
+def test_labels__of_any_integer_type(kind, rng, backend):
     x, target = _problem(rng, (20, 7))
-    ref = fastemd.emd_loss(x, target, fastemd.Chain(7))
+    ref = backend.emd_loss(x, target, fastemd.Chain(7))
     strided = np.repeat(target.astype(kind), 2)[::2]
-    comp = fastemd.emd_loss(x, strided, fastemd.Chain(7))
+    comp = backend.emd_loss(x, strided, fastemd.Chain(7))
     np.testing.assert_array_equal(comp[1], ref[1])
 
 
-def test_inputs__are_read_as_they_lie(rng):
+def test_inputs__are_read_as_they_lie(rng, backend):
     """Fortran order, strides, read-only, float16: as a copy, and untouched."""
     x, target = _problem(rng, (20, 14))
     space = fastemd.Chain(7)
     for given in (np.asfortranarray(x[:, :7]), x[:, ::2], x[::-1, :7], x[:, :7].astype("f2")):
         before = given.copy()
         given.flags.writeable = False
-        comp = fastemd.emd_loss(given, target % 7, space)
-        ref = fastemd.emd_loss(before.astype(np.float64), target % 7, space)
+        comp = backend.emd_loss(given, target % 7, space)
+        ref = backend.emd_loss(before.astype(np.float64), target % 7, space)
         np.testing.assert_array_equal(comp[1], ref[1])
         np.testing.assert_array_equal(given, before)
 
 
 @hardware
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
-def test_large_batches__are_their_parts(labelled, rng):
+def test_large_batches__are_their_parts(labelled, rng, backend):
     """In parallel, fetched ahead and streamed, and with rows a page apart."""
     space = fastemd.Chain(1024)
     x, target = _problem(rng, (2501, 1024), "softmax", labelled, np.float32)
     target = target if labelled else target.astype(np.float32)
-    grad = _loss_and_gradient(x, target, space)
+    grad = _loss_and_gradient(backend, x, target, space)
     for part in (slice(0, 16), slice(1200, 1211), slice(2480, 2501)):
-        np.testing.assert_array_equal(grad[part], _loss_and_gradient(x[part], target[part], space))
+        np.testing.assert_array_equal(
+            grad[part], _loss_and_gradient(backend, x[part], target[part], space)
+        )
 
 
 @cpu
-def test_memory__is_that_of_the_gradient(rng):
+def test_memory__is_that_of_the_gradient(rng, backend):
     space = fastemd.Chain(1000)
     x, target = _problem(rng, (2000, 1000), dtype=np.float32)
-    fastemd.emd_loss(x, target, space, cross_entropy=1.0)
+    backend.emd_loss(x, target, space, cross_entropy=1.0)
     tracemalloc.start()
     try:
-        fastemd.emd_loss(x, target, space, cross_entropy=1.0)
+        backend.emd_loss(x, target, space, cross_entropy=1.0)
         assert tracemalloc.get_traced_memory()[1] <= 1.1 * x.nbytes
     finally:
         tracemalloc.stop()
 
 
 @hardware
-def test_emd_loss__is_learnt_from_a_bad_start(rng):
+def test_emd_loss__is_learnt_from_a_bad_start(rng, backend):
     """Softmax regression by plain gradient descent, all classes mistaken at first."""
     n, space = 8, fastemd.Chain(8)
     labels = np.repeat(np.arange(n), 4)
     features = np.eye(n)[labels] + 0.05 * rng.standard_normal((labels.size, n))
     weights = 4.0 * np.eye(n)[::-1]
-    first = fastemd.emd_loss(features @ weights, labels, space)[0]
+    first = backend.emd_loss(features @ weights, labels, space)[0]
     for _ in range(2000):
-        loss, grad = fastemd.emd_loss(features @ weights, labels, space)
+        loss, grad = backend.emd_loss(features @ weights, labels, space)
         weights -= 2.0 * features.T @ grad
     assert first > 1.0
     assert loss < 1e-3
@@ -437,8 +432,8 @@ THIRDS = np.full((4, 3), 1 / 3)
         (GOOD, [0] * 4, {"rho": 0.5}, "rho: expected"),
     ],
 )
-def test_losses__say_what_is_wrong(x, target, keywords, message):
-    for function in (fastemd.emd_loss, fastemd.emd_loss_hessian_diag):
+def test_losses__say_what_is_wrong(x, target, keywords, message, backend):
+    for function in (backend.emd_loss, backend.emd_loss_hessian_diag):
         with pytest.raises(ValueError, match=message):
             function(x, target, CHAIN, **keywords)
 
@@ -456,15 +451,15 @@ def test_losses__say_what_is_wrong(x, target, keywords, message):
         ({"target": np.eye(3, dtype=bool)[[0, 1, 2, 0]]}, "target: expected"),
     ],
 )
-def test_losses__of_other_kinds(keywords, message):
+def test_losses__of_other_kinds(keywords, message, backend):
     with pytest.raises(TypeError, match=message):
-        fastemd.emd_loss(GOOD, **{"target": [0] * 4, "space": CHAIN, **keywords})
+        backend.emd_loss(GOOD, **{"target": [0] * 4, "space": CHAIN, **keywords})
 
 
 @cpu
-def test_hvp__names_a_bad_v():
+def test_hvp__names_a_bad_v(backend):
     with pytest.raises(ValueError, match="v: row 1 is not finite, inf at bin 2"):
-        emd_loss_hvp(GOOD, [0] * 4, _with((1, 2), np.inf), CHAIN)
+        backend.emd_loss_hvp(GOOD, [0] * 4, _with((1, 2), np.inf), CHAIN)
 
 
 FLAT = fastemd.Chain(2, gaps=[0])  # only the cross entropy is left
@@ -475,7 +470,9 @@ FLAT = fastemd.Chain(2, gaps=[0])  # only the cross entropy is left
 @pytest.mark.parametrize("kind", ["labels", "histograms", "ignored labels"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, -3.0])
-def test_losses_do_not_read_rows_that_do_not_count(normalize, kind, reduction, junk, dtype, rng):
+def test_losses_do_not_read_rows_that_do_not_count(
+    normalize, kind, reduction, junk, dtype, rng, backend
+):
     """A row of weight 0 or with the ignored label has loss 0 and gradient 0, whatever it holds."""
     x, target = _problem(rng, (20, 7), normalize, kind != "histograms", dtype)
     idle = rng.random(20) < 0.5
@@ -492,27 +489,27 @@ def test_losses_do_not_read_rows_that_do_not_count(normalize, kind, reduction, j
     else:
         target = np.where(idle[:, None], junk, target).astype(dtype)
     space = fastemd.Chain(7)
-    loss, grad = fastemd.emd_loss(x, target, space, **keywords, **counts)
-    ref = fastemd.emd_loss(x[~idle], target[~idle], space, **keywords)
+    loss, grad = backend.emd_loss(x, target, space, **keywords, **counts)
+    ref = backend.emd_loss(x[~idle], target[~idle], space, **keywords)
     assert_close(loss if reduction != "none" else loss[~idle], ref[0])
     assert_close(grad[~idle], ref[1])
     assert (grad[idle] == 0.0).all()
     assert reduction != "none" or (loss[idle] == 0.0).all()
     v = np.where(idle[:, None], junk, rng.standard_normal(x.shape)).astype(dtype)
-    second = fastemd.emd_loss_hessian_diag(x, target, space, **keywords, **counts)
-    product = emd_loss_hvp(x, target, v, space, **keywords, **counts)
+    second = backend.emd_loss_hessian_diag(x, target, space, **keywords, **counts)
+    product = backend.emd_loss_hvp(x, target, v, space, **keywords, **counts)
     assert (second[idle] == 0.0).all()
     assert (product[idle] == 0.0).all()
-    ref = fastemd.emd_loss_hessian_diag(x[~idle], target[~idle], space, **keywords)
+    ref = backend.emd_loss_hessian_diag(x[~idle], target[~idle], space, **keywords)
     np.testing.assert_allclose(second[~idle], ref, rtol=1e-6)
-    ref = emd_loss_hvp(x[~idle], target[~idle], v[~idle], space, **keywords)
+    ref = backend.emd_loss_hvp(x[~idle], target[~idle], v[~idle], space, **keywords)
     np.testing.assert_allclose(product[~idle], ref, rtol=1e-4 if dtype == np.float32 else 1e-7)
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 9])
-def test_losses_do_not_read_any_row_if_none_counts(n_rows):
+def test_losses_do_not_read_any_row_if_none_counts(n_rows, backend):
     x, target = np.full((n_rows, 3), np.nan), np.full(n_rows, 99)
-    for function in (fastemd.emd_loss, fastemd.emd_loss_hessian_diag):
+    for function in (backend.emd_loss, backend.emd_loss_hessian_diag):
         for counts in ({"sample_weight": 0.0}, {"ignore_index": 99}):
             result = function(x, target, CHAIN, cross_entropy=1.0, **counts)
             loss, derivatives = result if isinstance(result, tuple) else (0.0, result)
@@ -520,15 +517,15 @@ def test_losses_do_not_read_any_row_if_none_counts(n_rows):
             assert (derivatives == 0.0).all()
 
 
-def test_emd_loss_drops_ignored_rows_before_it_scales_the_weights(rng):
+def test_emd_loss_drops_ignored_rows_before_it_scales_the_weights(rng, backend):
     x, target = _problem(rng, (4, 3))
     target[1] = -100
     weight = np.array([1.0, 1e300, 2.0, 3.0])
     keywords = {"ignore_index": -100, "sample_weight": weight}
     kept = [0, 2, 3]
     for reduction in ("mean", "sum"):
-        loss, grad = fastemd.emd_loss(x, target, CHAIN, reduction=reduction, **keywords)
-        ref = fastemd.emd_loss(
+        loss, grad = backend.emd_loss(x, target, CHAIN, reduction=reduction, **keywords)
+        ref = backend.emd_loss(
             x[kept], target[kept], CHAIN, sample_weight=weight[kept], reduction=reduction
         )
         assert_close(loss, ref[0])
@@ -541,25 +538,25 @@ def test_emd_loss_drops_ignored_rows_before_it_scales_the_weights(rng):
     [("uint8", 156, -100), ("int8", 0, 256), ("int8", 1, 2**40 + 1), ("int64", 1, 2**64 + 1),
      ("uint64", 1, 1 - 2**64), ("uint64", 0, -(2**70))],
 )  # fmt: skip
-def test_emd_loss_ignores_equal_labels_only(kind, label, ignored):
+def test_emd_loss_ignores_equal_labels_only(kind, label, ignored, backend):
     """A number that the type of the labels cannot hold ignores none."""
     x, target = np.zeros((3, 200)), np.array([label] * 3, kind)
     space, keywords = fastemd.Chain(200), {"reduction": "none", "cross_entropy": 1.0}
-    loss = fastemd.emd_loss(x, target, space, ignore_index=ignored, **keywords)[0]
-    np.testing.assert_array_equal(loss, fastemd.emd_loss(x, target, space, **keywords)[0])
+    loss = backend.emd_loss(x, target, space, ignore_index=ignored, **keywords)[0]
+    np.testing.assert_array_equal(loss, backend.emd_loss(x, target, space, **keywords)[0])
     assert (loss > 0.0).all()
 
 
-def test_emd_loss_ignores_large_unsigned_labels():
+def test_emd_loss_ignores_large_unsigned_labels(backend):
     target = np.array([0, 2**64 - 1, 2], np.uint64)
-    loss = fastemd.emd_loss(
+    loss = backend.emd_loss(
         np.zeros((3, 3)), target, CHAIN, ignore_index=2**64 - 1, reduction="none"
     )[0]
     assert (loss > 0.0).tolist() == [True, False, True]
 
 
 @cpu
-def test_losses_do_not_raise_under_errstate():
+def test_losses_do_not_raise_under_errstate(backend):
     x = np.array([[0.0, -800.0, 1.0], [3e38, -3e38, 0.0], [1e-320, 0.0, 0.0]])
     weight = np.array([1e308, 1e-320, 1e308])
     with np.errstate(all="ignore"):
@@ -568,22 +565,22 @@ def test_losses_do_not_raise_under_errstate():
         for given in kinds:
             for reduction in ("mean", "sum", "none"):
                 keywords = {"sample_weight": weight, "reduction": reduction, "cross_entropy": 1.0}
-                fastemd.emd_loss(given, [0, 1, 2], CHAIN, **keywords)
-                fastemd.emd_loss_hessian_diag(given, [0, 1, 2], CHAIN, **keywords)
+                backend.emd_loss(given, [0, 1, 2], CHAIN, **keywords)
+                backend.emd_loss_hessian_diag(given, [0, 1, 2], CHAIN, **keywords)
 
 
-def test_losses_refuse_a_cross_entropy_beyond_float64():
+def test_losses_refuse_a_cross_entropy_beyond_float64(backend):
     with pytest.raises(ValueError, match="cross_entropy: expected a finite number >= 0, got inf"):
-        fastemd.emd_loss(GOOD, [0] * 4, CHAIN, cross_entropy=10**400)
+        backend.emd_loss(GOOD, [0] * 4, CHAIN, cross_entropy=10**400)
 
 
-def test_ignored_rows__are_those_of_torch_with_masked_classes():
+def test_ignored_rows__are_those_of_torch_with_masked_classes(backend):
     torch = pytest.importorskip("torch")
     x, target = np.array([[-np.inf, 0.0, 1.0], [0.0, 1.0, 2.0]]), [-100, 1]
     given = torch.tensor(x, requires_grad=True)
     ref = torch.nn.functional.cross_entropy(given, torch.tensor(target))
     ref.backward()
-    loss, grad = fastemd.emd_loss(
+    loss, grad = backend.emd_loss(
         x, target, fastemd.Chain(3, [0, 0]), cross_entropy=1.0, ignore_index=-100
     )
     assert_close(loss, ref.item())
@@ -591,29 +588,29 @@ def test_ignored_rows__are_those_of_torch_with_masked_classes():
 
 
 @cpu
-def test_losses_name_the_first_invalid_row_that_counts():
+def test_losses_name_the_first_invalid_row_that_counts(backend):
     x = _with((slice(1, 4), 0), -np.inf)
     keywords = {"cross_entropy": 1.0, "sample_weight": [1, 0, 1, 1]}
     for target in ([0] * 4, THIRDS):
         with pytest.raises(ValueError, match="target: row 2 has mass at bin 0"):
-            fastemd.emd_loss(x, target, CHAIN, **keywords)
+            backend.emd_loss(x, target, CHAIN, **keywords)
     with pytest.raises(ValueError, match="x: row 2 has a logit nan"):
-        fastemd.emd_loss(_with((slice(1, 3), 2), np.nan, x), [0] * 4, CHAIN, **keywords)
+        backend.emd_loss(_with((slice(1, 3), 2), np.nan, x), [0] * 4, CHAIN, **keywords)
     v = _with((slice(1, 3), 2), np.inf)
     with pytest.raises(ValueError, match="v: row 2 is not finite"):
-        emd_loss_hvp(x, [0, 0, 1, 1], v, CHAIN, **keywords)
+        backend.emd_loss_hvp(x, [0, 0, 1, 1], v, CHAIN, **keywords)
 
 
-def test_labels_broadcast_where_there_are_as_many_rows_as_bins():
-    loss, _ = fastemd.emd_loss(np.zeros((4, 4)), np.zeros(4, int), fastemd.Chain(4))
+def test_labels_broadcast_where_there_are_as_many_rows_as_bins(backend):
+    loss, _ = backend.emd_loss(np.zeros((4, 4)), np.zeros(4, int), fastemd.Chain(4))
     assert loss.shape == ()
-    loss, _ = fastemd.emd_loss(np.zeros((4, 4, 4)), np.zeros((4, 4), int), fastemd.Chain(4))
+    loss, _ = backend.emd_loss(np.zeros((4, 4, 4)), np.zeros((4, 4), int), fastemd.Chain(4))
     assert loss.shape == ()
 
 
 @pytest.mark.parametrize("least", [1e-100, 1e-160, 1e-300, 5e-324])
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
-def test_cross_entropy__of_tiny_shares(least, labelled):
+def test_cross_entropy__of_tiny_shares(least, labelled, backend):
     """As far as float64 goes, and without NaN."""
     x = np.array([least, 1.0, 1.0])
     v, n = np.array([1.0, 2.0, -4.0]), 3
@@ -621,14 +618,14 @@ def test_cross_entropy__of_tiny_shares(least, labelled):
     q = naive.one_hot(target, n)
     keywords = {"normalize": "l1", "cross_entropy": 1.0}
     total, where = x.sum(), q > 0
-    loss, grad = fastemd.emd_loss(x, target, space, **keywords)
+    loss, grad = backend.emd_loss(x, target, space, **keywords)
     assert_close(loss, (q[where] * (np.log(total) - np.log(x[where]))).sum())
     with np.errstate(over="ignore"):
         first, second = q / x, q / x / x
     np.testing.assert_allclose(grad[1:], (1 / total - first)[1:])
-    diagonal = fastemd.emd_loss_hessian_diag(x, target, space, **keywords)
+    diagonal = backend.emd_loss_hessian_diag(x, target, space, **keywords)
     np.testing.assert_allclose(diagonal[1:], (second - 1 / total**2)[1:])
-    product = emd_loss_hvp(x, target, v, space, **keywords)
+    product = backend.emd_loss_hvp(x, target, v, space, **keywords)
     np.testing.assert_allclose(product[1:], (second * v - v.sum() / total**2)[1:])
     if least > 1e-290:
         np.testing.assert_allclose(grad[0], -first[0])
@@ -636,36 +633,38 @@ def test_cross_entropy__of_tiny_shares(least, labelled):
         np.testing.assert_allclose([diagonal[0], product[0]], second[0])
     p = np.array([least, 0.5, 0.5])
     keywords["normalize"] = None
-    loss, grad = fastemd.emd_loss(p, target, space, **keywords)
+    loss, grad = backend.emd_loss(p, target, space, **keywords)
     assert_close(loss, -(q[where] * np.log(p[where])).sum())
-    second = fastemd.emd_loss_hessian_diag(p, target, space, **keywords)
-    for result in (grad, second, emd_loss_hvp(p, target, v, space, **keywords)):
+    second = backend.emd_loss_hessian_diag(p, target, space, **keywords)
+    for result in (grad, second, backend.emd_loss_hvp(p, target, v, space, **keywords)):
         assert (np.abs(result) > min(0.1 / least, 1e280)).all()
-    second = fastemd.emd_loss_hessian_diag([least, 1.0], 0, FLAT, **keywords)
+    second = backend.emd_loss_hessian_diag([least, 1.0], 0, FLAT, **keywords)
     assert (second > min(0.1 / least, 1e280)).all()
 
 
 @pytest.mark.parametrize("total", [1e-160, 1e-300, 1e300])
-def test_l1__of_any_total(total):
+def test_l1__of_any_total(total, backend):
     x, ones = np.array([[total, 0.0], [total / 2, total / 2]]), np.ones((2, 2))
     keywords = {"normalize": "l1", "reduction": "sum"}
     flat, soft = FLAT, np.full((2, 2), 0.5)
     for c in (0.0, 1.0):
-        loss, grad = fastemd.emd_loss(x, [0, 0], flat, cross_entropy=c, **keywords)
+        loss, grad = backend.emd_loss(x, [0, 0], flat, cross_entropy=c, **keywords)
         assert_close(loss, c * np.log(2))
         assert_close(grad * total, c * np.array([[0.0, 1.0], [-1.0, 1.0]]))
         for results in (
-            fastemd.emd_loss_hessian_diag(x, [0, 0], flat, cross_entropy=c, **keywords),
-            emd_loss_hvp(x, [0, 0], ones, flat, cross_entropy=c, **keywords),
-            fastemd.emd_loss_hessian_diag(x[1:], soft[1:], flat, cross_entropy=c, **keywords),
+            backend.emd_loss_hessian_diag(x, [0, 0], flat, cross_entropy=c, **keywords),
+            backend.emd_loss_hvp(x, [0, 0], ones, flat, cross_entropy=c, **keywords),
+            backend.emd_loss_hessian_diag(x[1:], soft[1:], flat, cross_entropy=c, **keywords),
         ):
             assert not np.isnan(results).any()
     x[1] = total, max(total * 1e-157, 5e-324)
-    assert not np.isnan(emd_loss_hvp(x, [0, 1], ones, flat, cross_entropy=1.0, **keywords)).any()
+    assert not np.isnan(
+        backend.emd_loss_hvp(x, [0, 1], ones, flat, cross_entropy=1.0, **keywords)
+    ).any()
 
 
 @pytest.mark.parametrize("normalize", NORMALIZE)
-def test_derivatives__of_a_target_whose_mass_is_almost_1(normalize, rng):
+def test_derivatives__of_a_target_whose_mass_is_almost_1(normalize, rng, backend):
     torch = pytest.importorskip("torch")
     case = chain_case(5)
     x, target = _problem(rng, (6, 5), normalize, labelled=False)
@@ -676,8 +675,8 @@ def test_derivatives__of_a_target_whose_mass_is_almost_1(normalize, rng):
         return naive.torch_loss(x, torch.tensor(target), case.ground, **keywords).sum()
 
     keywords["reduction"] = "sum"
-    comp, grad = fastemd.emd_loss(x, target, case.space, **keywords)
-    diagonal = fastemd.emd_loss_hessian_diag(x, target, case.space, **keywords)
+    comp, grad = backend.emd_loss(x, target, case.space, **keywords)
+    diagonal = backend.emd_loss_hessian_diag(x, target, case.space, **keywords)
     del keywords["reduction"]
     assert_close(comp, loss(given).item())
     ref = torch.func.jacrev(loss)(given).numpy()
@@ -689,45 +688,45 @@ def test_derivatives__of_a_target_whose_mass_is_almost_1(normalize, rng):
     assert_close(diagonal, np.einsum("bkk->bk", hessian))
 
 
-def test_emd_loss__of_logits_at_the_ends_of_float64():
+def test_emd_loss__of_logits_at_the_ends_of_float64(backend):
     """The cross entropy is infinite where float64 has no number for it; the rest is as it is."""
     x = 1.7e308 * np.array([[1.0, -1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     space, keywords = fastemd.Chain(2), {"cross_entropy": 1.0, "reduction": "none"}
-    loss, grad = fastemd.emd_loss(x, [1, 1, 1, 0], space, **keywords)
+    loss, grad = backend.emd_loss(x, [1, 1, 1, 0], space, **keywords)
     np.testing.assert_allclose(loss, [np.inf, np.log(2) + 0.25, np.log(2) + 0.25, 0.0])
     np.testing.assert_allclose(grad, [[1, -1], [0.75, -0.75], [0.75, -0.75], [0, 0]])
-    loss, grad = fastemd.emd_loss(x[0], 1, space, cross_entropy=0.5)
+    loss, grad = backend.emd_loss(x[0], 1, space, cross_entropy=0.5)
     np.testing.assert_allclose(loss, 1.7e308)
     soft, masked = [[0.5, 0.5]] * 4, [[0.0, 1.7e308, -np.inf], [-1.7e308, 1.7e308, -np.inf]]
-    loss, _ = fastemd.emd_loss(x, soft, space, **keywords)
+    loss, _ = backend.emd_loss(x, soft, space, **keywords)
     np.testing.assert_allclose(loss, [1.7e308, np.log(2), np.log(2), 1.7e308])
-    loss, _ = fastemd.emd_loss(masked, [0.5, 0.5, 0.0], CHAIN, **keywords)
+    loss, _ = backend.emd_loss(masked, [0.5, 0.5, 0.0], CHAIN, **keywords)
     np.testing.assert_allclose(loss, [0.85e308, 1.7e308])
-    loss, _ = fastemd.emd_loss(x, [1, 1, 1, 0], space, cross_entropy=1.0)
+    loss, _ = backend.emd_loss(x, [1, 1, 1, 0], space, cross_entropy=1.0)
     assert loss == np.inf
-    loss, _ = fastemd.emd_loss(x, [1, 1, 1, 0], space, sample_weight=[0, 1, 1, 1], **keywords)
+    loss, _ = backend.emd_loss(x, [1, 1, 1, 0], space, sample_weight=[0, 1, 1, 1], **keywords)
     assert loss[0] == 0.0
 
 
-def test_emd_loss__beyond_float32_is_infinite():
+def test_emd_loss__beyond_float32_is_infinite(backend):
     x = np.array([[3e38, -3e38]], np.float32)
     for reduction in ("none", "mean"):
         keywords = {"cross_entropy": 1.0, "reduction": reduction}
-        loss, grad = fastemd.emd_loss(x, [1], fastemd.Chain(2), **keywords)
+        loss, grad = backend.emd_loss(x, [1], fastemd.Chain(2), **keywords)
         assert loss == np.inf
         np.testing.assert_array_equal(grad, [[1.0, -1.0]])
 
 
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 @pytest.mark.parametrize("size", [1.7e308, 1e-320])
-def test_mean__of_any_weights(labelled, size, rng):
+def test_mean__of_any_weights(labelled, size, rng, backend):
     x, target = _problem(rng, (20, 7), labelled=labelled)
     keywords = {"cross_entropy": 3.0}
-    ref = fastemd.emd_loss(x, target, fastemd.Chain(7), **keywords)
-    comp = fastemd.emd_loss(x, target, fastemd.Chain(7), sample_weight=[size], **keywords)
+    ref = backend.emd_loss(x, target, fastemd.Chain(7), **keywords)
+    comp = backend.emd_loss(x, target, fastemd.Chain(7), sample_weight=[size], **keywords)
     for ours, theirs in zip(comp, ref, strict=True):
         assert_close(ours, theirs)
-    _, grad = fastemd.emd_loss(
+    _, grad = backend.emd_loss(
         x, target, fastemd.Chain(7), sample_weight=size, reduction="sum", **keywords
     )
     assert not np.isnan(grad).any()
@@ -746,7 +745,7 @@ def test_losses__keep_the_arguments(rng):
 
 @pytest.mark.parametrize("mask", [-np.inf, -1e9])
 @pytest.mark.parametrize("normalize", ["softmax", "l1"])
-def test_cross_entropy_takes_negative_target_masses_as_none(mask, normalize):
+def test_cross_entropy_takes_negative_target_masses_as_none(mask, normalize, backend):
     """They are within the tolerance, but a masked class would make them large or infinite."""
     x = np.array([[0.0, mask, 0.5], [0.0, 1.0, 0.5]])
     if normalize == "l1":
@@ -755,18 +754,18 @@ def test_cross_entropy_takes_negative_target_masses_as_none(mask, normalize):
     positive = np.maximum(target, 0.0)
     space = fastemd.Chain(3, [0, 0])  # only the cross entropy is left
     keywords = {"cross_entropy": 1.0, "normalize": normalize, "reduction": "none"}
-    comp = fastemd.emd_loss(x, target, space, **keywords)
-    for ours, theirs in zip(comp, fastemd.emd_loss(x, positive, space, **keywords), strict=True):
+    comp = backend.emd_loss(x, target, space, **keywords)
+    for ours, theirs in zip(comp, backend.emd_loss(x, positive, space, **keywords), strict=True):
         assert_close(ours, theirs)
-    diagonal = fastemd.emd_loss_hessian_diag(x, target, space, **keywords)
-    assert_close(diagonal, fastemd.emd_loss_hessian_diag(x, positive, space, **keywords))
+    diagonal = backend.emd_loss_hessian_diag(x, target, space, **keywords)
+    assert_close(diagonal, backend.emd_loss_hessian_diag(x, positive, space, **keywords))
 
 
-def test_losses_read_rows_of_the_smallest_weight():
+def test_losses_read_rows_of_the_smallest_weight(backend):
     """A mean divides the weights; what is not 0 must not become so, or the row is not read."""
     x = _with((0, 1), np.nan)
     for reduction in ("mean", "sum", "none"):
         with pytest.raises(ValueError, match="row 0"):
-            fastemd.emd_loss(
+            backend.emd_loss(
                 x, [0] * 4, CHAIN, sample_weight=[1e-320, 1e10, 1, 1], reduction=reduction
             )

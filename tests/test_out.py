@@ -8,6 +8,8 @@ from tests.support.device import DEVICE, SHARES_MEMORY
 from tests.support.frameworks import needed
 from tests.support.operations import OPERATIONS
 
+pytestmark = pytest.mark.any_backend
+
 SENTINEL = -123.456
 
 each = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
@@ -158,24 +160,24 @@ def test_out__of_value_and_grad_may_be_a_list(small_case, rng):
     np.testing.assert_array_equal(grad, ref[1])
 
 
-def test_out__of_value_and_grad_may_not_share_memory():
+def test_out__of_value_and_grad_may_not_share_memory(backend):
     memory = np.zeros((2, 3))
     p, q, chain = np.eye(3)[:2], np.eye(3)[1:], fastemd.Chain(3)
     with pytest.raises(ValueError, match="out: the arrays for value and grad share memory"):
-        fastemd.emd_value_and_grad(p, q, chain, 2, out=(memory[0, :2], memory))
+        backend.emd_value_and_grad(p, q, chain, 2, out=(memory[0, :2], memory))
     assert not memory.any()
 
 
 @pytest.mark.parametrize("kind", [np.matrix, np.memmap])
-def test_out__of_a_subclass_is_written(kind, tmp_path):
+def test_out__of_a_subclass_is_written(kind, tmp_path, backend):
     grad = (
         np.zeros((2, 3)).view(kind)
         if kind is np.matrix
         else np.memmap(tmp_path / "grad", np.float64, "w+", shape=(2, 3))
     )
     p, q, chain = np.eye(3)[:2], np.eye(3)[1:], fastemd.Chain(3)
-    assert fastemd.emd_grad(p, q, chain, 2, out=grad) is grad
-    np.testing.assert_array_equal(np.asarray(grad), fastemd.emd_grad(p, q, chain, 2))
+    assert backend.emd_grad(p, q, chain, 2, out=grad) is grad
+    np.testing.assert_array_equal(np.asarray(grad), backend.emd_grad(p, q, chain, 2))
 
 
 OVERLAPPING = {
@@ -208,15 +210,15 @@ def test_functions_refuse_an_out_that_overlaps_itself(operation, small_case, mak
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="tensors on the CPU")
-def test_functions_refuse_expanded_tensors_as_out():
+def test_functions_refuse_expanded_tensors_as_out(backend):
     torch = needed("torch")
     p, q = torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([0.0, 1.0])
     for out in (torch.zeros(1).expand(2), torch.zeros(2, 1).T[0].expand(2)):
         if out.stride(0) == 0:
             with pytest.raises(ValueError, match="out: several entries share memory"):
-                fastemd.emd(p, q, fastemd.Chain(2), 1, out=out)
+                backend.emd(p, q, fastemd.Chain(2), 1, out=out)
     with pytest.raises(ValueError, match="out: several entries share memory"):
-        fastemd.emd_grad(p, q, fastemd.Chain(2), 1, out=torch.zeros(2).expand(2, 2))
+        backend.emd_grad(p, q, fastemd.Chain(2), 1, out=torch.zeros(2).expand(2, 2))
 
 
 @each

@@ -1,9 +1,9 @@
-"""Where the tests compute: on the CPU, in Numba's simulator of CUDA, or on a GPU.
+"""The backend whose arrays the tests compute with: NumPy, Numba's simulator of CUDA, or a GPU.
 
-With NUMBA_ENABLE_CUDASIM=1 in the environment it is the simulator. With FASTEMD_DEVICE it is a GPU,
-and it says whose arrays are used: "torch", "cupy", "jax" or "numba". With both, the simulator takes
-torch's tensors on the CPU for tensors on CUDA. Tests know NumPy arrays only. Off the CPU, `install`
-has the functions of fastemd take them to the device, wait, and bring the results back.
+NUMBA_ENABLE_CUDASIM=1 in the environment selects the simulator. FASTEMD_DEVICE selects a GPU and
+the library of its arrays: "torch", "cupy", "jax" or "numba". With both, the simulator treats
+torch's tensors on the CPU as tensors on CUDA. Tests pass NumPy arrays to the functions of
+`BACKEND`, which move them to the device, synchronise, and return NumPy arrays.
 """
 
 import ctypes
@@ -16,17 +16,19 @@ import numpy as np
 import pytest
 
 import fastemd
+from fastemd import devices
+from fastemd.losses import LossCall
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 DEVICE = os.environ.get("FASTEMD_DEVICE", "simulator" if SIMULATED else "cpu")
-cpu = pytest.mark.skipif(DEVICE != "cpu", reason="about the CPU")
+cpu = pytest.mark.skipif(DEVICE != "cpu", reason="CPU only")
 simulator = pytest.mark.skipif(DEVICE != "simulator", reason="runs in Numba's simulator of CUDA")
-device = pytest.mark.skipif(DEVICE == "cpu", reason="about devices")
-hardware = pytest.mark.skipif(SIMULATED, reason="takes too long in Numba's simulator of CUDA")
-# Where arrays that share memory on the host share memory on the device.
+device = pytest.mark.skipif(DEVICE == "cpu", reason="not on the CPU")
+hardware = pytest.mark.skipif(SIMULATED, reason="too slow in Numba's simulator of CUDA")
+# Whether arrays that share memory on the host share memory on the device.
 SHARES_MEMORY = DEVICE in ("cpu", "simulator", "torch")
 
-# ------------------------------------------------------------------------------- the simulator's
+# ------------------------------------------------------------------------ arrays of the simulator
 
 
 class DeviceArray:
@@ -46,10 +48,24 @@ class DeviceArray:
         return self._array
 
     def __array__(self, *args, **keywords):
-        raise AssertionError("somebody reads what is on the device")
+        raise AssertionError("memory of the device is read on the host")
 
 
-# ------------------------------------------------------------------------------ there and back
+def _make(_):
+    return devices.Device(
+        0,
+        lambda shape, dtype: DeviceArray(np.full(shape, 7, dtype)),
+        np.errstate(over="ignore")(lambda array, dtype: DeviceArray(array.numpy().astype(dtype))),
+        lambda array, shape: DeviceArray(np.array(np.broadcast_to(array.numpy(), shape))),
+        lambda array, numbers: array.numpy().__setitem__(..., numbers.numpy()),
+        np.errstate(all="ignore")(lambda a, b: DeviceArray(np.matmul(a.numpy(), b.numpy()))),
+        lambda: 0,
+    )
+
+
+devices.LIBRARIES["device"] = _make
+
+# ----------------------------------------------------------------------------- copies and calls
 
 
 def _torch():
@@ -59,7 +75,7 @@ def _torch():
         tensor = torch.from_numpy(array)
         return tensor if SIMULATED else tensor.cuda()
 
-    def there(array, memories):
+    def to_device(array, memories):
         first, last = np.lib.array_utils.byte_bounds(array)
         root = _root(array)
         start, end = np.lib.array_utils.byte_bounds(root)
@@ -69,22 +85,22 @@ def _torch():
             return upload(np.array(array, order="C"))  # torch has no such views
         if start not in memories:
             copy = upload(_copy_of_memory(start, max(end, last)))
-            memories[start] = copy, root  # as long as it lives, its address is its own
+            memories[start] = copy, root  # a reference to root, so that its address stays unique
         memory = memories[start][0].view(getattr(torch, array.dtype.name))
         return memory.as_strided(array.shape, steps, (first - start) // array.itemsize)
 
-    return there, lambda tensor: tensor.cpu().numpy()
+    return to_device, lambda tensor: tensor.cpu().numpy()
 
 
 def _root(array):
-    """The array whose memory an array is a view of."""
+    """Return the array whose memory an array is a view of."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
 
 
 def _copy_of_memory(start, end):
-    """A copy of the bytes at these addresses, with padding to whole float64."""
+    """Return a copy of the bytes at these addresses, with padding to whole float64."""
     size = end - start
     result = np.zeros(-(-size // 8) * 8, np.uint8)
     result[:size] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(start))
@@ -108,24 +124,24 @@ def _jax():
 def _numba():
     from numba import cuda
 
-    def there(array, _):
+    def to_device(array, _):
         return cuda.to_device(np.array(array, order="C"))
 
-    return there, lambda x: x.copy_to_host()
+    return to_device, lambda x: x.copy_to_host()
 
 
-TRIPS = {
+COPIES = {
     "simulator": lambda: (lambda x, _: DeviceArray(x), DeviceArray.numpy),
     "torch": _torch,
     "cupy": _cupy,
     "jax": _jax,
     "numba": _numba,
 }
-_there, _back = TRIPS[DEVICE]() if DEVICE != "cpu" else (None, None)
+_to_device, _to_host = COPIES[DEVICE]() if DEVICE != "cpu" else (None, None)
 
 
 def on_device(value, memories=None):
-    """An array on the device, which in the simulator is of the same memory; None stays.
+    """Return an array on the device, in the simulator one of the same memory, or None for None.
 
     Calls with the same dictionary `memories` copy memory that arrays share once, for torch.
     """
@@ -134,70 +150,72 @@ def on_device(value, memories=None):
     array = np.asarray(value)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if array.dtype == np.longdouble and DEVICE != "simulator":  # no library has it on a device
+    if array.dtype == np.longdouble and DEVICE != "simulator":  # no device has long doubles
         with np.errstate(all="ignore"):
             array = array.astype(np.float64)
-    return _there(array, {} if memories is None else memories)
+    return _to_device(array, {} if memories is None else memories)
 
 
 def on_host(value):
-    return _back(value)
+    return _to_host(value)
 
 
 def through(function):
-    """The function on arrays on the device, for NumPy arrays."""
-    parameters = inspect.signature(function).parameters
+    """Return the function for NumPy arrays that computes on the device."""
+    signature = inspect.signature(function)
     arrays = ("p", "q", "v", "cost", "x", "target", "sample_weight")
 
     @functools.wraps(function)
     def call(*args, **keywords):
-        bound = inspect.signature(function).bind(*args, **keywords)
-        given, memories = bound.arguments, {}
+        bound = signature.bind(*args, **keywords)
+        arguments, memories = bound.arguments, {}
         for name in arrays:
-            if name in given and not isinstance(given[name], fastemd.Chain | fastemd.Tree):
-                given[name] = on_device(given[name], memories)
-        out = given.get("out")
+            if name in arguments and not isinstance(arguments[name], fastemd.Chain | fastemd.Tree):
+                arguments[name] = on_device(arguments[name], memories)
+        out = arguments.get("out")
         buffers = () if out is None else tuple(out) if isinstance(out, tuple | list) else (out,)
         if buffers:
-            made = [on_device(buffer, memories) for buffer in buffers]
-            given["out"] = made[0] if isinstance(out, np.ndarray) else type(out)(made)
-        if "validate" in parameters and given.get("validate") is None:
-            given["validate"] = True
+            copies = [on_device(buffer, memories) for buffer in buffers]
+            arguments["out"] = copies[0] if isinstance(out, np.ndarray) else type(out)(copies)
+        if "validate" in signature.parameters and arguments.get("validate") is None:
+            arguments["validate"] = True
         result = function(*bound.args, **bound.kwargs)
         fastemd.synchronize()
         if not buffers:
-            return _all(lambda array: on_host(array)[()], result)
+            return _map(lambda array: on_host(array)[()], result)
         if DEVICE != "simulator":
-            for buffer, array in zip(buffers, made, strict=True):
-                buffer[...] = on_host(array)
+            for buffer, copy in zip(buffers, copies, strict=True):
+                buffer[...] = on_host(copy)
         return buffers if isinstance(result, tuple) else buffers[0]
 
     return call
 
 
-def _all(function, result):
+def _map(function, result):
     if not isinstance(result, tuple):
         return function(result)
     values = map(function, result)
     return type(result)(*values) if hasattr(result, "_fields") else tuple(values)
 
 
+def emd_loss_hvp(
+    x, target, v, space, rho=2, *, normalize="softmax", cross_entropy=0.0,
+    sample_weight=None, ignore_index=None, reduction="mean",
+):  # fmt: skip
+    """Return the Hessian of the loss times v, which only the frameworks offer."""
+    inputs = {"x": x, "target": target, "v": v, "weight": sample_weight}
+    call = LossCall(space, rho, normalize, cross_entropy, **inputs)
+    return call.values_and_derivatives("loss_product", ignore_index, reduction)[1]
+
+
 FUNCTIONS = (
-    "emd", "emd_grad", "emd_value_and_grad", "emd_hessian", "emd_hessian_diag", "emd_hvp",
-    "emd_flow", "embed", "emd_loss", "emd_loss_hessian_diag",
+    fastemd.emd, fastemd.emd_grad, fastemd.emd_value_and_grad, fastemd.emd_hessian,
+    fastemd.emd_hessian_diag, fastemd.emd_hvp, fastemd.emd_flow, fastemd.embed, fastemd.emd_loss,
+    fastemd.emd_loss_hessian_diag, fastemd.sinkhorn, emd_loss_hvp,
 )  # fmt: skip
-
-
-plain = SimpleNamespace(**{name: getattr(fastemd, name) for name in FUNCTIONS})
-
-
-def install():
-    """Have the functions of fastemd compute on the device; `plain` has them as they are."""
-    for name in FUNCTIONS:
-        setattr(fastemd, name, through(getattr(plain, name)))
-    if SIMULATED:
-        from tests.support import simulator
-
-        simulator.install()
-        if DEVICE == "torch":
-            simulator.take_tensors()
+BACKEND = SimpleNamespace(
+    **{
+        function.__name__: function if DEVICE == "cpu" else through(function)
+        for function in FUNCTIONS
+    }
+)

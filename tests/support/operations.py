@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-import fastemd
 from tests.support import naive
+from tests.support.device import BACKEND
 from tests.support.strategies import random_pair
 
 
@@ -17,8 +17,8 @@ class Operation(NamedTuple):
     tails: tuple = ("N",)  # of the results: "" a number per row, N per bin, E per edge
 
     def __call__(self, arrays, space, rho, **keywords):
-        """The results of fastemd, always as a tuple."""
-        result = getattr(fastemd, self.name)(*arrays, space, *self._rho(rho), **keywords)
+        """Return the results of the backend, always as a tuple."""
+        result = getattr(BACKEND, self.name)(*arrays, space, *self._rho(rho), **keywords)
         return result if isinstance(result, tuple) else (result,)
 
     def naive(self, arrays, case, rho, **keywords):

@@ -71,13 +71,18 @@ def drop_nan():
             rows[name] = row, own, n_scratch
 
 
-def install():
-    """Simulate like this, with so few threads that every loop over bins and rows has a tail."""
+def install(tensors=False):
+    """Replace Numba's simulator, with so few threads that every loop over bins and rows has a tail.
+
+    With `tensors`, torch's tensors on the CPU are treated as tensors on the device.
+    """
     kernel.BlockManager = Block
     kernelapi.threading = SimpleNamespace(current_thread=getcurrent)
     threads.block_of, launcher.TEAM = lambda n_edges: (4, 2), 4
     launcher.PARTS, launcher.ROWS_PER_PART = 6, 3
     drop_nan()
+    if tensors:
+        take_tensors()
 
 
 def all_on_device(name):
