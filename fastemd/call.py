@@ -192,11 +192,12 @@ def run(
         out = columns.view.reshape(n_groups, n_rows, -1)
     if isinstance(batch.backend, CudaBackend):
         launch = Launch(batch.backend, batch.validate)
-        function = launch.driver.launch_hessian if operation == "hessian" else launch.driver.launch
-        function(
-            operation, layout, (p, q, v), cost, values, out, project, batch.tolerance,
-            launch.errors, launch.scratch, launch.index, launch.stream,
-        )  # fmt: skip
+        rest = project, batch.tolerance, launch.errors, launch.scratch, launch.index, launch.stream
+        if operation == "hessian":
+            matrices = out.reshape(batch.n_rows, layout.n_bins, layout.n_bins)
+            launch.driver.launch_hessian(layout, (p, q, v), cost, matrices, *rest)
+        else:
+            launch.driver.launch(operation, layout, (p, q, v), cost, values, out, *rest)
         invalid = launch.first_invalid_row()
         if invalid is not None:
             validation.raise_invalid_row(on_host(batch), batch.shape, invalid, batch.tolerance)

@@ -96,7 +96,7 @@ class Solver:
     def _prepare(self, operation: str, lam: float, unit: float) -> Any:
         """All that depends on lambda and the costs, which are checked."""
         costs = self.launch.launcher.cuda_sinkhorn.Costs(
-            self.cost, *self._matrices, lam, unit, self.launch.complaints
+            self.cost, *self._matrices, lam, unit, self.launch.errors
         )
         self.launch.run_blocks(operation, costs, self.n_bins)
         if self.launch.first_bad() is not None:

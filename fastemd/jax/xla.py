@@ -195,7 +195,7 @@ class Memory:
 
 
 def _device(memory: Memory) -> devices.Device:
-    from fastemd.kernels import device as launcher
+    from fastemd.kernels.cuda import driver as launcher
 
     execution = memory.execution
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastemd.kernels.threads import complain, largest, sums
-from fastemd.target import device
+from fastemd.kernels.cuda.block import largest, report_row, sums
+from fastemd.kernels.cuda.numba_cuda import device
 
 # Those of `fastemd.kernels.sinkhorn`, whose cache's key covers its own file only.
 TRUST, HIGHEST = 1e-133, 709.78
@@ -28,7 +28,7 @@ class Costs(NamedTuple):
     exponents_back: np.ndarray
     lam: float
     unit: float
-    complaints: np.ndarray
+    errors: np.ndarray
 
 
 class Step(NamedTuple):
@@ -87,7 +87,7 @@ def prepare(team, i, s):
     for j in range(team.thread, n, team.n_threads):
         cost = s.cost[i, j]
         if not 0.0 <= cost < np.inf:
-            complain(s.complaints, 0, i)
+            report_row(s.errors, 0, i)
         k = math.exp(-s.lam * cost - 1.0)
         s.kernel[i, j] = k
         s.back[j, i] = s.kernel[i, j]
@@ -100,7 +100,7 @@ def log_prepare(team, i, s):
     for j in range(team.thread, n, team.n_threads):
         cost = np.float64(s.cost[i, j])
         if not 0.0 <= cost < np.inf:
-            complain(s.complaints, 0, i)
+            report_row(s.errors, 0, i)
         exponent = s.lam * cost + 1.0
         k = math.exp(-exponent)
         s.exponents[i, j] = exponent

@@ -12,14 +12,13 @@ CC = (9, 0)
 
 def main(space, char):
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from numba import cuda, float64
+    from numba import cuda
     from numba.cuda import dispatcher
 
     # It asks the device for what it is told by `cc`, also where there is none.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=CC)
-    from fastemd.kernels import cuda as operations
-    from fastemd.kernels import cuda_losses, device
     from fastemd.kernels import cuda_sinkhorn as operations_of_sinkhorn
+    from fastemd.kernels.cuda import driver
 
     def state_of(operation, real, result):
         """The type of the state and of its fields, for matrices of a type."""
@@ -42,32 +41,18 @@ def main(space, char):
         assert ".entry" in ptx
         return ptx
 
-    def edge_function(function):
-        def call(x, w, rho):
-            return function(x, w, rho)
-
-        ptx, _ = cuda.compile_ptx(call, (float64, float64, float64), device=True, cc=CC)
-        assert "min.f64" not in ptx, f"{function.__name__} drops NaN"
-        assert "max.f64" not in ptx, f"{function.__name__} drops NaN"
-        return ptx
-
-    for table in (operations.SLOPE, operations.CURVATURE, operations.BEND):
-        for rho, function in table.items():
-            print(function.__name__, rho, len(edge_function(function)))
-    device.compiled = compile_only
-    for operation in (*operations.ROWS, *cuda_losses.LOSS_ROWS):
-        powers = ("any",) if operation in ("flow", "embed", "check") else ("1", "2", "any")
-        for rho in powers:
-            ptx, _ = device._kernel(operation, space, rho, char)
-            print(operation, rho, len(ptx))
+    driver.compiled = compile_only
+    variants = {driver.variant(name, rho)[:2] for name in driver.OPERATIONS for rho in (1, 2, 3.7)}
+    for operation, cost in sorted(variants):
+        out = "d" if operation == "curvature" else char
+        ptx, _ = driver._row_kernel(operation, cost, space, char, out)
+        print(operation, cost, len(ptx))
     for operation in operations_of_sinkhorn.OPERATIONS:
         made = "d" if "log" in operation else char
-        print(operation, len(device._block_kernel(operation, *state_of(operation, made, char))))
-    print("factors", len(device._factors_kernel()))
-    print("mean", len(device._mean_kernel()))
-    for chars in (char + char, "d" + char, "il"):
-        print("convert", len(device._convert_kernel(chars)))
-    print("sum", len(device._sum_kernel(char)))
+        print(operation, len(driver._block_kernel(operation, *state_of(operation, made, char))))
+    for name in driver.TEAM_FUNCTIONS:
+        for pair in ("dd", char + "d", "li") if name == "convert" else (char + "d",):
+            print(name, len(driver._team_kernel(name, *pair)))
 
 
 if __name__ == "__main__":

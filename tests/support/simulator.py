@@ -17,8 +17,8 @@ from greenlet import getcurrent, greenlet
 from numba.cuda.simulator import kernel, kernelapi
 
 from fastemd import arrays, devices, on_device
-from fastemd.kernels import cuda, cuda_losses, cuda_sinkhorn, edges, threads
-from fastemd.kernels import device as launcher
+from fastemd.kernels import cuda_sinkhorn, edges
+from fastemd.kernels.cuda import block, driver, hessian, losses, sweeps
 
 
 class Thread(greenlet):
@@ -56,19 +56,17 @@ def most(a, b):
 
 
 def drop_nan():
-    """Have `min` and `max` drop NaN in the kernels, also in the functions on edges."""
+    """Have `min` and `max` drop NaN in the kernels, also in the edge functions."""
     spec = importlib.util.find_spec(edges.__name__)
     copy = importlib.util.module_from_spec(spec)  # as the CPU's kernels keep NaN
     spec.loader.exec_module(copy)
-    for module in (copy, cuda, cuda_losses, cuda_sinkhorn, threads):
+    for module in (copy, block, cuda_sinkhorn, hessian, losses, sweeps):
         module.min, module.max = least, most
-    for rows in (cuda.ROWS, cuda_losses.LOSS_ROWS):
-        for name, (row, functions, n_scratch) in rows.items():
-            own = {
-                power: getattr(copy, f.__name__) if f.__module__ == edges.__name__ else f
-                for power, f in functions.items()
-            }
-            rows[name] = row, own, n_scratch
+    driver.COSTS = copy.COSTS
+    driver.OPERATIONS = {
+        name: operation._replace(edge=getattr(copy, operation.edge.__name__))
+        for name, operation in driver.OPERATIONS.items()
+    }
 
 
 def install(tensors=False):
@@ -78,8 +76,8 @@ def install(tensors=False):
     """
     kernel.BlockManager = Block
     kernelapi.threading = SimpleNamespace(current_thread=getcurrent)
-    threads.block_of, launcher.TEAM = lambda n_edges: (4, 2), 4
-    launcher.PARTS, launcher.ROWS_PER_PART = 6, 3
+    block.block_of, driver.TEAM = lambda n_edges: (4, 2), 4
+    driver.PARTS, driver.ROWS_PER_PART = 6, 3
     drop_nan()
     if tensors:
         take_tensors()

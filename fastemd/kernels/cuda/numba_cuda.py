@@ -1,7 +1,7 @@
-"""The CUDA target of Numba: the only file that imports it.
+"""The CUDA target of Numba: the only module that imports it.
 
-Importing this loads the bindings of the CUDA driver, so nobody does before there is an array on a
-device. A successor of numba-cuda would take its place here.
+Its import loads the bindings of the CUDA driver, so it is delayed until an array on a device is
+passed. A successor of numba-cuda would be used here.
 """
 
 import functools
@@ -14,7 +14,7 @@ from numba import cuda
 from numba.core import config
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
-if not SIMULATED:  # Numba's own target is not kept up
+if not SIMULATED:  # Numba's own target is deprecated
     import numba_cuda  # noqa: F401
     from numba.cuda.core import config as cuda_config
 
@@ -22,17 +22,17 @@ Function = Callable[..., Any]
 
 
 def device(function: Function) -> Any:
-    """A function of the device, part of every kernel that calls it; in the simulator itself."""
+    """Compile a function of the device, inlined in every kernel that calls it."""
     return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
 
 
 def view(function: Function) -> Any:
-    """The same for one that returns a part of an array, which Numba must inline itself."""
+    """Compile a function that returns a view of an array, which Numba must inline itself."""
     return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
 
 
 def compiled(function: Function, signature: tuple[Any, ...]) -> Any:
-    """A kernel for the types of a signature only, which makes it quicker to launch."""
+    """Compile a kernel for the types of one signature, which makes launches faster."""
     return cuda.jit(function) if SIMULATED else cuda.jit(signature)(function)
 
 
@@ -88,18 +88,27 @@ def upload(array: Any) -> Any:
 
 
 def argument(array: Any) -> Any:
-    """An array on the device, described by a NumPy array, as kernels take it."""
+    """Return an array on the device as kernels take it; also a NumPy array without elements."""
+    if isinstance(array, np.ndarray):
+        interface = {**array.__array_interface__, "strides": array.strides, "version": 2}
+    else:
+        interface = array.__cuda_array_interface__
     if SIMULATED:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
-        return FakeCUDAArray(array)
-    return cuda.from_cuda_array_interface(
-        {**array.__array_interface__, "strides": array.strides, "version": 2}, sync=False
-    )
+        return FakeCUDAArray(np.asarray(_HostMemory(array, interface)))
+    return cuda.from_cuda_array_interface(interface, sync=False)
+
+
+class _HostMemory:
+    """What the simulator reads for device memory."""
+
+    def __init__(self, array: Any, interface: dict[str, Any]) -> None:
+        self.array, self.__array_interface__ = array, {**interface, "version": 3}
 
 
 def wait(index: int) -> None:
-    """Until the device of this number has done all that it was told to."""
+    """Wait until a device has completed all work."""
     with cuda.gpus[index]:
         cuda.synchronize()
 

@@ -1,0 +1,309 @@
+"""Which CUDA kernel serves an operation, with how many threads, and how it is launched.
+
+Arrays on a device have a ``shape``, a ``size`` and a ``dtype`` here;
+`fastemd.kernels.cuda.numba_cuda.argument` turns them into arguments of kernels. The functions
+share some parameters: `empty` allocates a number of float64 on the device, `index` is the number of
+the device, `stream` the handle of a stream, and `errors` an array of Numba's, where the first
+invalid row (slot 0) and the first row of invalid weight (slot 1) will be.
+"""
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numba import from_dtype, types
+
+from fastemd.kernels.cuda import block, hessian, losses, sweeps
+from fastemd.kernels.cuda.numba_cuda import argument, compiled, configure, on_device, upload
+from fastemd.kernels.edges import COSTS, Cost, Numbers
+from fastemd.kernels.operations import NORMALIZATIONS, OPERATIONS, variant
+from fastemd.layout import EdgeLayout
+
+Empty = Callable[[int], Any]
+
+SHARED_BYTES = 48 * 1024  # the most per block, but it leaves less room for other blocks
+BLOCKS_WITHOUT = 1024  # blocks whose scratch does not fit: bounds the scratch of all of them
+TEAM = 256  # threads of a block of `block.team_kernel`
+PARTS, ROWS_PER_PART = 256, 1024  # most blocks of a sum over rows, and rows that one block sums
+
+_int, _float, _labels = types.int64, types.float64, types.int64[::1]
+_ints, _floats, _matrix = types.int32[::1], types.float64[::1], types.float64[:, ::1]
+_type_of = types.BaseTuple.from_types
+_layout = _type_of((_int, _int, _int, _ints, _floats), block.Layout)
+_tables = _type_of((_ints, _floats, _ints, _ints, _ints), hessian.Tables)
+_numbers = _type_of([_float] * len(Numbers._fields), Numbers)
+
+# The functions of teams, and the types of their arguments. A string stands for arrays whose type
+# depends on the call.
+TEAM_FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "find_factors": (losses.find_factors, _floats, _labels, _int, _floats, _floats, _labels),
+    "divide_by_sum": (losses.divide_by_sum, _floats, _floats),
+    "sum_rows": (block.sum_rows, _floats, "out"),
+    "convert": (block.convert, "values", "out"),
+    "sum_paths": (hessian.sum_paths, _tables, _matrix, _matrix, _matrix, _float),
+    "fill_chain": (hessian.fill_chain, _tables, _matrix, _matrix, "hessians"),
+    "fill_tree": (hessian.fill_tree, _tables, _matrix, _matrix, "hessians"),
+}
+
+
+# --------------------------------------------------------------------------------- rows of a layout
+
+
+def launch(
+    operation: str, layout: EdgeLayout, rows: Sequence[Any], cost: Cost, value: Any, out: Any,
+    project: bool, tolerance: float, errors: Any, empty: Empty, index: int, stream: int,
+) -> None:  # fmt: skip
+    """Launch an operation on histograms over all rows.
+
+    Parameters
+    ----------
+    operation : str
+        One of `fastemd.kernels.operations.OPERATIONS`.
+    layout : EdgeLayout
+    rows : three arrays (G, R, N)
+        ``p``, ``q`` and ``v``, of one type, or without elements.
+    cost : Cost
+    value : array (G * R,)
+        The values, or without elements.
+    out : array (G, R, columns)
+        The output, or without elements.
+    project : bool
+        Whether derivatives conserve the total mass.
+    tolerance : float
+        For the masses; if it is negative, rows are not checked.
+    """
+    with on_device(index):
+        _launch(
+            operation, layout, rows, cost, argument(value), argument(out), project, tolerance,
+            errors, empty, index, stream,
+        )  # fmt: skip
+
+
+def _launch(
+    operation: str, layout: EdgeLayout, rows: Sequence[Any], cost: Cost, value: Any, out: Any,
+    project: bool, tolerance: float, errors: Any, empty: Empty, index: int, stream: int,
+) -> None:  # fmt: skip
+    """Launch an operation into arguments of kernels, on the current device."""
+    operation, name, numbers = variant(operation, cost)
+    form = "chain" if layout.is_chain else "tree"
+    kernel = _row_kernel(operation, name, form, rows[0].dtype.char, out.dtype.char)
+    arguments = (
+        *map(argument, rows),
+        Numbers(*numbers, float(project)),
+        value,
+        out,
+        tolerance,
+        errors,
+    )
+    _launch_rows(kernel, layout, rows[0].shape, arguments, empty, index, stream)
+
+
+def launch_loss(
+    operation: str, layout: EdgeLayout, rows: Sequence[Any], labels: Any, factors: Any,
+    factor: float, cost: Cost, value: Any, out: Any, normalize: str | None, cross_entropy: float,
+    tolerance: float, errors: Any, empty: Empty, index: int, stream: int,
+) -> None:  # fmt: skip
+    """Launch a loss over all rows.
+
+    Parameters
+    ----------
+    operation : {"loss", "loss_diagonal", "loss_product"}
+    layout : EdgeLayout
+    rows : three arrays (G, R, N)
+        ``x``, the target and ``v``, of one type, or without elements.
+    labels : array of int64 (G * R,)
+        The target if it is labels, or without elements.
+    factors : array (G * R,)
+        Multiply every row's loss and derivatives; a row whose factor is 0 is not read.
+    factor : float
+        Takes the place of `factors` without elements.
+    cost : Cost
+    value : array of float64 (G * R,)
+        The losses.
+    out : array (G, R, N)
+        The derivatives.
+    normalize : {"softmax", "l1", None}
+    cross_entropy : float
+        The weight of the cross entropy; 0 unless `normalize` is "softmax".
+    tolerance : float
+        For masses that should be 1.
+    """
+    operation, name, numbers = variant(operation, cost)
+    form = "chain" if layout.is_chain else "tree"
+    with on_device(index):
+        kernel = _row_kernel(operation, name, form, rows[0].dtype.char, out.dtype.char)
+        arguments = (
+            *map(argument, (*rows, labels, factors)), factor, Numbers(*numbers, 1.0), argument(value),
+            argument(out), NORMALIZATIONS[normalize], cross_entropy, tolerance, errors,
+        )  # fmt: skip
+        _launch_rows(kernel, layout, rows[0].shape, arguments, empty, index, stream)
+
+
+@functools.cache
+def _row_kernel(operation: str, cost: str, form: str, char: str, out_char: str) -> tuple[Any, int]:
+    """Return the kernel for types of arrays, and the number of its scratch arrays."""
+    row, functions = OPERATIONS[operation], (COSTS[cost], *sweeps.SWEEPS[form])
+    options: tuple[Any, ...]
+    real = from_dtype(np.dtype(char))
+    rows, out = real[:, :, :], from_dtype(np.dtype(out_char))[:, :, :]
+    if row.start == "loss":
+        n_scratch = losses.LOSSES[operation][1]
+        compute = losses.loss_function(operation, row, *functions)
+        kernel = block.loss_kernel(compute, losses.weigh, n_scratch)
+        options = _labels, _floats, _float, _numbers, _floats, out, _int, _float, _float
+    else:
+        n_scratch = 2 if row.other else 1
+        compute = sweeps.row_function(row, *functions)
+        kernel = block.histogram_kernel(compute, sweeps.is_histogram_pair, n_scratch)
+        options = _numbers, real[::1], out, _float
+    kernel.__qualname__ = f"{operation}_{cost}_{form}"  # for profilers
+    return compiled(kernel, (_layout, rows, rows, rows, *options, _labels, _floats)), n_scratch
+
+
+def _launch_rows(
+    kernel_and_scratch: tuple[Any, int], layout: EdgeLayout, shape: Sequence[int],
+    arguments: Sequence[Any], empty: Empty, index: int, stream: int,
+) -> None:  # fmt: skip
+    """Launch a kernel over the rows of arrays of a shape, on the current device."""
+    kernel, n_scratch = kernel_and_scratch
+    tables = _uploaded(layout, index, _sweep_tables)
+    n_threads, rows_per_block = block.block_of(tables.n_edges)
+    row_bytes = 8 * block.scratch_per_row(n_scratch, tables.n_edges, n_threads)
+    shared, scratch = row_bytes <= SHARED_BYTES, np.empty(0)
+    if shared:
+        rows_per_block = min(rows_per_block, SHARED_BYTES // row_bytes)
+    n_blocks = -(-shape[0] * shape[1] // rows_per_block)
+    if not shared:
+        n_blocks = min(n_blocks, BLOCKS_WITHOUT)
+        scratch = empty(n_blocks * rows_per_block * row_bytes // 8)
+    threads, shared_bytes = (n_threads, rows_per_block), shared * rows_per_block * row_bytes
+    configure(kernel, index, n_blocks, threads, stream, shared_bytes)(
+        tables, *arguments, argument(scratch)
+    )
+
+
+_uploads: weakref.WeakKeyDictionary[EdgeLayout, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def _uploaded(layout: EdgeLayout, index: int, tables: Callable[[EdgeLayout], Any]) -> Any:
+    """Return tables of a layout on the current device, uploaded once."""
+    copies = _uploads.setdefault(layout, {})
+    if (index, tables) not in copies:
+        copies[index, tables] = tables(layout)
+    return copies[index, tables]
+
+
+def _sweep_tables(layout: EdgeLayout) -> block.Layout:
+    cuda = layout.cuda
+    arrays = upload(cuda.numbers), upload(cuda.lengths)
+    return block.Layout(layout.n_bins, cuda.n_edges, cuda.n_levels, *arrays)
+
+
+def _hessian_tables(layout: EdgeLayout) -> hessian.Tables:
+    arrays = layout.edges.parent, layout.edges.share, *layout.bin_order
+    return hessian.Tables(*(upload(x if x.dtype == float else x.astype(np.int32)) for x in arrays))
+
+
+# --------------------------------------------------------------------------- teams without a layout
+
+
+@functools.cache
+def _team_kernel(name: str, char: str, values_char: str) -> Any:
+    """Return a kernel for types of the results and of `values`."""
+    function, *kinds = TEAM_FUNCTIONS[name]
+    real, values = from_dtype(np.dtype(char)), from_dtype(np.dtype(values_char))
+    arrays = {"out": real[::1], "hessians": real[:, :, ::1], "values": values[::1]}
+    kernel = block.team_kernel(function)
+    kernel.__qualname__ = name  # for profilers
+    kinds = [arrays[kind] if isinstance(kind, str) else kind for kind in kinds]
+    return compiled(kernel, (types.Tuple(kinds),))
+
+
+def _launch_teams(
+    name: str, n_blocks: int, index: int, stream: int, *arguments: Any, char: str = "d",
+    values_char: str = "d",
+) -> None:  # fmt: skip
+    """Launch a function of `TEAM_FUNCTIONS` on the current device."""
+    kernel = _team_kernel(name, char, values_char)
+    configure(kernel, index, n_blocks, TEAM, stream, 16 * TEAM)(arguments)
+
+
+def launch_hessian(
+    layout: EdgeLayout, rows: Sequence[Any], cost: Cost, out: Any, project: bool,
+    tolerance: float, errors: Any, empty: Empty, index: int, stream: int,
+) -> None:  # fmt: skip
+    """Fill the dense Hessians `out`, one per row: (G * R, N, N), contiguous.
+
+    The layout is one whose subtrees are contiguous. For the other parameters see `launch`.
+    """
+    n_rows, n_bins, n_edges = rows[0].shape[0] * rows[0].shape[1], layout.n_bins, layout.n_edges
+    with on_device(index):
+        curvatures, paths, means = (
+            argument(empty(n_rows * size)).reshape(n_rows, size)
+            for size in (n_edges, n_edges, n_bins)
+        )
+        _launch(
+            "curvature", layout, rows, cost, argument(np.empty(0, rows[0].dtype)),
+            curvatures.reshape(*rows[0].shape[:2], n_edges), project, tolerance, errors, empty,
+            index, stream,
+        )  # fmt: skip
+        tables = _uploaded(layout, index, _hessian_tables)
+        _launch_teams(
+            "sum_paths", n_rows, index, stream, tables, curvatures, paths, means, float(project)
+        )
+        fill, n_blocks = "fill_chain" if layout.is_chain else "fill_tree", n_rows * n_bins
+        _launch_teams(
+            fill, n_blocks, index, stream, tables, paths, means, argument(out),
+            char=out.dtype.char,
+        )  # fmt: skip
+
+
+def _n_parts(n_rows: int) -> int:
+    """Return the number of blocks that share the rows of a sum."""
+    return min(-(-n_rows // ROWS_PER_PART), PARTS)
+
+
+def find_factors(
+    weights: Any, labels: Any, ignore_index: int, mean: bool, factors: Any, errors: Any,
+    empty: Empty, index: int, stream: int,
+) -> None:  # fmt: skip
+    """Fill `factors`, one per row, from weights and labels, either of which may have no elements.
+
+    With `mean` they are divided by their sum.
+    """
+    n_parts = _n_parts(factors.size)
+    with on_device(index):
+        known = argument(factors), argument(empty(2 * n_parts) if mean else np.empty(0))
+        _launch_teams(
+            "find_factors", n_parts, index, stream, argument(weights), argument(labels),
+            ignore_index, *known, errors,
+        )  # fmt: skip
+        if mean:
+            _launch_teams("divide_by_sum", n_parts, index, stream, *known)
+
+
+def sum_rows(values: Any, out: Any, empty: Empty, index: int, stream: int) -> None:
+    """Write the sum of `values` to ``out[0]``; if they are many, sum parts of them first.
+
+    The order of the summands depends on their number only, so the sum has the same bits every time.
+    """
+    with on_device(index):
+        n_parts, summands = _n_parts(values.size), argument(values)
+        if n_parts > 1:
+            parts = argument(empty(n_parts))
+            _launch_teams("sum_rows", n_parts, index, stream, summands, parts)
+            summands = parts
+        _launch_teams("sum_rows", 1, index, stream, summands, argument(out), char=out.dtype.char)
+
+
+def convert(values: Any, out: Any, index: int, stream: int) -> None:
+    """Write `values` to an array of another type."""
+    if values.size:
+        n_blocks = min(-(-values.size // TEAM), BLOCKS_WITHOUT)
+        with on_device(index):
+            _launch_teams(
+                "convert", n_blocks, index, stream, argument(values), argument(out),
+                char=out.dtype.char, values_char=values.dtype.char,
+            )  # fmt: skip
