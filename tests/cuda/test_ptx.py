@@ -22,4 +22,6 @@ def test_kernels__compile_to_ptx(char, space):
     command = [sys.executable, str(SCRIPT), space, char]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3 * 3 + 4 * 3 + 3 + 3 * 3 + 8 + 3 + 3
+    variants = {"gradient": 3, "hessian_diag": 2, "hvp": 1, "constant_hvp": 2, "curvature": 2}
+    variants |= {"flow": 1, "embed": 1, "loss": 3, "loss_diagonal": 3, "loss_product": 3}
+    assert len(done.stdout.splitlines()) == sum(variants.values()) + 8 + 7 + 2

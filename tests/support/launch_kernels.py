@@ -19,11 +19,11 @@ def main():
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from numba import cuda
     from numba.cuda import dispatcher
-    from numba.cuda.cudadrv import driver
+    from numba.cuda.cudadrv.driver import Stream
 
     import fastemd
-    from fastemd import devices, target
-    from fastemd.kernels import device as launcher
+    from fastemd import devices
+    from fastemd.kernels.cuda import driver, numba_cuda
     from tests.support.device import DeviceArray
 
     here, grids, configurations = [], [], []
@@ -49,15 +49,14 @@ def main():
 
     def launched(self, args, configuration):
         assert int(configuration.stream.handle) == STREAM
-        kernel = self.py_func.__qualname__.partition(".")[0]
-        grids.append((kernel, configuration.griddim[0]))
+        grids.append((self.py_func.__qualname__, configuration.griddim[0]))
 
     init = dispatcher._LaunchConfiguration.__init__
     dispatcher._LaunchConfiguration.__init__ = configured
     dispatcher.CUDADispatcher.call = current(launched)
-    launcher.compiled = current(lambda function, signature: cuda.jit(function))
-    cuda.external_stream = current(lambda handle: driver.Stream(handle, external=True))
-    for module in (target, launcher):
+    driver.compiled = current(lambda function, signature: cuda.jit(function))
+    cuda.external_stream = current(lambda handle: Stream(handle, external=True))
+    for module in (numba_cuda, driver):
         module.on_device = on_device
         module.upload = module.argument = current(lambda array: array)
 
@@ -75,16 +74,16 @@ def main():
 
     with warnings.catch_warnings(action="error"):
         losses(5)
-        one_block = [("loss_kernel", 1), ("sum_kernel", 1)]
-        expected = [*one_block, ("factors_kernel", 1), ("mean_kernel", 1), *one_block]
+        one_block = [("loss_2_chain", 1), ("sum_rows", 1)]
+        expected = [*one_block, ("find_factors", 1), ("divide_by_sum", 1), *one_block]
         assert grids == expected, grids
         count = len(configurations)
         losses(5)
         assert len(configurations) == count, "the same launches were configured again"
         grids.clear()
         losses(4000)
-        assert [n for name, n in grids if name in ("factors_kernel", "mean_kernel")] == [4, 4]
-        assert [n for name, n in grids if name == "sum_kernel"] == [4, 1] * 2
+        assert [n for name, n in grids if name in ("find_factors", "divide_by_sum")] == [4, 4]
+        assert [n for name, n in grids if name == "sum_rows"] == [4, 1] * 2
 
     with warnings.catch_warnings(record=True, action="always") as raised:
         cuda.jit(lambda: None)[1, 1]
