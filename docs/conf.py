@@ -22,14 +22,14 @@ myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
-autodoc_typehints = "none"  # the docstrings say it in words
+autodoc_typehints = "none"  # the docstrings describe the types
 numpydoc_show_class_members = False
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"plot_",
-    "ignore_pattern": r"^(?!.*plot_)",  # what has a page of its own
+    "ignore_pattern": r"^(?!.*plot_)",  # other scripts have separate pages
     "download_all_examples": False,
     "show_signature": False,
 }
@@ -41,7 +41,7 @@ html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
 }
-# Pages without others below them need no list of those.
+# Pages without subpages have no sidebar of pages.
 _FLAT = [
     "installation",
     "quickstart",
@@ -54,7 +54,7 @@ _FLAT = [
     "glosses",
     "frameworks",
     "boosting",
-    "frameworks",
+    "losses",
     "development",
     "changelog",
 ]

@@ -1,4 +1,4 @@
-"""``pytest --doctest-glob="*.md" docs`` runs the examples of the pages, not what was built."""
+"""Exclude generated pages from ``pytest --doctest-glob="*.md" docs``."""
 
 collect_ignore = ["conf.py"]
 collect_ignore_glob = ["_build/*", "api/generated/*", "auto_examples/*"]

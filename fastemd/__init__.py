@@ -1,7 +1,7 @@
-"""Earth Mover's Distances on chains and trees: values, gradients, Hessians, fast and exact.
+"""Compute Earth Mover's Distances on chains and trees, with exact gradients and Hessians.
 
-After Martinez et al., "Relaxed Earth Mover's Distances for Chain- and Tree-connected Spaces and
-their use as a Loss Function in Deep Learning" (arXiv:1611.07573).
+The method is that of Martinez et al., "Relaxed Earth Mover's Distances for Chain- and
+Tree-connected Spaces and their use as a Loss Function in Deep Learning" (arXiv:1611.07573).
 """
 
 import importlib
@@ -52,10 +52,10 @@ __all__ = [
 ]
 
 _FRAMEWORKS = ("jax", "torch")
-_LAZY = (*_FRAMEWORKS, "boosting", "plotting")  # submodules that are imported when first used
+_LAZY = (*_FRAMEWORKS, "boosting", "plotting")  # submodules, imported when first used
 
 
-if not TYPE_CHECKING:  # type checkers know the submodules by their imports above
+if not TYPE_CHECKING:  # type checkers resolve the submodules by the imports above
 
     def __getattr__(name: str) -> object:
         if name in _LAZY:
@@ -64,6 +64,6 @@ if not TYPE_CHECKING:  # type checkers know the submodules by their imports abov
 
 
 def __dir__() -> list[str]:
-    # help() reads every name listed here, so it must not list a framework that is not installed.
+    # help() reads every name listed here, so exclude frameworks that are not installed.
     missing = {name for name in _FRAMEWORKS if importlib.util.find_spec(name) is None}
     return sorted({*globals(), *_LAZY} - missing)

@@ -1,4 +1,4 @@
-"""What the docstrings of the functions on histograms share."""
+"""Sections shared by the docstrings of the public functions."""
 
 import inspect
 from collections.abc import Callable
@@ -12,93 +12,98 @@ _SHARED = {
     "p_q": """
         p, q : array_like, (..., N)
             Histograms over the N bins of `space`: finite, >= 0 and of equal mass (see `validate`).
-            Leading axes broadcast. float32 arrays give float32 results (with float64 sums inside),
-            every other real type gives float64. Data frames, and columns of objects that are
-            numbers, are taken, too. All arrays of a call come from one library, NumPy or
-            any with DLPack (PyTorch, JAX, ...), and so do the results, without a copy.
+            Leading axes broadcast. float32 arrays give float32 results, and every other real type
+            gives float64. Sums are computed in float64. Data frames and object arrays of numbers
+            are accepted. All arrays of a call must have the same backend, NumPy or any with
+            DLPack (PyTorch, JAX, ...). Results have the same backend, without a copy.
         space : Chain or Tree
             The ground space.
     """,
     "loss": """
         x : array_like, (..., N)
-            Logits, or masses (see `normalize`), over the N bins of `space`. With "softmax" an
-            entry may be -inf: a class that is masked, with probability and gradient 0. float32
-            gives float32 results (with float64 sums inside), if a floating point target is
-            float32, too; every other real type gives float64.
+            Logits, or masses (see `normalize`), over the N bins of `space`. With "softmax", an
+            entry of -inf masks a class: its probability and gradient are 0. float32 gives float32
+            results, if a floating point target is float32 as well. Every other real type gives
+            float64. Sums are computed in float64.
         target : array_like of int, (...), or of float, (..., N)
             The class of every row, never expanded to one-hot, or histograms of mass 1 up to the
-            tolerance of their type (1e-5 for float64, 3.5e-4 for float32). It broadcasts to the
-            rows of `x`, never `x` to the target.
+            tolerance of their type (1e-5 for float64, 3.5e-4 for float32). The target broadcasts
+            to the rows of `x`, and `x` never broadcasts to the target.
         space : Chain or Tree
             The ground space.
         rho : float
             The power of the flow, >= 1.
         normalize : {"softmax", "l1", None}
-            How `x` becomes a histogram: as logits, by division by its sum (it is >= 0), or as it
-            is (of mass 1; the derivatives are then projected as those of `emd`).
+            How `x` is converted to a histogram: "softmax" of logits, "l1" division of masses >= 0
+            by their sum, or None for histograms of mass 1, whose derivatives are projected like
+            those of `emd`.
         cross_entropy : float
-            Add this many times the cross entropy ``-sum(target * log p)``.
+            Coefficient >= 0 of the cross entropy ``-sum(target * log p)``, which is added to the
+            loss. Requires ``normalize="softmax"`` unless 0.
         sample_weight : array_like, (...), optional
-            Weight of every row, >= 0; broadcasts to the rows. A row of weight 0 is not read:
-            whatever it holds, NaN included, its loss and gradient are 0.
+            Weight of every row, >= 0; broadcasts to the rows. A row of weight 0 is not read: its
+            loss and gradient are 0, even if it contains NaN.
         ignore_index : int, optional
-            Rows with this label are ignored, as if their weight were 0. A number that the type of
-            the labels cannot hold ignores none.
+            Rows with this label are ignored, like rows of weight 0. A number outside the range of
+            the labels' type ignores no rows.
         reduction : {"mean", "sum", "none"}
             The mean is the weighted sum divided by the sum of the weights of the rows that are
-            not ignored, and 0 if that is 0.
+            not ignored. It is 0 if that sum is 0.
     """,
     "loss_raises": """
         Raises
         ------
         ValueError
-            If the target does not broadcast to the rows of `x`; a logit is NaN or inf, or all of
-            a row are -inf; masses are negative, or do not sum to 1 where they should; a class
-            does not exist; a weight is negative; the cross entropy is infinite, since `x`
-            excludes the target; labels are floating point. The message names the row.
+            If the target does not broadcast to the rows of `x`; a logit is NaN or inf, or all
+            logits of a row are -inf; masses are negative, or do not sum to 1 where required; a
+            class does not exist; a weight is negative; `cross_entropy` is used without softmax;
+            the cross entropy is infinite, since the target is a masked class; labels are floating
+            point. The message names the row.
         TypeError
-            If an argument is of another kind.
+            If an argument has an unsupported type.
     """,
     "rho": """
         rho : float
-            The power of the flow, >= 1: 1 is the Earth Mover's Distance itself, 2 its smooth
-            relative. It is not the p of the Wasserstein-p distance.
+            The power of the flow, >= 1. 1 is the Earth Mover's Distance itself, 2 its smooth
+            variant. It is not the p of the Wasserstein-p distance.
     """,
     "out": """
         out : array, optional
-            Where to write the result, of its shape and dtype and from the library of `p`. If an
-            error is raised, its contents are undefined.
+            Array for the result, with its shape and dtype and the backend of `p`. If an error is
+            raised, its contents are undefined.
     """,
     "project": """
         project : bool
-            Whether to take the part that conserves the total mass (the default), or the raw
-            derivatives of the formula for the tree rooted as given.
+            Whether to project the derivatives onto the directions that conserve the total mass
+            (the default). Otherwise they are the derivatives of the formula, which depend on the
+            root of the tree.
     """,
     "validate": """
         validate : bool or float, optional
-            Whether to check the numbers, by default yes. A float is the relative tolerance of
-            masses, by default 1e-5 for float64 and 3.5e-4 for float32 (of two types the coarser
-            counts): two masses may differ by so much, and the negative entries of a histogram
-            sum to so little. 0.0 allows no difference. Unchecked, NaN in a row gives NaN in its
-            results, and a row of unequal masses whatever the formula gives. For arrays on a CUDA
-            device `synchronize` raises, unless this is True: then the function waits.
+            Whether to validate the numbers; the default is to do so. A float is the relative
+            tolerance, by default 1e-5 for float64 and 3.5e-4 for float32 (the coarser of two
+            types). Two masses may differ by the tolerance, and the negative entries of a histogram
+            may sum to at most the tolerance times its mass. 0.0 allows no difference. Without
+            validation, a NaN in a row gives NaN in its results, and unequal masses give the value
+            of the formula. For arrays on a CUDA device, `synchronize` raises the error, unless
+            `validate` is True: then the function waits and raises.
     """,
     "raises": """
         Raises
         ------
         ValueError
-            If the last axis is not N long, batch shapes do not broadcast, a power is < 1 or not
-            finite, `out` has another shape or is read-only, or a histogram is bad; the message
-            names the row.
+            If the length of the last axis is not N, batch shapes do not broadcast, a power is < 1
+            or not finite, `out` has a wrong shape or is read-only, or a histogram is invalid. The
+            message names the row.
         TypeError
-            If an argument is of another kind, arrays come from different libraries or cannot be
-            read where they are, or `out` is of another dtype.
+            If an argument has an unsupported type, arrays have different backends or an
+            unsupported device, or `out` has a wrong dtype.
     """,
 }
 
 
 def documented(function: Function) -> Function:
-    """Put what the functions share into the docstring; and keep torch's compiler out of them."""
+    """Insert the shared sections into the docstring and exclude the function from torch.compile."""
     shared = {name: inspect.cleandoc(text) for name, text in _SHARED.items()}
     function.__doc__ = inspect.cleandoc(function.__doc__ or "").format(**shared)
     return eager(function)

@@ -1,4 +1,4 @@
-"""The Earth Mover's Distance for any costs, with a transport plan, in exact arithmetic."""
+"""Exact Earth Mover's Distances and transport plans for any costs."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,39 +26,42 @@ def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tupl
     ----------
     p, q : array_like, (..., N)
         Histograms over N bins: finite, >= 0 and of equal mass. Leading axes broadcast. Masses that
-        differ within the tolerance are made equal by scaling `q` to the mass of `p`, and tolerated
-        negative masses count as 0.
+        differ within the tolerance are equalised by scaling `q` to the mass of `p`. Negative
+        masses within the tolerance are treated as 0.
     cost : array_like, (N, N), or Chain or Tree
-        What moving one unit of mass from a bin of `p` to a bin of `q` costs, finite and >= 0; or
-        the ground space whose ``cost_matrix()`` says so. All arrays come from one library, as do
-        the results.
+        Cost of moving one unit of mass from a bin of `p` to a bin of `q`, finite and >= 0, or the
+        ground space with this ``cost_matrix()``. All arrays of a call must have the same backend.
+        Results have the same backend.
 
     Returns
     -------
     value : ndarray of float64, (...)
         ``sum(plan * cost)``.
     plan : ndarray of float64, (..., N, N)
-        How much mass goes from which bin of `p` to which bin of `q`: rows sum to `p`, columns to
-        the scaled `q`, both up to rounding. If there are several optimal plans, one of them.
+        Optimal transport plan: entry ``(i, j)`` is the mass moved from bin ``i`` of `p` to bin
+        ``j`` of `q`. Rows sum to `p` and columns to the scaled `q`, both up to rounding. If there
+        are several optimal plans, one of them is returned.
 
     Raises
     ------
     ValueError
-        If `cost` is not square, negative or not finite in float64, shapes do not fit or a histogram
-        is bad; the message names the row.
+        If `cost` is not square, negative or not finite in float64, shapes do not match, or a
+        histogram is invalid. The message names the row.
     TypeError
-        If an argument is of another kind.
+        If an argument has an unsupported type.
 
     Notes
     -----
-    Eq. 1 and 2 of Martinez et al., row by row. Masses and costs are converted to integers without
-    rounding, and the plan is optimal in exact arithmetic, whatever their sizes: one matrix may hold
-    costs of 1e-12 and of 1e12, and masses of 1e-300 count. Only the results are rounded to float64.
-    Rounding errors of the masses given count, too: if the sums over two groups of bins that only
-    costs of 1e12 connect differ by 1e-17, the value contains 1e-5.
+    Eq. 1 and 2 of Martinez et al. (arXiv:1611.07573), row by row. Masses and costs are converted
+    to integers without rounding, and the plan is optimal in exact integer arithmetic for
+    magnitudes of any size: one matrix may contain costs of 1e-12 and of 1e12, and masses of 1e-300
+    are not neglected. Only the results are rounded to float64. Rounding errors of the input masses
+    are part of the problem: if the sums over two groups of bins that are connected only by costs
+    of 1e12 differ by 1e-17, the value contains 1e-5.
 
-    A cost matrix is solved by `networkx.network_simplex`. On a chain or tree the plan takes
-    O(nodes + N log N + entries of the plan); `fastemd.emd` with ``rho=1`` computes the value alone.
+    For a cost matrix, the problem is solved by `networkx.network_simplex`. On a chain or tree the
+    plan takes O(nodes + N log N + entries of the plan). `fastemd.emd` with ``rho=1`` computes the
+    value alone.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The functions on histograms: values, gradients, flows."""
+"""Functions on histograms: values, gradients, flows and embeddings."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def emd(
     out: Any = None,
     validate: bool | float | None = None,
 ) -> Any:
-    """EMD^rho between histograms on a chain or tree.
+    """Compute EMD^rho between histograms on a chain or tree.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def emd_grad(
     project: bool = True,
     validate: bool | float | None = None,
 ) -> Any:
-    """Gradient of EMD^rho with respect to `p` (with respect to `q` it is the negative).
+    """Compute the gradient of EMD^rho with respect to `p`.
 
     Parameters
     ----------
@@ -85,8 +85,9 @@ def emd_grad(
 
     Notes
     -----
-    Eq. 9, 11 and 15 of Martinez et al., eq. 15 with the sum over leaves that it means. An edge
-    without flow has slope 0, also for ``rho = 1``. O(nodes) per row.
+    Eq. 9, 11 and 15 of Martinez et al. (arXiv:1611.07573), eq. 15 with the sum over leaves. The
+    gradient with respect to `q` is the negative. An edge without flow has slope 0, also for
+    ``rho = 1``. O(nodes) per row.
 
     Examples
     --------
@@ -113,14 +114,14 @@ def emd_value_and_grad(
     project: bool = True,
     validate: bool | float | None = None,
 ) -> tuple[Any, Any]:
-    """EMD^rho and its gradient with respect to `p`, in one pass.
+    """Compute EMD^rho and its gradient with respect to `p` in one pass.
 
     Parameters
     ----------
     {p_q}
     {rho}
     out : pair of arrays, (...) and (..., N), optional
-        Where to write value and gradient. If an error is raised, their contents are undefined.
+        Arrays for value and gradient. If an error is raised, their contents are undefined.
     {project}
     {validate}
 
@@ -135,7 +136,7 @@ def emd_value_and_grad(
 
     Notes
     -----
-    One sweep up and one down the tree: as cheap as the gradient alone. O(nodes) per row.
+    One sweep up and one sweep down the tree, at the cost of the gradient alone. O(nodes) per row.
 
     Examples
     --------
@@ -165,7 +166,7 @@ def emd_flow(
     out: Any = None,
     validate: bool | float | None = None,
 ) -> Any:
-    """Signed mass that the optimal transport moves through every edge.
+    """Compute the signed mass that the optimal transport moves through every edge.
 
     Parameters
     ----------
@@ -176,14 +177,15 @@ def emd_flow(
     Returns
     -------
     array, (..., n_nodes - 1)
-        Entry ``i`` is the flow from node ``i`` of `space` up to its parent, negative if mass
-        moves down; on a chain, from bin ``i`` to bin ``i + 1``.
+        Entry ``i`` is the flow from node ``i`` of `space` to its parent. It is negative if mass
+        moves from the parent to the node. On a chain, it is the flow from bin ``i`` to bin
+        ``i + 1``.
 
     {raises}
 
     Notes
     -----
-    Eq. 6 and 14 of Martinez et al. O(nodes) per row.
+    Eq. 6 and 14 of Martinez et al. (arXiv:1611.07573). O(nodes) per row.
 
     Examples
     --------
@@ -206,7 +208,7 @@ def embed(
     out: Any = None,
     validate: bool | float | None = None,
 ) -> Any:
-    """Coordinates in which EMD^rho is a plain L_rho distance.
+    """Map histograms to points with ``EMD^rho = (L_rho distance)^rho``.
 
     Parameters
     ----------
@@ -222,14 +224,16 @@ def embed(
     Returns
     -------
     array, (..., n_nodes - 1)
-        ``z`` with ``sum(abs(z(p) - z(q)) ** rho, -1) == emd(p, q)`` for equal masses.
+        Coordinates ``z`` with ``sum(abs(z(p) - z(q)) ** rho, -1) == emd(p, q, space, rho)`` for
+        histograms of equal mass.
 
     {raises}
 
     Notes
     -----
-    Entry ``i`` is ``length_i^(1/rho)`` times the mass below edge ``i``. Nearest neighbours and
-    all-pairs distances can so be left to any library for L_1 or Euclidean data. O(nodes) per row.
+    Entry ``i`` is ``length_i^(1/rho)`` times the mass below edge ``i``. Any library for L_1 or
+    Euclidean data can then compute nearest neighbours and distances of all pairs. O(nodes) per
+    row.
 
     Examples
     --------

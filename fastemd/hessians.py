@@ -1,4 +1,4 @@
-"""The functions on histograms: second derivatives."""
+"""Functions on histograms: second derivatives."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def emd_hessian(
     project: bool = True,
     validate: bool | float | None = None,
 ) -> Any:
-    """Dense Hessian of EMD^rho with respect to `p`.
+    """Compute the dense Hessian of EMD^rho with respect to `p`.
 
     Parameters
     ----------
@@ -39,9 +39,10 @@ def emd_hessian(
 
     Notes
     -----
-    Eq. 12 of Martinez et al., divided by the ``N^2`` that its print lacks. For ``rho < 2`` the
-    curvature grows without bound as a flow goes to 0; an edge without any flow adds none. For
-    ``rho = 1`` it is 0. O(N^2) per row: `emd_hvp` and `emd_hessian_diag` need only O(nodes).
+    Eq. 12 of Martinez et al. (arXiv:1611.07573), divided by the ``N^2`` that is missing in print.
+    For ``rho < 2`` the curvature diverges as a flow goes to 0, but an edge without flow contributes
+    0. For ``rho = 1`` the Hessian is 0. O(N^2) per row; `emd_hvp` and `emd_hessian_diag` take
+    O(nodes).
 
     Examples
     --------
@@ -68,7 +69,7 @@ def emd_hessian_diag(
     project: bool = True,
     validate: bool | float | None = None,
 ) -> Any:
-    """Diagonal of the Hessian of EMD^rho with respect to `p`.
+    """Compute the diagonal of the Hessian of EMD^rho with respect to `p`.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def emd_hessian_diag(
 
     Notes
     -----
-    Conventions as for `emd_hessian`. O(nodes) per row.
+    The conventions are those of `emd_hessian`. O(nodes) per row.
 
     Examples
     --------
@@ -114,13 +115,13 @@ def emd_hvp(
     project: bool = True,
     validate: bool | float | None = None,
 ) -> Any:
-    """Product of the Hessian of EMD^rho with vectors, without the Hessian.
+    """Compute Hessian-vector products of EMD^rho without the dense Hessian.
 
     Parameters
     ----------
     {p_q}
     v : array_like, (..., N)
-        The vectors, any finite numbers; they broadcast with `p` and `q`.
+        Vectors of finite numbers. They broadcast with `p` and `q`.
     {rho}
     {out}
     {project}
@@ -135,7 +136,7 @@ def emd_hvp(
 
     Notes
     -----
-    Conventions as for `emd_hessian`. O(nodes) per row.
+    The conventions are those of `emd_hessian`. O(nodes) per row.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Training losses: from logits and targets to a number and its derivatives in the logits."""
+"""Training losses of logits and targets, and their derivatives with respect to the logits."""
 
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ def emd_loss(
     ignore_index: int | None = None,
     reduction: str = "mean",
 ) -> tuple[Any, Any]:
-    """EMD^rho between the histograms that logits stand for and targets, and its gradient.
+    """Compute the EMD^rho loss between normalised predictions and targets, with its gradient.
 
     Parameters
     ----------
@@ -42,15 +42,17 @@ def emd_loss(
     loss : number or array, (...)
         One number, or one per row if `reduction` is "none".
     grad_x : array, (..., N)
-        Its gradient with respect to `x`; without reduction, that of every row's own loss.
+        Gradient of the loss with respect to `x`. Without reduction, the gradient of each row's
+        loss.
 
     {loss_raises}
 
     Notes
     -----
-    With ``p = softmax(x)`` and g the gradient of ``EMD^rho(p, target)`` (eq. 9, 11 and 15 of
-    Martinez et al., arXiv:1611.07573) the gradient is ``p * (g - <p, g>)``. One pass over the
-    rows, nothing of the size of `x` is made but `grad_x`. O(nodes) per row.
+    Let ``p = softmax(x)`` and g be the gradient of ``EMD^rho(p, target)`` (eq. 9, 11 and 15 of
+    Martinez et al., arXiv:1611.07573). Then the gradient of the loss is ``p * (g - <p, g>)``. It
+    is computed in one pass over the rows. No array of the size of `x` is allocated except
+    `grad_x`. O(nodes) per row.
 
     Examples
     --------
@@ -82,7 +84,7 @@ def emd_loss_hessian_diag(
     ignore_index: int | None = None,
     reduction: str = "mean",
 ) -> Any:
-    """Diagonal of the Hessian of `emd_loss` in `x`, exact.
+    """Compute the exact diagonal of the Hessian of `emd_loss` with respect to `x`.
 
     Parameters
     ----------
@@ -91,17 +93,18 @@ def emd_loss_hessian_diag(
     Returns
     -------
     array, (..., N)
-        The second derivatives of the loss in every entry of `x`; without reduction, of every
-        row's own loss.
+        Second derivatives of the loss with respect to every entry of `x`. Without reduction, those
+        of each row's loss.
 
     {loss_raises}
 
     Notes
     -----
-    With g and H the gradient and the Hessian of ``EMD^rho`` (eq. 12 of Martinez et al., divided
-    by the ``N^2`` that its print lacks) in ``p = softmax(x)``, it is
-    ``p^2 (diag(H) - 2 H p + <p, H p>) + p (1 - 2 p) (g - <p, g>)``. Not the Gauss-Newton part
-    alone, so entries may be negative. Conventions as for `emd_hessian`. O(nodes) per row.
+    Let g and H be the gradient and the Hessian of ``EMD^rho`` with respect to ``p = softmax(x)``
+    (eq. 12 of Martinez et al., arXiv:1611.07573, divided by the ``N^2`` that is missing in print).
+    Then the diagonal is ``p^2 (diag(H) - 2 H p + <p, H p>) + p (1 - 2 p) (g - <p, g>)``. It
+    contains more than the Gauss-Newton part, so entries may be negative. The conventions are those
+    of `emd_hessian`. O(nodes) per row.
 
     Examples
     --------
