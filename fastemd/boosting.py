@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastemd import arrays, validation
-from fastemd.ground import GroundSpace
 from fastemd.losses import emd_loss, emd_loss_hessian_diag
+from fastemd.spaces import GroundSpace
 
 Array = NDArray[Any]
 LONGEST_STEP = 4.0  # of a logit, see `lightgbm_objective`

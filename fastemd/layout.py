@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd.flatten import Floats, Index, bins_below, frozen
+from fastemd.tree_input import Floats, Index, bins_below, freeze
 
 MAX_CHILDREN = 8  # of an edge in `CudaTables`
 
@@ -61,7 +61,7 @@ class EdgeLayout:
 
     def __init__(self, n_bins: int, parent: Any, length: Any, share: Any) -> None:
         self.n_bins = n_bins
-        self.edges = Edges(frozen(parent), frozen(length), frozen(share))
+        self.edges = Edges(freeze(parent), freeze(length), freeze(share))
         self.n_edges = self.edges.length.size
         self.is_chain = self.n_edges == n_bins
         self._raised: dict[float, EdgeLayout] = {}
@@ -181,7 +181,7 @@ def _bin_order(parent: Index, n_bins: int) -> BinOrder:
     lowest = np.arange(n_edges + 1)
     for edge in range(n_bins, n_edges):
         lowest[parent[edge]] = min(lowest[parent[edge]], lowest[edge])
-    return BinOrder(frozen(bins), frozen(start), frozen(lowest))
+    return BinOrder(freeze(bins), freeze(start), freeze(lowest))
 
 
 def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
@@ -219,7 +219,7 @@ def _packed(
 ) -> CudaTables:
     """Pack the tables into few arrays, since every argument of a launch costs time."""
     packed = np.concatenate(numbers).astype(np.int32)
-    return CudaTables(n_edges, n_levels, packed, frozen([*length, *share]))
+    return CudaTables(n_edges, n_levels, packed, freeze([*length, *share]))
 
 
 def _join(

@@ -14,8 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastemd import arrays, validation
 from fastemd.functions import emd_flow, emd_grad
-from fastemd.ground import GroundSpace
-from fastemd.spaces import Chain
+from fastemd.spaces import Chain, GroundSpace
 
 Array = NDArray[Any]
 COLORS = "RdBu_r"

@@ -4,7 +4,7 @@ import hashlib
 import weakref
 
 from fastemd import validation
-from fastemd.ground import GroundSpace
+from fastemd.spaces import GroundSpace
 
 _spaces: weakref.WeakValueDictionary[int, GroundSpace] = weakref.WeakValueDictionary()
 

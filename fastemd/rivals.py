@@ -18,8 +18,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from fastemd.functions import emd_value_and_grad
-from fastemd.ground import GroundSpace
-from fastemd.spaces import Chain
+from fastemd.spaces import Chain, GroundSpace
 
 Array = NDArray[Any]
 Run = Callable[[], Any]

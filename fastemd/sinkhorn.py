@@ -8,10 +8,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastemd import pairs, validation
 from fastemd.eager import eager
-from fastemd.ground import GroundSpace
 from fastemd.kernels.sinkhorn import FLUSH, divide, finish, log_divide, log_finish
 from fastemd.pairs import Pairs
 from fastemd.sinkhorn_on_device import Solver
+from fastemd.spaces import GroundSpace
 
 Array = NDArray[Any]
 METHODS = ("paper", "log")

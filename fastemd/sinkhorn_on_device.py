@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastemd import arrays, validation
-from fastemd.ground import GroundSpace
 from fastemd.on_device import Launch
-from fastemd.spaces import Chain
+from fastemd.spaces import Chain, GroundSpace
 
 Array = NDArray[Any]
 

@@ -1,18 +1,182 @@
-"""Chain and Tree: the ground spaces a user builds."""
+"""Ground spaces: rooted trees with lengths on their edges and bins on their nodes."""
 
+import functools
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from fastemd import flatten, validation
-from fastemd.flatten import Index
-from fastemd.ground import GroundSpace, restore
-from fastemd.layout import EdgeLayout, chain_layout
+from fastemd import tree_input, validation
+from fastemd.layout import EdgeLayout, by_levels, chain_layout, contracted_layout, full_layout
+from fastemd.tree_input import bins_below, freeze
 
 if TYPE_CHECKING:
     import networkx as nx
+
+
+class GroundSpace:
+    """A rooted tree with lengths on its edges and bins on its nodes; immutable.
+
+    Build one with `Chain` or with one of `Tree`'s constructors.
+
+    Attributes
+    ----------
+    n_bins : int
+        Number of bins N, the length of a histogram.
+    n_nodes : int
+        Number of nodes; there are ``n_nodes - 1`` edges.
+    parent : ndarray of intp, (n_nodes,)
+        The node above every node, in post-order: ``parent[i] > i``, root last with -1.
+    weight : ndarray of float64, (n_nodes,)
+        Length of the edge above every node; 0 for the root.
+    bin_node : ndarray of intp, (n_bins,)
+        The node on which every bin sits.
+    nodes : sequence of Hashable
+        The user's label of every node, in the order of `parent`.
+    """
+
+    n_bins: int
+    n_nodes: int
+    parent: NDArray[np.intp]
+    weight: NDArray[np.float64]
+    bin_node: NDArray[np.intp]
+    nodes: Sequence[Hashable]
+
+    def __init__(
+        self, parent: ArrayLike, length: ArrayLike, bin_node: ArrayLike, nodes: Sequence[Hashable]
+    ) -> None:
+        fields = {"parent": freeze(parent), "weight": freeze(length), "bin_node": freeze(bin_node)}
+        self.__dict__.update(fields, nodes=nodes)
+        self.__dict__.update(n_bins=self.bin_node.size, n_nodes=self.parent.size)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable; build a new one")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable; build a new one")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return restore, (type(self), self.parent, self.weight, self.bin_node, self.nodes)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(n_bins={self.n_bins}, n_nodes={self.n_nodes}, "
+            f"depth={self.depth}, diameter={self.diameter:g})"
+        )
+
+    @functools.cached_property
+    def bins(self) -> tuple[Hashable, ...]:
+        """The user's label of every bin, in column order."""
+        return tuple(self.nodes[node] for node in self.bin_node)
+
+    @functools.cached_property
+    def depth(self) -> int:
+        """Largest number of edges between the root and a node."""
+        depth = [0] * self.n_nodes
+        for node in range(self.n_nodes - 2, -1, -1):
+            depth[node] = depth[self.parent[node]] + 1
+        return max(depth)
+
+    @functools.cached_property
+    def diameter(self) -> float:
+        """Largest ground distance between two bins."""
+        radius = [-np.inf] * self.n_nodes  # distance to the farthest bin at or below a node
+        for node in self.bin_node.tolist():
+            radius[node] = 0.0
+        diameter = 0.0
+        for node, parent in enumerate(self.parent[:-1].tolist()):
+            distance = radius[node] + float(self.weight[node])
+            diameter = max(diameter, radius[parent] + distance)
+            radius[parent] = max(radius[parent], distance)
+        return diameter
+
+    def cost_matrix(self) -> NDArray[np.float64]:
+        """Compute the path lengths between all bins.
+
+        Returns
+        -------
+        ndarray of float64, (n_bins, n_bins)
+            The ground distance M of the paper's eq. 1, in the unit of the edge lengths.
+
+        Examples
+        --------
+        >>> import fastemd
+        >>> fastemd.Chain(3).cost_matrix()
+        array([[0., 1., 2.],
+               [1., 0., 1.],
+               [2., 1., 0.]])
+        """
+        # Sorted by their nodes, the bins of a subtree are contiguous, [start, end). Subtrees are
+        # joined one by one; `distance` is from every bin to the root of its subtree so far.
+        order = np.argsort(self.bin_node, kind="stable")
+        ends = np.searchsorted(self.bin_node[order], np.arange(self.n_nodes), side="right")
+        starts = ends - bins_below(self.parent, self.bin_node)
+        cost = np.zeros((self.n_bins, self.n_bins))
+        distance = np.zeros(self.n_bins)
+
+        def set_costs(left: slice, right: slice) -> None:
+            cost[left, right] = distance[left, None] + distance[right]
+            cost[right, left] = cost[left, right].T
+
+        n_own_bins = np.bincount(self.bin_node, minlength=self.n_nodes)
+        for node, parent in enumerate(self.parent.tolist()):
+            start, end = starts[node], ends[node]
+            set_costs(slice(start, end - n_own_bins[node]), slice(end - n_own_bins[node], end))
+            if parent >= 0:
+                distance[start:end] += self.weight[node]
+                set_costs(slice(starts[parent], start), slice(start, end))
+        columns = np.argsort(order)
+        return cost[np.ix_(columns, columns)]
+
+    def to_networkx(self) -> "nx.DiGraph[Hashable]":
+        """Return the tree as a graph whose edges run from parent to child.
+
+        Returns
+        -------
+        networkx.DiGraph
+            Nodes carry the user's labels, edges their ``weight``, nodes with a bin its column
+            as ``bin``.
+        """
+        import networkx as nx  # takes half as long to import as all of fastemd
+
+        graph: nx.DiGraph[Hashable] = nx.DiGraph()
+        graph.add_nodes_from(self.nodes)
+        for node, parent in enumerate(self.parent[:-1].tolist()):
+            length = float(self.weight[node])
+            graph.add_edge(self.nodes[parent], self.nodes[node], weight=length)
+        for column, label in enumerate(self.bins):
+            graph.nodes[label]["bin"] = column
+        return graph
+
+    def layout(self, kind: str) -> EdgeLayout:
+        """Return the edges as the kernels read them.
+
+        Parameters
+        ----------
+        kind : {"levels", "subtrees", "full"}
+            Of the contracted tree, level by level or every subtree contiguous; or of all nodes.
+        """
+        layouts: dict[str, EdgeLayout] = self.__dict__.setdefault("_layouts", {})
+        if kind not in layouts:
+            layouts[kind] = self._new_layout(kind)
+        return layouts[kind]
+
+    def _new_layout(self, kind: str) -> EdgeLayout:
+        if kind == "levels":
+            return by_levels(self.layout("subtrees"))
+        make = full_layout if kind == "full" else contracted_layout
+        return make(self.parent, self.weight, self.bin_node)
+
+
+Space = TypeVar("Space", bound=GroundSpace)
+
+
+def restore(cls: type[Space], *fields: Any) -> Space:
+    """Return a space of class `cls` from validated arguments of `GroundSpace`."""
+    space = cls.__new__(cls)
+    GroundSpace.__init__(space, *fields)
+    return space
 
 
 class Chain(GroundSpace):
@@ -41,19 +205,19 @@ class Chain(GroundSpace):
         n_bins = validation.check_count("n_bins", n_bins)
         if gaps is None:
             gaps = np.ones(n_bins - 1)
-        lengths = validation.check_lengths("gaps", gaps, range(n_bins - 1), "after bin")
+        lengths = tree_input.check_lengths("gaps", gaps, range(n_bins - 1), "after bin")
         parent = np.append(np.arange(1, n_bins), -1)
         super().__init__(parent, np.append(lengths, 0.0), np.arange(n_bins), range(n_bins))
 
     def _new_layout(self, kind: str) -> EdgeLayout:
-        """The same for all kinds: there are no inner nodes, and every gap has its flow."""
+        # All kinds are the same: there are no inner nodes, and every gap has a flow.
         return self.layout("levels") if kind != "levels" else chain_layout(self.weight[:-1])
 
 
 class Tree(GroundSpace):
     """A tree with bins on its leaves or on any of its nodes: hierarchical classes, taxonomies.
 
-    Built by `from_networkx`, `from_parents`, `from_paths` or `from_linkage`.
+    Build one with `from_networkx`, `from_parents`, `from_paths` or `from_linkage`.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -76,17 +240,17 @@ class Tree(GroundSpace):
         Parameters
         ----------
         graph : networkx.DiGraph or networkx.Graph
-            Edges of a DiGraph run from parent to child. An undirected tree is hung up at `root`.
+            Edges of a DiGraph run from parent to child. An undirected tree is rooted at `root`.
         root : node, optional
             For an undirected tree, by default its centre, which gives the fewest levels. The
             choice changes the signs of some flows and no distance.
         bins : iterable of nodes, optional
             The nodes that carry mass, in column order; inner nodes may. By default the leaves,
-            in the graph's own node order: nodes without children, or in an undirected tree with
-            one neighbour, be it the root or not.
+            in the graph's node order: nodes without children or, in an undirected tree, with one
+            neighbour, the root included.
         weight : str or None
-            The edge attribute that holds the length, a finite number >= 0. Every edge has it. If
-            no edge has the default ``"weight"``, or for None, every edge has length 1.
+            The attribute of every edge that holds its length, a finite number >= 0. If no edge has
+            the default ``"weight"``, or for None, every edge has length 1.
 
         Returns
         -------
@@ -95,7 +259,7 @@ class Tree(GroundSpace):
         Raises
         ------
         ValueError
-            If the graph is no tree, a length is missing, negative or not finite, no edge has an
+            If the graph is not a tree, a length is missing, negative or not finite, no edge has an
             attribute `weight` other than the default, a bin is not a node or appears twice, or a
             node is or contains NaN, NaT or pandas' NA; the message names the node.
         TypeError
@@ -109,28 +273,7 @@ class Tree(GroundSpace):
         >>> tree.bins
         ('cat', 'dog')
         """
-        import networkx as nx  # who calls this has imported it
-
-        if not isinstance(graph, nx.Graph) or graph.is_multigraph():
-            raise TypeError(
-                f"graph: expected a networkx Graph or DiGraph, got {type(graph).__name__}; "
-                "a multigraph becomes one by nx.Graph(graph) or nx.DiGraph(graph)"
-            )
-        nodes = list(graph)
-        if not nodes:
-            validation.not_a_tree("graph", "there are no nodes; expected at least one")
-        validation.check_labels(nodes)
-        index = {label: i for i, label in enumerate(nodes)}
-        if root is not None:
-            validation.check_node("root", root, index)
-        directed = graph.is_directed()
-        orient = flatten.parents_of_digraph if directed else flatten.parents_of_graph
-        parent = orient(graph, index, root)
-        lengths = flatten.edge_attribute(graph, nodes, parent, weight)
-        if bins is None:
-            degree = graph.out_degree if directed else graph.degree
-            bins = [node for node in nodes if degree[node] <= (0 if directed else 1)]
-        return cls._build("graph", parent, ("weight", lengths), nodes, bins)
+        return restore(cls, *tree_input.from_graph(graph, root, bins, weight))
 
     @classmethod
     def from_parents(
@@ -160,7 +303,7 @@ class Tree(GroundSpace):
         ------
         ValueError
             If there is not exactly one root, a parent does not exist, there is a cycle, or a
-            length or a bin is bad; the message names the node.
+            length or a bin is invalid; the message names the node.
 
         Examples
         --------
@@ -171,13 +314,7 @@ class Tree(GroundSpace):
                [2., 0., 3.],
                [3., 3., 0.]])
         """
-        parent = validation.check_parents(parents)
-        if weights is None:
-            weights = np.ones(parent.size)
-        if bins is None:
-            n_children = np.bincount(parent[parent >= 0], minlength=parent.size)
-            bins = np.flatnonzero(n_children == 0).tolist()
-        return cls._build("parents", parent, ("weights", weights), range(parent.size), bins)
+        return restore(cls, *tree_input.from_parents(parents, weights, bins))
 
     @classmethod
     def from_paths(
@@ -219,8 +356,7 @@ class Tree(GroundSpace):
                [2., 0., 3.],
                [3., 3., 0.]])
         """
-        nodes, parent, lengths, bins = flatten.tree_of_paths(paths, weights)
-        return cls._build("paths", parent, ("weights", lengths), nodes, bins)
+        return restore(cls, *tree_input.from_paths(paths, weights))
 
     @classmethod
     def from_linkage(cls, Z: ArrayLike) -> Self:  # noqa: N803  # scipy's name
@@ -240,7 +376,7 @@ class Tree(GroundSpace):
         Raises
         ------
         ValueError, TypeError
-            If `Z` is no valid linkage matrix, or a cluster lies below one of its parts by more
+            If `Z` is not a valid linkage matrix, or a cluster lies below one of its parts by more
             than rounding.
 
         Notes
@@ -260,30 +396,4 @@ class Tree(GroundSpace):
                [1., 0., 4.],
                [4., 4., 0.]])
         """
-        parent, lengths = flatten.tree_of_linkage(Z)
-        bins = range((parent.size + 1) // 2)
-        return cls._build("Z", parent, ("Z", lengths), range(parent.size), bins)
-
-    @classmethod
-    def _build(
-        cls,
-        argument: str,
-        parent: Index,
-        lengths: tuple[str, object],
-        labels: Sequence[Hashable],
-        bins: object,
-    ) -> Self:
-        """Check the tree, its lengths (with the argument's name) and bins; put it in post-order.
-
-        `argument` is what the user described the tree by.
-        """
-        order = flatten.tree_order(parent, labels, argument)
-        weight = validation.check_lengths(*lengths, labels, "above node", root=int(order[-1]))
-        number = np.empty(parent.size, np.intp)
-        number[order] = np.arange(order.size)
-        index = {label: i for i, label in enumerate(labels)}
-        bin_node = number[validation.check_bins(bins, index)]
-        above = np.append(number[parent[order[:-1]]], -1)
-        return restore(
-            cls, above, weight[order], bin_node, tuple(labels[i] for i in order.tolist())
-        )
+        return restore(cls, *tree_input.from_linkage(Z))

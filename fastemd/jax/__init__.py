@@ -14,9 +14,9 @@ except ModuleNotFoundError as error:
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fastemd.ground import GroundSpace
 from fastemd.jax.programs import values
 from fastemd.registry import number_of, space_of
+from fastemd.spaces import GroundSpace
 
 _kept: set[GroundSpace] = set()  # the programs that JAX compiles know them by number only
 

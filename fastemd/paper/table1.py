@@ -11,10 +11,10 @@ import numpy as np
 
 from fastemd import datasets
 from fastemd.functions import emd_grad
-from fastemd.ground import GroundSpace
 from fastemd.paper.common import Progress, clear_bar, open_table, options, predictions
 from fastemd.paper.contenders import CONTENDERS, Contender
 from fastemd.rivals import Run
+from fastemd.spaces import GroundSpace
 
 LAM = 1.0  # nothing underflows, so all do the work of every iteration
 EMD2 = "EMD^2"

@@ -13,8 +13,8 @@ except ModuleNotFoundError as error:
 
 from torch import Tensor
 
-from fastemd.ground import GroundSpace
 from fastemd.registry import number_of
+from fastemd.spaces import GroundSpace
 from fastemd.torch.operators import distances, values
 
 _number_of = torch.compiler.assume_constant_result(number_of)

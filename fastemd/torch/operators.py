@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fastemd import validation
 from fastemd.functions import emd_value_and_grad
-from fastemd.ground import GroundSpace
 from fastemd.hessians import emd_hvp
 from fastemd.losses import LossCall
 from fastemd.registry import space_of
 from fastemd.sinkhorn import sinkhorn
+from fastemd.spaces import GroundSpace
 
 # The kernels as operators, which torch.compile takes as they are: values and derivatives of rows,
 # and second derivatives times vectors. Declared like this they cost 3 us per call, by

@@ -3,4 +3,3 @@
 from fastemd.validation.arguments import *
 from fastemd.validation.histograms import *
 from fastemd.validation.losses import *
-from fastemd.validation.spaces import *

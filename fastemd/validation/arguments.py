@@ -22,6 +22,17 @@ def check_rho(rho: object) -> float:
     return power
 
 
+def not_a_space(space: object) -> NoReturn:
+    raise TypeError(f"space: expected a fastemd.Chain or fastemd.Tree, got {_kind(space)}")
+
+
+def space_is_gone(number: int) -> NoReturn:
+    raise ValueError(
+        f"space: the ground space of this compiled program (number {number}) does not exist "
+        "any more, or not in this process; keep a reference to it"
+    )
+
+
 def not_an_array(name: str, value: object, why: str = "") -> NoReturn:
     wanted = "a fastemd.Chain, a fastemd.Tree or a matrix" if name == "cost" else "an array"
     raise TypeError(f"{name}: expected {wanted} of real numbers, got {_kind(value)}{why}")
