@@ -5,7 +5,8 @@ import time
 import numpy as np
 
 import fastemd
-from fastemd.rivals import TURN, measure, softmax
+from fastemd.demo.baselines import CALLS_PER_TURN, measure
+from fastemd.demo.common import softmax
 
 
 def histograms(shape, dtype, seed=0):
@@ -36,6 +37,6 @@ def timed(contenders, seconds=1.0):
     for run in contenders.values():
         run()
     once = (time.perf_counter() - start) / len(contenders)
-    times = measure(contenders, max(TURN, min(100, int(seconds / once))))
+    times = measure(contenders, max(CALLS_PER_TURN, min(100, int(seconds / once))))
     quartiles = {name: np.quantile(values, (0.25, 0.5, 0.75)) for name, values in times.items()}
     return {name: (middle, (high - low) / 2) for name, (low, middle, high) in quartiles.items()}

@@ -7,7 +7,7 @@ framework.
 import numpy as np
 
 from benchmarks.common import histograms, logits
-from fastemd.rivals import ancestor_matrix, installed
+from fastemd.demo.baselines import ancestor_matrix, installed
 
 
 def small_calls():

@@ -22,8 +22,8 @@ import numpy as np
 import fastemd
 from benchmarks.common import histograms, logits, random_tree, timed
 from benchmarks.frameworks import cross_entropy, small_calls, training
+from fastemd.demo.baselines import EMD_BASELINES, available
 from fastemd.kernels.cpu import driver
-from fastemd.rivals import IMPLEMENTATIONS, ready
 
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -76,7 +76,7 @@ def subtraction(p, q):
 
 def plain(space, p, q, rho):
     """Value and gradient, unchecked, into arrays that are there."""
-    return IMPLEMENTATIONS["fastemd"](space, p, q, rho)
+    return EMD_BASELINES["fastemd"](space, p, q, rho)
 
 
 def against_subtraction():
@@ -273,7 +273,7 @@ def peers():
     space, batch = fastemd.datasets.imagenet_tree(), 512
     p, q = problem(space, batch)
     header("ImageNet tree, batch of 512, float32, rho = 2", "time", "ratio to fastemd")
-    times = timed({"np.subtract": subtraction(p, q), **ready(space, p, q, 2)})
+    times = timed({"np.subtract": subtraction(p, q), **available(EMD_BASELINES, space, p, q, 2)})
     unit = times["fastemd"][0]
     for name, (middle, spread) in times.items():
         row(name, f"{middle * 1e3:.3f} ± {spread * 1e3:.3f} ms", f"{middle / unit:.2f}")

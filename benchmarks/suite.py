@@ -15,8 +15,7 @@ import numpy as np
 import fastemd
 from benchmarks.common import histograms, logits, random_tree, timed
 from benchmarks.frameworks import cross_entropy, small_calls, training
-from fastemd.paper.contenders import CONTENDERS
-from fastemd.rivals import IMPLEMENTATIONS
+from fastemd.demo.baselines import EMD_BASELINES, SINKHORN_BASELINES
 
 
 def _space(name):
@@ -34,7 +33,7 @@ class _ValueAndGradient:
         if batch * space.n_bins > 1e6 and not implementation.startswith("fastemd"):
             raise NotImplementedError  # no news in a big batch
         p, q = (histograms((batch, space.n_bins), dtype, seed) for seed in (0, 1))
-        self.run = IMPLEMENTATIONS[implementation](space, p, q, rho)
+        self.run = EMD_BASELINES[implementation](space, p, q, rho)
         self.run()
         grad = np.empty_like(p)
         self.subtract = lambda: np.subtract(p, q, out=grad)
@@ -57,7 +56,7 @@ class Tree(_ValueAndGradient):
         ("float32", "float64"),
         (1, 512, 8192),
         (1, 2, 3.7),
-        tuple(IMPLEMENTATIONS),
+        tuple(EMD_BASELINES),
     )
 
 
@@ -165,7 +164,7 @@ class Hessian:
 class Sinkhorn:
     """Ten iterations on the ImageNet tree; all predictions have one target, as POT needs it."""
 
-    params = (("float32", "float64"), (1, 128), tuple(CONTENDERS))
+    params = (("float32", "float64"), (1, 128), tuple(SINKHORN_BASELINES))
     param_names = ("dtype", "batch", "implementation")
     timeout = 300
 
@@ -175,7 +174,9 @@ class Sinkhorn:
         tree = fastemd.datasets.imagenet_tree()
         p = histograms((batch, tree.n_bins), dtype, 0)
         q = np.repeat(histograms((1, tree.n_bins), dtype, 1), batch, axis=0)
-        self.run = CONTENDERS[implementation](p, q, tree.cost_matrix().astype(dtype), 1.0, 10)
+        self.run = SINKHORN_BASELINES[implementation](
+            p, q, tree.cost_matrix().astype(dtype), 1.0, 10
+        )
         self.run()
 
     def time_ten_iterations(self, *_):
@@ -246,7 +247,7 @@ class Growth:
         else:
             space = random_tree(nodes)
         p, q = (histograms((16, space.n_bins), "float32", seed) for seed in (0, 1))
-        self.run = IMPLEMENTATIONS["fastemd"](space, p, q, 2)
+        self.run = EMD_BASELINES["fastemd"](space, p, q, 2)
         self.run()
 
     def time_value_and_gradient(self, *_):

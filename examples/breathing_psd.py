@@ -15,7 +15,7 @@ from torch import nn
 
 import fastemd
 import fastemd.torch
-from fastemd.paper.common import options, save_table
+from fastemd.demo.common import parse_options, save_table
 
 # Steps as small as these are not worth a second thread, neither in torch nor in fastemd.
 torch.set_num_threads(1)
@@ -206,7 +206,7 @@ def check(rows):
 
 
 def main():
-    asked = options("examples/breathing_psd.py", __doc__)
+    asked = parse_options("examples/breathing_psd.py", __doc__)
     chosen = QUICK if asked.quick else FULL
     clips = Clips(chosen["every"])
     settings = chosen | {"batch": BATCH, "points": POINTS}

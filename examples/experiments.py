@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from fastemd.paper.common import Progress
+from fastemd.demo.common import Progress
 
 
 class Runs:

@@ -21,7 +21,7 @@ from torch import nn
 
 import fastemd
 import fastemd.torch
-from fastemd.paper.common import options, save_table
+from fastemd.demo.common import parse_options, save_table
 
 # Steps are too small to be shared between threads; runs are shared between processes.
 torch.set_num_threads(1)
@@ -210,7 +210,7 @@ def work(run):
 
 
 def main(arguments=None):
-    chosen = options("examples/wordnet_glosses.py", __doc__, arguments)
+    chosen = parse_options("examples/wordnet_glosses.py", __doc__, arguments)
     form, path = QUICK if chosen.quick else FULL, chosen.folder / "wordnet_glosses"
     n_runs = len(form.losses) * (len(form.rates) + len(CHOOSING) * len(form.seeds))
     total = n_runs * sum(work(Run(few, "", 0, 0, "", n, 0)) for few, n in form.settings.values())

@@ -1,160 +1,25 @@
-"""The demonstration: EMD^rho and its gradient on the ImageNet tree, checked and timed."""
+"""Run ``python -m fastemd``: the demonstration, or one of the commands that reproduce the paper."""
 
-import argparse
-import difflib
 import importlib
 import sys
-import time
-from pathlib import Path
-from typing import Any
 
-import numba
-import numpy as np
-from numpy.typing import NDArray
+from fastemd.demo import COMMANDS
+from fastemd.demo.common import show_status
 
-import fastemd
-from fastemd.paper.common import clear_bar
-from fastemd.rivals import (
-    Run,
-    ancestor_matrix,
-    by_products,
-    measure,
-    ready,
-    softmax,
-)
-
-Array = NDArray[Any]
-FORMATS = (".png", ".pdf", ".svg")
-COMMANDS = ("table1", "figure3")  # modules of fastemd.paper
-INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
-TOLERANCE = 1e-6  # relative, for float32 results against a float64 computation
-
-
-def check(tree: fastemd.Tree, p: Array, targets: dict[str, Array]) -> bool:
-    """Print EMD^1 and EMD^2 and their errors; whether all errors are small."""
-    passed = True
-    ancestors, weight = ancestor_matrix(tree)
-    header = f"{'':8}{'targets':10}{'mean EMD':>12}{'value error':>14}{'grad error':>14}"
-    print(header)
-    for rho in (1, 2):
-        for kind, q in targets.items():
-            value, grad = fastemd.emd_value_and_grad(p, q, tree, rho)
-            exact = p.astype(np.float64), q.astype(np.float64)
-            true_value, true_grad = by_products(ancestors, weight, *exact, rho)
-            value_error = np.max(np.abs(value - true_value) / true_value)
-            grad_error = np.max(np.abs(grad - true_grad)) / np.max(np.abs(true_grad))
-            good = bool(value_error <= TOLERANCE and grad_error <= TOLERANCE)
-            passed &= good
-            print(
-                f"EMD^{rho:<4}{kind:10}{value.mean():12.4f}{value_error:14.1e}{grad_error:14.1e}"
-                f"  {'ok' if good else f'FAILED, expected at most {TOLERANCE:g}'}"
-            )
-    return passed
-
-
-def picture(tree: fastemd.Tree, p: Array, target: int, path: Path, n_bins: int = 30) -> None:
-    """Flow and gradient for one sample, on the part of the tree where most of them is."""
-    from matplotlib.figure import Figure
-
-    from fastemd import plotting
-
-    q = np.zeros_like(p)
-    q[target] = 1.0
-    columns = np.argsort(-np.abs(p - q))[:n_bins]
-    graph = fastemd.datasets.imagenet_graph()
-    names = dict(graph.nodes(data="name"))
-    figure = Figure(figsize=(17, 7), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    plotting.plot_flow(p, q, tree, columns=columns, labels=names, ax=left)
-    plotting.plot_gradient(p, q, tree, 2, columns=columns, labels=names, ax=right)
-    left.set_title(f"flow from a prediction to the class {names[tree.bins[target]]!r}")
-    right.set_title("gradient of EMD^2: descent moves mass from red to blue")
-    figure.savefig(path, dpi=110)
+INTERRUPTED = 130  # the exit code that a shell reports after SIGINT
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demonstration or a command; return the process's exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = bool(arguments) and arguments[0] in COMMANDS
+    module = arguments[0] if command else "demonstration"
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        program = importlib.import_module(f"fastemd.demo.{module}")
+        return int(program.main(arguments[1:] if command else arguments))
     except KeyboardInterrupt:
-        clear_bar()
+        show_status()
         return INTERRUPTED
-
-
-def _run(arguments: list[str]) -> int:
-    if arguments and arguments[0] in COMMANDS:
-        command = importlib.import_module(f"fastemd.paper.{arguments[0]}")
-        return int(command.main(arguments[1:]))
-    parser = argparse.ArgumentParser(
-        prog="python -m fastemd",
-        description=__doc__,
-        epilog="Commands that reproduce the paper (--help lists their options): "
-        + ", ".join(f"python -m fastemd {name}" for name in COMMANDS),
-    )
-    parser.add_argument("--version", action="version", version=f"fastemd {fastemd.__version__}")
-    parser.add_argument(
-        "--picture", type=Path, default=Path("fastemd-demo.png"), help="where to save the picture"
-    )
-    parser.add_argument("--batch", type=int, default=512, help="rows in the batch (512)")
-    parser.add_argument("--repeats", type=int, default=30, help="timed runs of each (30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random predictions (0)")
-    if arguments and not arguments[0].startswith("-"):
-        nearest = difflib.get_close_matches(arguments[0].lower(), COMMANDS, n=1)
-        parser.error(
-            f"unknown command {arguments[0]!r}; expected one of {', '.join(COMMANDS)}"
-            + "".join(f"; did you mean {name!r}?" for name in nearest)
-        )
-    options = parser.parse_args(arguments)
-    for name in ("batch", "repeats"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1")
-    if options.seed < 0:
-        parser.error("--seed must be at least 0")
-    if options.picture.suffix.lower() not in FORMATS:
-        parser.error(f"--picture must end in one of {' '.join(FORMATS)}")
-    if not options.picture.absolute().parent.is_dir():
-        parser.error(f"--picture: there is no folder {options.picture.absolute().parent}")
-
-    rng = np.random.default_rng(options.seed)
-    tree = fastemd.datasets.imagenet_tree()
-    print(f"fastemd {fastemd.__version__}: Earth Mover's Distances on the ImageNet tree\n")
-    print(f"{tree}\n  the 1000 ILSVRC2012 classes under WordNet; every edge has length 1\n")
-
-    shape = options.batch, tree.n_bins
-    p = softmax(3.0 * rng.standard_normal(shape)).astype(np.float32)
-    labels = rng.integers(tree.n_bins, size=options.batch)
-    one_hot = np.eye(tree.n_bins, dtype=np.float32)[labels]
-    soft = softmax(3.0 * rng.standard_normal(shape)).astype(np.float32)
-
-    print("Compiling the kernel (some seconds, once: it is kept on disk) ...", flush=True)
-    start = time.perf_counter()
-    fastemd.emd_value_and_grad(p, soft, tree, 2)
-    print(f"  ready after {time.perf_counter() - start:.1f} s\n")
-
-    print(f"{options.batch} random softmax predictions, float32; errors against a dense float64")
-    print("computation, relative (of the gradient: to its largest entry)\n")
-    passed = check(tree, p, {"one-hot": one_hot, "soft": soft})
-
-    print(f"\nTime for EMD^2 and its gradient, {numba.get_num_threads()} threads, median")
-    print(f"[quartiles] of {options.repeats} runs\n")
-    grad = np.empty_like(p)
-    contenders: dict[str, Run] = {"np.subtract(p, q)": lambda: np.subtract(p, soft, out=grad)}
-    contenders |= ready(tree, p, soft, 2)
-    seconds = measure(contenders, options.repeats)
-    unit = np.median(next(iter(seconds.values())))
-    for name, values in seconds.items():
-        low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-        print(
-            f"  {name:24}{middle * 1e3:9.3f} ms  [{low * 1e3:.3f}, {high * 1e3:.3f}]"
-            f"{middle / unit:9.1f} x"
-        )
-
-    print("\nDrawing one sample ...", flush=True)
-    picture(tree, p[0], int(labels[0]), options.picture)
-    print(f"Picture of its flow and gradient: {options.picture}")
-    if not passed:
-        print("\nA check FAILED, see above.", file=sys.stderr)
-    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import pytest
 
 import fastemd
 from fastemd import kernels
+from fastemd.demo.baselines import SINKHORN_BASELINES
 from fastemd.kernels import sinkhorn as kernel
-from fastemd.paper.contenders import CONTENDERS
 from tests.support import naive
 from tests.support.device import SIMULATED, cpu, hardware
 from tests.support.frameworks import needed
@@ -325,23 +325,23 @@ def test_sinkhorn__agrees_with_pot(method, pots, lam, rng, backend):
 
 
 @cpu
-@pytest.mark.parametrize("name", CONTENDERS)
-def test_contenders__all_compute_the_same(name, rng):
+@pytest.mark.parametrize("name", SINKHORN_BASELINES)
+def test_sinkhorn_baselines__all_compute_the_same(name, rng):
     if "torch" in name:
         needed("torch")
     p, q, cost = _problem(rng)
     p, q = p[[0, 3, 4]], q[[0, 0, 0]]
-    value, grad = CONTENDERS[name](p, q, cost, 5.0, 300)()
+    value, grad = SINKHORN_BASELINES[name](p, q, cost, 5.0, 300)()
     ref = [naive.sinkhorn(a, b, cost, 5.0, 300) for a, b in zip(p, q, strict=True)]
     assert_close(value, [x for x, _ in ref], rtol=1e-9)
     assert_close(_centred(grad), _centred(np.array([x for _, x in ref])), rtol=1e-9)
 
 
 @cpu
-def test_contenders__a_batch_of_pot_has_one_target(rng):
+def test_sinkhorn_baselines__a_batch_of_pot_has_one_target(rng):
     p, q, cost = _problem(rng)
     with pytest.raises(NotImplementedError, match="share"):
-        CONTENDERS["sinkhorn, batched (POT)"](p, q, cost, 5.0, 3)
+        SINKHORN_BASELINES["sinkhorn, batched (POT)"](p, q, cost, 5.0, 3)
 
 
 @cpu

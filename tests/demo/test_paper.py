@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from fastemd import __main__ as demonstration
-from fastemd.paper import common, figure3, table1
+from fastemd import __main__ as command_line
+from fastemd.demo import COMMANDS, common, figure3, table1
 
 
 def _table(path):
@@ -15,7 +15,7 @@ def _table(path):
 
 
 def test_figure3__quick(tmp_path, capsys):
-    assert demonstration.main(["figure3", "--quick", "--folder", str(tmp_path)]) == 0
+    assert command_line.main(["figure3", "--quick", "--folder", str(tmp_path)]) == 0
     rows = _table(tmp_path / "fastemd-figure3.csv")
     assert (tmp_path / "fastemd-figure3.png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path / "fastemd-figure3.csv") in capsys.readouterr().out
@@ -30,7 +30,7 @@ def test_figure3__quick(tmp_path, capsys):
 
 
 def test_table1__quick(tmp_path, capsys):
-    assert demonstration.main(["table1", "--quick", "--folder", str(tmp_path)]) == 0
+    assert command_line.main(["table1", "--quick", "--folder", str(tmp_path)]) == 0
     rows = _table(tmp_path / "fastemd-table1.csv")
     assert (tmp_path / "fastemd-table1.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
@@ -46,8 +46,8 @@ def test_table1__says_what_was_scaled_and_what_is_not_installed(monkeypatch):
     def missing(*_):
         raise NotImplementedError
 
-    monkeypatch.setitem(table1.CONTENDERS, "loop (torch)", missing)
-    monkeypatch.setattr(table1, "PAPERS_BATCH", 4)
+    monkeypatch.setitem(table1.SINKHORN_BASELINES, "loop (torch)", missing)
+    monkeypatch.setattr(table1, "PAPER_BATCH", 4)
     cells = list(table1.cells(4, (1, 101), part=2, repeats=1))
     found = {(cell.gradient, cell.implementation): cell for cell in cells}
     assert found["SD, 101 iterations", "fastemd"].rows_timed == 2
@@ -55,16 +55,16 @@ def test_table1__says_what_was_scaled_and_what_is_not_installed(monkeypatch):
     assert found["SD, 1 iterations", "fastemd"].note == ""
     assert found["SD, 1 iterations", "loop (torch)"].note == "not installed"
     assert found["EMD^2", table1.PAPER].milliseconds == 25.0
-    text = "\n".join(table1.as_rows(cells, 4))
+    text = "\n".join(table1.as_lines(cells, 4))
     assert text.count("SD, ") == 2
     assert "not installed" in text
     assert "*" in text
 
 
-@pytest.mark.parametrize("command", demonstration.COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands__refuse_bad_options(command, capsys):
     with pytest.raises(SystemExit):
-        demonstration.main([command, "--folder", "no/such/folder"])
+        command_line.main([command, "--folder", "no/such/folder"])
     assert "there is no folder" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ from scipy.stats import energy_distance, wasserstein_distance
 from skbio.diversity.beta import weighted_unifrac
 
 import fastemd
-from fastemd.rivals import IMPLEMENTATIONS
+from fastemd.demo.baselines import EMD_BASELINES
 from tests.support import naive
 from tests.support.frameworks import needed
 from tests.support.operations import assert_close
@@ -118,17 +118,17 @@ def test_emd_flow__is_a_transport_that_networkx_cannot_beat(problem):
     assert_close(fastemd.emd(p, q, case.space, 1)[0], ref)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", EMD_BASELINES)
 @pytest.mark.parametrize("rho", [1, 2, 3.7])
-def test_rivals__every_implementation_solves_the_same_problem(name, rho, small_case, rng):
+def test_emd_baselines__every_implementation_solves_the_same_problem(name, rho, small_case, rng):
     p, q = random_pair(rng, (5, small_case.n_bins))
     if "torch" in name:
         needed("torch")
     if "POT" in name and rho != 1:
-        with pytest.raises(NotImplementedError, match="the distance itself"):
-            IMPLEMENTATIONS[name](small_case.space, p, q, rho)
+        with pytest.raises(NotImplementedError, match="rho = 1 only"):
+            EMD_BASELINES[name](small_case.space, p, q, rho)
         return
-    value, grad = IMPLEMENTATIONS[name](small_case.space, p, q, rho)()
+    value, grad = EMD_BASELINES[name](small_case.space, p, q, rho)()
     ref_value, ref_grad = naive.emd_value_and_grad(p, q, small_case.ground, rho)
     np.testing.assert_allclose(value, ref_value, rtol=1e-12, atol=1e-14)
     if "POT" in name:  # one of many subgradients: 0 = EMD(q, q) >= EMD(p, q) + grad (q - p)

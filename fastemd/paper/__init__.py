@@ -1,1 +1,0 @@
-"""The paper's section 2 as commands: Table 1 and Figure 3."""
