@@ -48,7 +48,7 @@ def _relative(comp, exact):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_emd__float64_is_exact_to_13_digits(seed, backend):
+def test_emd_float64_has_relative_error_below_1e_13(seed, backend):
     rng, case, rho = _problem(seed)
     for p, q in (random_pair(rng, (case.n_bins,)), _dirichlet(rng, case, rho)):
         comp = backend.emd(p, q, case.space, rho)
@@ -63,7 +63,7 @@ def _float32_pair(rng, n_bins):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_emd__float32_is_exact_to_the_last_digit(seed, backend):
+def test_emd_float32_is_exact_to_last_digit(seed, backend):
     rng, case, rho = _problem(seed)
     p, q = _float32_pair(rng, case.n_bins)
     comp = backend.emd(p, q, case.space, rho)
@@ -71,7 +71,7 @@ def test_emd__float32_is_exact_to_the_last_digit(seed, backend):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_emd_grad__float64_is_exact_to_12_digits(seed, backend):
+def test_emd_grad_float64_has_relative_error_below_1e_12(seed, backend):
     rng, case, rho = _problem(seed)
     for p, q in (random_pair(rng, (case.n_bins,)), _dirichlet(rng, case, rho)):
         exact = naive.exact_grad(p, q, case.ground, rho)
@@ -79,7 +79,7 @@ def test_emd_grad__float64_is_exact_to_12_digits(seed, backend):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_emd_grad__float32_is_exact_to_the_last_digit(seed, backend):
+def test_emd_grad_float32_is_exact_to_last_digit(seed, backend):
     rng, case, rho = _problem(seed)
     p, q = _float32_pair(rng, case.n_bins)
     exact = naive.exact_grad(p, q, case.ground, rho)
@@ -91,7 +91,7 @@ def test_emd_grad__float32_is_exact_to_the_last_digit(seed, backend):
 
 @pytest.mark.parametrize("n_bins", [3, 60, 300, pytest.param(30_000, marks=hardware)])
 @pytest.mark.parametrize("kind", ["chain", "tree"])
-def test_functions__float32_differences_do_not_add_up(n_bins, kind, backend):
+def test_functions_float32_does_not_accumulate_rounding_errors(n_bins, kind, backend):
     """Every third flow is 0. With p - q rounded to float32 before it is summed, all of them would
     be off in the same direction, more so the longer the chain."""
     ground = naive.chain(n_bins)
@@ -111,7 +111,7 @@ def test_functions__float32_differences_do_not_add_up(n_bins, kind, backend):
 
 
 @hardware
-def test_emd__float32_does_not_lose_small_flows_in_large_sums(backend):
+def test_emd_float32_preserves_small_flows_in_large_sums(backend):
     """A prefix sum in float32 would be off by far more than the flow at the far end."""
     n = 4096
     p = np.full(n, 1 / n, np.float32)
@@ -125,7 +125,7 @@ def test_emd__float32_does_not_lose_small_flows_in_large_sums(backend):
 
 @hardware
 @pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
-def test_emd__of_a_long_chain_stays_accurate(rho, rng, backend):
+def test_emd_of_long_chain_is_accurate(rho, rng, backend):
     n = 10_000
     p, q = rng.dirichlet(np.ones(n), 2)
     flow, exact = Fraction(0), Fraction(0)
@@ -137,7 +137,7 @@ def test_emd__of_a_long_chain_stays_accurate(rho, rng, backend):
 
 
 @pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
-def test_functions__float32_is_float64_rounded_once(operation, small_case, rho, rng):
+def test_functions_float32_is_rounded_float64(operation, small_case, rho, rng):
     """Masses with all their digits: whatever is rounded twice shows."""
     n = small_case.n_bins
     single = [rng.dirichlet(np.ones(n), 40).astype(np.float32) for _ in operation.arrays]

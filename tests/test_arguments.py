@@ -31,7 +31,7 @@ def _assert_refused(operation, arrays, error, match=None, rho=2, space=CHAIN, sh
 
 @each
 @pytest.mark.parametrize("shape", [(4, 3), (4, 6), (4, 1), (5, 0), (5, 4)])
-def test_functions__refuse_another_number_of_bins(operation, shape, rng):
+def test_functions_reject_wrong_number_of_bins(operation, shape, rng):
     for i, name in enumerate(operation.arrays):
         arrays = operation.draw(rng, (4,), 5)
         arrays[i] = np.ones(shape)
@@ -41,7 +41,7 @@ def test_functions__refuse_another_number_of_bins(operation, shape, rng):
 
 
 @each
-def test_functions__refuse_numbers_without_axes(operation, rng):
+def test_functions_reject_scalars(operation, rng):
     for i, name in enumerate(operation.arrays):
         arrays = operation.draw(rng, (4,), 5)
         for scalar in (1.0, np.float64(1.0), np.array(1.0)):
@@ -51,7 +51,7 @@ def test_functions__refuse_numbers_without_axes(operation, rng):
 
 @each_of_two
 @pytest.mark.parametrize("shapes", [((2, 5), (3, 5)), ((2, 3, 5), (2, 5)), ((0, 5), (3, 5))])
-def test_functions__refuse_batches_that_do_not_broadcast(operation, shapes):
+def test_functions_reject_incompatible_batch_shapes(operation, shapes):
     arrays = [np.ones(shapes[0]), np.ones(shapes[1]), np.ones(5)][: len(operation.arrays)]
     # Named as the arrays' shapes or as the batches'; both are in the message.
     first, second = (re.escape(str(s)[:2]) for s in shapes)
@@ -79,7 +79,7 @@ def test_functions__refuse_batches_that_do_not_broadcast(operation, shapes):
     ids=lambda bad: str(bad)[:20],
 )
 @each
-def test_functions__refuse_what_is_not_an_array_of_real_numbers(operation, bad, rng):
+def test_functions_reject_non_real_arrays(operation, bad, rng):
     for i, name in enumerate(operation.arrays):
         arrays = operation.draw(rng, (4,), 5)
         arrays[i] = bad
@@ -87,7 +87,7 @@ def test_functions__refuse_what_is_not_an_array_of_real_numbers(operation, bad, 
 
 
 @each
-def test_functions__refuse_ragged_lists(operation, rng):
+def test_functions_reject_ragged_lists(operation, rng):
     for i, name in enumerate(operation.arrays):
         arrays = operation.draw(rng, (2,), 5)
         arrays[i] = [[1.0] * 5, [1.0] * 4]
@@ -116,24 +116,24 @@ def test_functions__refuse_ragged_lists(operation, rng):
     ],
     ids=repr,
 )
-def test_functions__refuse_a_bad_rho(operation, rho, error, rng):
+def test_functions_reject_invalid_rho(operation, rho, error, rng):
     _assert_refused(operation, operation.draw(rng, (4,), 5), error, r"\brho\b", rho=rho)
 
 
 @each
 @pytest.mark.parametrize("space", [None, 5, "chain", np.eye(5), fastemd.Chain])
-def test_functions__refuse_what_is_not_a_space(operation, space, rng):
+def test_functions_reject_invalid_space(operation, space, rng):
     _assert_refused(operation, operation.draw(rng, (4,), 5), TypeError, r"\bspace\b", space=space)
 
 
 @each_with_rho
-def test_functions__have_no_default_power(operation, rng):
+def test_functions_require_rho(operation, rng):
     with pytest.raises(TypeError, match="rho"):
         getattr(fastemd, operation.name)(*operation.draw(rng, (4,), 5), CHAIN)
 
 
 @each
-def test_functions__take_options_by_name_only(operation, rng):
+def test_functions_have_keyword_only_options(operation, rng):
     arrays, rho = operation.draw(rng, (4,), 5), (2,) if operation.takes_rho else ()
     function = getattr(fastemd, operation.name)
     with pytest.raises(TypeError, match="positional"):
@@ -168,7 +168,7 @@ BAD_OUT = {
 
 @each
 @pytest.mark.parametrize(("make", "error"), BAD_OUT.values(), ids=BAD_OUT.keys())
-def test_functions__refuse_a_bad_out(operation, make, error, rng):
+def test_functions_reject_invalid_out(operation, make, error, rng):
     arrays = operation.draw(rng, (4,), 5)
     shapes = operation.shapes((4,), CHAIN)
     for i, shape in enumerate(shapes):
@@ -182,7 +182,7 @@ def test_functions__refuse_a_bad_out(operation, make, error, rng):
 
 
 @each
-def test_functions__refuse_float64_out_for_float32(operation, rng):
+def test_functions_reject_float64_out_for_float32(operation, rng):
     arrays = operation.draw(rng, (4,), 5, np.float32)
     buffers = [np.full(shape, SENTINEL) for shape in operation.shapes((4,), CHAIN)]
     with pytest.raises(TypeError, match="out"):
@@ -191,7 +191,7 @@ def test_functions__refuse_float64_out_for_float32(operation, rng):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_emd_value_and_grad__refuses_an_out_that_is_no_pair(count, rng):
+def test_emd_value_and_grad_rejects_out_that_is_no_pair(count, rng):
     p, q = OPERATIONS[0].draw(rng, (2,), 5)
     buffers = tuple(np.full((2, 5), SENTINEL) for _ in range(count))
     with pytest.raises((TypeError, ValueError), match="out"):
@@ -201,25 +201,25 @@ def test_emd_value_and_grad__refuses_an_out_that_is_no_pair(count, rng):
     assert all((buffer == SENTINEL).all() for buffer in buffers)
 
 
-def test_functions__refuse_a_power_beyond_float64():
+def test_functions_reject_rho_beyond_float64():
     with pytest.raises(ValueError, match="rho: expected a finite number >= 1, got inf"):
         fastemd.emd([1.0, 0.0], [0.0, 1.0], fastemd.Chain(2), 10**400)
 
 
-def test_emd_hvp__the_type_of_v_does_not_loosen_the_check_of_masses():
+def test_emd_hvp_tolerance_does_not_depend_on_type_of_v():
     p, q = [1.0, 0.0], [0.0, 1.0 + 1e-4]
     with pytest.raises(ValueError, match="unequal masses"):
         fastemd.emd_hvp(p, q, np.float32([1, 0]), fastemd.Chain(2), 2)
 
 
 @pytest.mark.parametrize("project", [True, 1, "yes"])
-def test_emd_grad__any_true_value_projects(project):
+def test_emd_grad_accepts_any_truthy_project(project):
     p, q, chain = [1.0, 0.0, 0.0], [0.0, 0.5, 0.5], fastemd.Chain(3)
     ref = fastemd.emd_grad(p, q, chain, 2)
     np.testing.assert_array_equal(fastemd.emd_grad(p, q, chain, 2, project=project), ref)
 
 
-def test_functions__stay_finite_on_the_longest_chain():
+def test_functions_are_finite_on_longest_chain():
     chain = fastemd.Chain(3, [4e149, 4e149])
     value, grad = fastemd.emd_value_and_grad([1.0, 0, 0], [1.0, 0, 0], chain, 3)
     assert value == 0

@@ -24,7 +24,7 @@ def _assert_equal(comp, ref):
 
 
 @pytest.mark.parametrize("rho", [1, 1.5, 2])
-def test_functions__a_batch_of_any_size_is_its_rows(operation, small_case, rho, rng):
+def test_functions_of_batch_equal_functions_of_rows(operation, small_case, rho, rng):
     most = max(BATCH_SIZES)
     arrays = operation.draw(rng, (most,), small_case.n_bins)
     ref = [operation([x[i] for x in arrays], small_case.space, rho) for i in range(most)]
@@ -34,7 +34,7 @@ def test_functions__a_batch_of_any_size_is_its_rows(operation, small_case, rho, 
 
 
 @pytest.mark.parametrize("kind", ["chain", "tree"])
-def test_functions__any_number_of_bins(operation, kind, rng):
+def test_functions_of_any_number_of_bins(operation, kind, rng):
     for n_bins in range(1, 18) if SIMULATED else (*range(1, 35), 63, 64, 65, 130):
         case = (
             chain_case(n_bins)
@@ -47,7 +47,7 @@ def test_functions__any_number_of_bins(operation, kind, rng):
 
 
 @hardware
-def test_functions__a_large_batch(operation, small_case, rng):
+def test_functions_of_large_batch(operation, small_case, rng):
     """Enough work to be dealt to threads, or to blocks, each with an end of its own."""
     arrays = operation.draw(rng, (14001,), small_case.n_bins)
     assert_agrees(operation, arrays, small_case, 1.5)
@@ -61,7 +61,7 @@ def test_functions__a_large_batch(operation, small_case, rng):
 @pytest.mark.parametrize("kind", ["chain", "tree"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_bins", [3, 4, 33, 66, 1025])
-def test_functions__results_that_pass_the_caches(kind, dtype, n_bins, rng, backend):
+def test_functions_with_streaming_stores_agree_with_small_batch(kind, dtype, n_bins, rng, backend):
     """From 8 MiB on, results are staged and carried off line by line, wherever lines start."""
     space = fastemd.Chain(n_bins)
     if kind == "tree":
@@ -86,7 +86,7 @@ def test_functions__results_that_pass_the_caches(kind, dtype, n_bins, rng, backe
 @cpu
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("bad", [0, 8, 777, 4500, 11111, -9, -1])
-def test_functions__a_bad_row_among_results_that_pass_the_caches(bad, n_threads, rng, backend):
+def test_functions_with_streaming_stores_raise_for_invalid_row(bad, n_threads, rng, backend):
     """What the tile before it staged must not go astray."""
     n_bins = 1001
     batch = 2 * STREAM_FROM // (4 * n_bins) + 5
@@ -106,7 +106,7 @@ def test_functions__a_bad_row_among_results_that_pass_the_caches(bad, n_threads,
 
 @cpu
 @pytest.mark.parametrize(("n_bins", "dtype"), [(1024, np.float32), (512, np.float64)])
-def test_functions__rows_a_page_apart(n_bins, dtype, rng, backend):
+def test_functions_of_rows_one_page_apart(n_bins, dtype, rng, backend):
     """Rows that would crowd in the cache are copied before they are swept."""
     space = fastemd.Chain(n_bins)
     p, q = rng.dirichlet(np.ones(n_bins), (2, 21)).astype(dtype)
@@ -126,7 +126,7 @@ def test_functions__rows_a_page_apart(n_bins, dtype, rng, backend):
 
 
 @hardware
-def test_functions__may_be_called_from_many_threads(operation, small_case, rng):
+def test_functions_are_thread_safe(operation, small_case, rng):
     arrays = operation.draw(rng, (14001,), small_case.n_bins)
     ref = operation(arrays, small_case.space, 1.5)
     with ThreadPoolExecutor(8) as pool:
@@ -157,7 +157,7 @@ BROADCAST = [
 
 
 @pytest.mark.parametrize("shapes", BROADCAST, ids=str)
-def test_functions__broadcast_like_numpy(operation, small_case, shapes, rng):
+def test_functions_broadcast_like_numpy(operation, small_case, shapes, rng):
     batch = np.broadcast_shapes(*shapes[: len(operation.arrays)])
     whole = [
         operation.draw(rng, shape, small_case.n_bins)[i]
@@ -201,7 +201,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_functions__any_layout_gives_the_same(operation, small_case, layout, rng):
+def test_functions_do_not_depend_on_memory_layout(operation, small_case, layout, rng):
     arrays = operation.draw(rng, (5, 4), small_case.n_bins)
     ref = operation(arrays, small_case.space, 1.5)
     _assert_equal(operation([layout(x) for x in arrays], small_case.space, 1.5), ref)
@@ -212,7 +212,7 @@ def test_functions__any_layout_gives_the_same(operation, small_case, layout, rng
 @pytest.mark.parametrize(
     "dtype", [np.float16, np.int8, np.int64, np.uint8, np.uint64, bool, np.longdouble]
 )
-def test_functions__other_types_are_cast_to_float64(operation, small_case, dtype, rng):
+def test_functions_cast_other_types_to_float64(operation, small_case, dtype, rng):
     n = small_case.n_bins
     arrays = [np.eye(n)[rng.integers(n, size=6)].astype(dtype) for _ in operation.arrays]
     ref = operation([x.astype(np.float64) for x in arrays], small_case.space, 1.5)
@@ -221,7 +221,7 @@ def test_functions__other_types_are_cast_to_float64(operation, small_case, dtype
     _assert_equal(comp, ref)
 
 
-def test_functions__float32_only_if_all_are(operation, small_case, rng):
+def test_functions_return_float32_only_if_all_inputs_are(operation, small_case, rng):
     arrays = operation.draw(rng, (6,), small_case.n_bins)
     single = [x.astype(np.float32) for x in arrays]
     ref = operation(arrays, small_case.space, 1.5)
@@ -234,7 +234,7 @@ def test_functions__float32_only_if_all_are(operation, small_case, rng):
     _assert_equal(operation(swapped, small_case.space, 1.5), ref)
 
 
-def test_functions__leave_their_inputs_alone(operation, small_case, rng):
+def test_functions_do_not_modify_inputs(operation, small_case, rng):
     for dtype in (np.float64, np.float32):
         arrays = operation.draw(rng, (33,), small_case.n_bins, dtype)
         before = [x.copy() for x in arrays]
@@ -244,7 +244,7 @@ def test_functions__leave_their_inputs_alone(operation, small_case, rng):
 
 
 @cpu
-def test_functions__results_are_new_writeable_contiguous_arrays(operation, small_case, rng):
+def test_functions_return_new_writeable_contiguous_arrays(operation, small_case, rng):
     arrays = operation.draw(rng, (4, 5), small_case.n_bins)
     for result in operation(arrays, small_case.space, 2):
         assert result.flags.c_contiguous
@@ -252,7 +252,7 @@ def test_functions__results_are_new_writeable_contiguous_arrays(operation, small
         assert not any(np.shares_memory(result, x) for x in arrays)
 
 
-def test_functions__of_a_read_only_broadcast_row(operation, small_case, rng):
+def test_functions_accept_read_only_broadcast_row(operation, small_case, rng):
     arrays = operation.draw(rng, (), small_case.n_bins)
     spread = [np.broadcast_to(x, (40, small_case.n_bins)) for x in arrays]
     for comp, ref in zip(
@@ -264,7 +264,7 @@ def test_functions__of_a_read_only_broadcast_row(operation, small_case, rng):
 
 
 @cpu
-def test_functions__same_bits_with_one_thread_and_with_all(operation, small_case, rng):
+def test_functions_do_not_depend_on_number_of_threads(operation, small_case, rng):
     """Enough work that it is dealt to threads."""
     arrays = operation.draw(rng, (9001,), small_case.n_bins)
     ref = operation(arrays, small_case.space, 3.7)
@@ -278,7 +278,7 @@ def test_functions__same_bits_with_one_thread_and_with_all(operation, small_case
 
 
 @pytest.mark.parametrize("validate", [True, False])
-def test_functions__checking_does_not_change_the_result(operation, case, validate, rng):
+def test_functions_do_not_depend_on_validate(operation, case, validate, rng):
     arrays = operation.draw(rng, (9,), case.n_bins)
     for comp, ref in zip(
         operation(arrays, case.space, 1.5, validate=validate),

@@ -25,7 +25,7 @@ def assert_is_optimal(value, plan, p, q, cost):
     np.testing.assert_allclose(value, (plan * cost).sum(), rtol=ROUNDING)
 
 
-def test_exact_emd__is_the_distance_of_every_space(case, rng):
+def test_exact_emd_equals_emd_on_every_space(case, rng):
     p, q = random_pair(rng, (3, case.n_bins))
     value, plan = fastemd.exact_emd(p, q, case.space)
     assert_close(value, naive.emd(p, q, case.ground, 1), rtol=ROUNDING)
@@ -35,7 +35,7 @@ def test_exact_emd__is_the_distance_of_every_space(case, rng):
 
 
 @given(problems())
-def test_exact_emd_of_a_space_agrees_with_emd_and_its_cost_matrix(problem):
+def test_exact_emd_of_space_agrees_with_emd_and_cost_matrix(problem):
     case, p, q = problem
     value, plan = fastemd.exact_emd(p, q, case.space)
     assert_close(value, fastemd.emd(p, q, case.space, rho=1), rtol=ROUNDING)
@@ -43,13 +43,13 @@ def test_exact_emd_of_a_space_agrees_with_emd_and_its_cost_matrix(problem):
     assert_are_plans(plan, p, q)
 
 
-def test_exact_emd_of_a_space_leaves_common_mass_in_place(case, rng):
+def test_exact_emd_of_space_does_not_move_common_mass(case, rng):
     p, q = random_pair(rng, (3, case.n_bins))
     plan = fastemd.exact_emd(p, q, case.space)[1]
     assert_close(np.einsum("...kk->...k", plan), np.minimum(p, q), rtol=ROUNDING)
 
 
-def test_exact_emd_of_a_long_chain():
+def test_exact_emd_of_long_chain():
     n = 1500
     p, q = np.eye(n)[[0, 1]]
     p, q = (p + 1) / (n + 1), (q + 1) / (n + 1)
@@ -94,7 +94,7 @@ def wide_problems(draw):
 
 
 @given(wide_problems())
-def test_exact_emd_is_optimal_whatever_the_size_of_costs_and_masses(problem):
+def test_exact_emd_is_optimal_for_any_scale(problem):
     p, q, cost = problem
     value, plan = fastemd.exact_emd(p, q, cost)
     assert_is_optimal(value, plan, p, q, cost)
@@ -123,7 +123,7 @@ def test_exact_emd_is_optimal_for_many_bins(n_bins, rng):
 
 
 @pytest.mark.parametrize("kind", ["space", "matrix"])
-def test_exact_emd_scales_q_to_the_mass_of_p(kind, rng):
+def test_exact_emd_scales_q_to_mass_of_p(kind, rng):
     """Rows of a float32 softmax sum to 1 only up to its rounding."""
     logits = rng.normal(size=(2, 50, 12)).astype(np.float32)
     p, q = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
@@ -137,7 +137,7 @@ def test_exact_emd_scales_q_to_the_mass_of_p(kind, rng):
 
 
 @pytest.mark.parametrize("cost", [fastemd.Chain(3), 1 - np.eye(3)], ids=["space", "matrix"])
-def test_exact_emd_counts_tolerated_negative_masses_as_zero(cost):
+def test_exact_emd_treats_tolerated_negative_masses_as_zero(cost):
     p, q = [[1.0, -1e-9, 0.0], [0.0, 0.0, -0.0]], [[-1e-9, 1.0, -1e-30], [0.0, -0.0, 0.0]]
     value, plan = fastemd.exact_emd(p, q, cost)
     np.testing.assert_array_equal(value, [1.0, 0.0])
@@ -158,7 +158,7 @@ EXTREMES = [
 
 
 @pytest.mark.parametrize(("p", "q", "cost"), EXTREMES)
-def test_exact_emd_gives_the_same_where_floating_point_errors_raise(p, q, cost):
+def test_exact_emd_does_not_depend_on_error_state_of_numpy(p, q, cost):
     with np.errstate(all="ignore"):
         ref = fastemd.exact_emd(p, q, cost)
     with np.errstate(all="raise"):
@@ -170,7 +170,7 @@ def test_exact_emd_gives_the_same_where_floating_point_errors_raise(p, q, cost):
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
-def test_exact_emd__agrees_with_pot_whatever_the_units(scale, rng):
+def test_exact_emd_agrees_with_pot_in_any_units(scale, rng):
     p, q = rng.dirichlet(np.ones(15), (2, 4)) * scale
     p[:, 2] = 0.0
     p *= q.sum(axis=-1, keepdims=True) / p.sum(axis=-1, keepdims=True)
@@ -183,7 +183,7 @@ def test_exact_emd__agrees_with_pot_whatever_the_units(scale, rng):
     assert_close(value, ref, rtol=1e-9)
 
 
-def test_exact_emd__broadcasts(rng):
+def test_exact_emd_broadcasts(rng):
     p, q = rng.dirichlet(np.ones(4), (2, 3))
     value, plan = fastemd.exact_emd(p[:, None].astype(np.float32), q, fastemd.Chain(4))
     assert value.shape == (3, 3)
@@ -193,7 +193,7 @@ def test_exact_emd__broadcasts(rng):
     assert fastemd.exact_emd(p[:0], q[0], fastemd.Chain(4))[1].shape == (0, 4, 4)
 
 
-def test_exact_emd__no_mass_needs_no_transport():
+def test_exact_emd_of_zero_mass_is_zero():
     value, plan = fastemd.exact_emd(np.zeros(3), np.zeros(3), fastemd.Chain(3))
     assert value == 0.0
     assert not plan.any()
@@ -246,7 +246,7 @@ GOOD = {"p": [1, 0, 0], "q": [0, 0.5, 0.5], "cost": 1 - np.eye(3)}
 
 
 @pytest.mark.parametrize(("bad", "error", "match"), BAD)
-def test_references__refuse_bad_problems(bad, error, match):
+def test_exact_emd_and_sinkhorn_reject_invalid_problems(bad, error, match):
     with pytest.raises(error, match=match):
         fastemd.exact_emd(**GOOD | bad)
     with pytest.raises(error, match=match):
@@ -254,6 +254,6 @@ def test_references__refuse_bad_problems(bad, error, match):
 
 
 @pytest.mark.parametrize(("bad", "error", "match"), BAD_FOR_SINKHORN)
-def test_sinkhorn__refuses_bad_options(bad, error, match):
+def test_sinkhorn_rejects_invalid_options(bad, error, match):
     with pytest.raises(error, match=match):
         fastemd.sinkhorn(**GOOD, **{"lam": 1} | bad)

@@ -15,22 +15,22 @@ pytestmark = pytest.mark.any_backend
 FLOW, EMBED = BY_NAME["emd_flow"], BY_NAME["embed"]
 
 
-def test_emd_flow__agrees_with_naive(case, rng):
+def test_emd_flow_agrees_with_naive(case, rng):
     assert_agrees(FLOW, random_pair(rng, (5, case.n_bins)), case, 1)
 
 
 @given(problems())
-def test_emd_flow__agrees_with_naive_on_drawn_problems(problem):
+def test_emd_flow_agrees_with_naive_on_drawn_problems(problem):
     assert_agrees(FLOW, (problem.p, problem.q), problem.case, 1)
 
 
-def test_emd_flow__of_a_chain_is_the_difference_of_cumulative_sums(rng, backend):
+def test_emd_flow_of_chain_is_difference_of_cumulative_sums(rng, backend):
     p, q = random_pair(rng, (4, 60))
     comp = backend.emd_flow(p, q, fastemd.Chain(60, rng.random(59)))
     np.testing.assert_array_equal(comp, np.cumsum(p - q, axis=-1)[:, :-1])
 
 
-def test_emd_flow__is_in_the_order_of_the_nodes(backend):
+def test_emd_flow_is_ordered_like_nodes(backend):
     """Two leaves below an inner node, one beside it; every edge has a flow of its own."""
     space = fastemd.Tree.from_parents([-1, 0, 1, 1, 0], [0, 5, 1, 2, 4])
     comp = backend.emd_flow([0.5, 0.25, 0.25], [0.0, 0.0, 1.0], space)
@@ -38,7 +38,7 @@ def test_emd_flow__is_in_the_order_of_the_nodes(backend):
     assert comp.tolist() == [flow_of_length[w] for w in space.weight[:-1]]
 
 
-def test_emd_flow__float32_and_one_node(case, rng, backend):
+def test_emd_flow_of_float32_and_one_node(case, rng, backend):
     p, q = random_pair(rng, (5, case.n_bins), np.float32)
     comp = backend.emd_flow(p, q, case.space)
     assert comp.dtype == np.float32
@@ -47,7 +47,7 @@ def test_emd_flow__float32_and_one_node(case, rng, backend):
 
 
 @given(problems(), rhos)
-def test_emd_flow__gives_the_value(problem, rho, backend):
+def test_emd_flow_determines_emd(problem, rho, backend):
     """Weights times powers of the flows are the value: also through edges of length 0."""
     case, p, q = problem
     flow = backend.emd_flow(p, q, case.space)
@@ -56,7 +56,7 @@ def test_emd_flow__gives_the_value(problem, rho, backend):
 
 
 @given(problems())
-def test_emd_flow__changes_sign_with_p_and_q_and_is_linear(problem, backend):
+def test_emd_flow_is_antisymmetric_and_linear(problem, backend):
     case, p, q = problem
     flow = backend.emd_flow(p, q, case.space)
     np.testing.assert_array_equal(backend.emd_flow(q, p, case.space), -flow)
@@ -66,17 +66,17 @@ def test_emd_flow__changes_sign_with_p_and_q_and_is_linear(problem, backend):
     np.testing.assert_array_equal(first + second, flow)
 
 
-def test_embed__agrees_with_naive(case, rho, rng):
+def test_embed_agrees_with_naive(case, rho, rng):
     assert_agrees(EMBED, random_pair(rng, (5, case.n_bins))[:1], case, rho)
 
 
 @given(problems(), rhos)
-def test_embed__agrees_with_naive_on_drawn_problems(problem, rho):
+def test_embed_agrees_with_naive_on_drawn_problems(problem, rho):
     assert_agrees(EMBED, (problem.p,), problem.case, rho)
 
 
 @given(problems(), rhos)
-def test_embed__is_an_isometry(problem, rho, backend):
+def test_embed_is_isometry(problem, rho, backend):
     case, p, q = problem
     points = backend.embed(p, case.space, rho), backend.embed(q, case.space, rho)
     comp = (np.abs(points[0] - points[1]) ** rho).sum(axis=-1)
@@ -86,7 +86,7 @@ def test_embed__is_an_isometry(problem, rho, backend):
 
 
 @given(st.data(), cases())
-def test_embed__gives_all_pairs_by_one_matrix_product_at_rho_2(data, case, backend):
+def test_embed_at_rho_2_gives_all_pairs_by_matrix_product(data, case, backend):
     p, q = data.draw(histograms(case.n_bins, 3))
     some = p.sum(axis=-1) > 0
     p, q = (x[some] / x[some].sum(axis=-1, keepdims=True) for x in (p, q))
@@ -96,7 +96,7 @@ def test_embed__gives_all_pairs_by_one_matrix_product_at_rho_2(data, case, backe
     assert_close(comp, ref, size=(x**2).sum(-1).max(initial=1.0), rtol=1e-11)
 
 
-def test_embed__takes_one_histogram_of_any_mass(small_case, rho, backend):
+def test_embed_accepts_any_mass(small_case, rho, backend):
     p = np.arange(small_case.n_bins) * 10.0
     comp = backend.embed(p, small_case.space, rho)
     assert comp.shape == (small_case.space.n_nodes - 1,)
@@ -105,7 +105,7 @@ def test_embed__takes_one_histogram_of_any_mass(small_case, rho, backend):
 
 
 @pytest.mark.parametrize("function", ["emd_flow", "embed"])
-def test_flows__without_validation_a_nan_spoils_its_row_only(function, small_case, rng):
+def test_flows_without_validation_are_nan_in_row_of_nan_only(function, small_case, rng):
     operation = BY_NAME[function]
     arrays = operation.draw(rng, (40,), small_case.n_bins)
     clean = operation(arrays, small_case.space, 2)[0]

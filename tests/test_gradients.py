@@ -18,26 +18,26 @@ project = pytest.mark.parametrize("project", [True, False])
 
 @both
 @project
-def test_emd_grad__agrees_with_naive(operation, case, rho, project, rng):
+def test_emd_grad_agrees_with_naive(operation, case, rho, project, rng):
     assert_agrees(operation, random_pair(rng, (5, case.n_bins)), case, rho, project=project)
 
 
 @both
 @project
 @given(problem=problems(), rho=rhos)
-def test_emd_grad__agrees_with_naive_on_drawn_problems(operation, project, problem, rho):
+def test_emd_grad_agrees_with_naive_on_drawn_problems(operation, project, problem, rho):
     assert_agrees(operation, (problem.p, problem.q), problem.case, rho, project=project)
 
 
 @both
-def test_emd_grad__float32_is_the_rounded_float64_result(operation, case, rho, rng):
+def test_emd_grad_float32_is_rounded_float64(operation, case, rho, rng):
     arrays = random_pair(rng, (5, case.n_bins), np.float32)
     assert all(result.dtype == np.float32 for result in operation(arrays, case.space, rho))
     assert_agrees(operation, arrays, case, rho, rtol=2.0**-24 * 1.01)
 
 
 @given(problems(), rhos)
-def test_emd_grad__projects_unless_told_not_to(problem, rho, backend):
+def test_emd_grad_projects_by_default(problem, rho, backend):
     case, p, q = problem
     raw = backend.emd_grad(p, q, case.space, rho, project=False)
     comp = backend.emd_grad(p, q, case.space, rho)
@@ -47,7 +47,7 @@ def test_emd_grad__projects_unless_told_not_to(problem, rho, backend):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_emd_grad__rows_sum_to_zero(case, rho, dtype, rng, backend):
+def test_emd_grad_rows_sum_to_zero(case, rho, dtype, rng, backend):
     p, q = random_pair(rng, (6, case.n_bins), dtype)
     comp = backend.emd_grad(p, q, case.space, rho).astype(np.float64)
     size = naive.size("emd_grad", (p, q), case.ground, rho)
@@ -56,7 +56,7 @@ def test_emd_grad__rows_sum_to_zero(case, rho, dtype, rng, backend):
     assert np.abs(comp.sum(axis=-1)).max() <= bound
 
 
-def test_emd_grad__is_the_derivative_of_emd(small_case, rho, rng, backend):
+def test_emd_grad_is_derivative_of_emd(small_case, rho, rng, backend):
     """Along every bin, centred so that mass is conserved; no flow near a kink."""
     space, n = small_case.space, small_case.n_bins
     p, q = _pair_with_flows_off_zero(rng, small_case)
@@ -75,7 +75,7 @@ def _pair_with_flows_off_zero(rng, case):
             return p, q
 
 
-def test_emd_grad__with_respect_to_q_has_the_other_sign(case, rho, rng, backend):
+def test_emd_grad_in_q_has_opposite_sign(case, rho, rng, backend):
     p, q = random_pair(rng, (5, case.n_bins))
     np.testing.assert_array_equal(
         backend.emd_grad(q, p, case.space, rho), -backend.emd_grad(p, q, case.space, rho)
@@ -83,14 +83,14 @@ def test_emd_grad__with_respect_to_q_has_the_other_sign(case, rho, rng, backend)
 
 
 @project
-def test_emd_grad__is_exactly_zero_where_p_equals_q(case, rho, project, rng, backend):
+def test_emd_grad_is_exactly_zero_if_p_equals_q(case, rho, project, rng, backend):
     """The subgradient with sgn(0) = 0, not rho w at rho = 1 nor NaN below 2."""
     p = rng.random((5, case.n_bins))
     comp = backend.emd_grad(p, p, case.space, rho, project=project)
     np.testing.assert_array_equal(comp, np.zeros((5, case.n_bins)))
 
 
-def test_emd_grad__edges_without_flow_have_no_slope(backend):
+def test_emd_grad_of_edges_without_flow_is_zero(backend):
     space = fastemd.Chain(5)
     p, q = [0.5, 0.0, 0.0, 0.0, 0.5], [0.0, 0.5, 0.0, 0.5, 0.0]  # flows .5, 0, 0, -.5
     comp = backend.emd_grad(p, q, space, 1, project=False)
@@ -109,7 +109,7 @@ WORKED = [
 
 
 @pytest.mark.parametrize(("space", "p", "q", "rho", "raw"), WORKED)
-def test_emd_grad__worked_by_hand(space, p, q, rho, raw, backend):
+def test_emd_grad_worked_by_hand(space, p, q, rho, raw, backend):
     comp = backend.emd_grad(p, q, space, rho, project=False)
     np.testing.assert_allclose(comp, raw, rtol=1e-15)
     comp = backend.emd_grad(p, q, space, rho)
@@ -117,7 +117,7 @@ def test_emd_grad__worked_by_hand(space, p, q, rho, raw, backend):
 
 
 @pytest.mark.parametrize("mass", [1e-303, 1.0, 1e300])
-def test_emd_grad__signs_do_not_depend_on_the_scale(mass, backend):
+def test_emd_grad_signs_do_not_depend_on_scale(mass, backend):
     """rho = 1, a long edge."""
     value, grad = backend.emd_value_and_grad([mass, 0], [0, mass], fastemd.Chain(2, [1e6]), 1)
     np.testing.assert_allclose(value, 1e6 * mass, rtol=1e-14)
@@ -125,7 +125,7 @@ def test_emd_grad__signs_do_not_depend_on_the_scale(mass, backend):
 
 
 @pytest.mark.parametrize("n_bins", [1, 2, 30])
-def test_emd_grad__projected_does_not_depend_on_an_edge_above_all_bins(n_bins, rng, backend):
+def test_emd_grad_projected_does_not_depend_on_edge_above_all_bins(n_bins, rng, backend):
     star = [-1] + [0] * n_bins
     stem = [-1, 0] + [1] * n_bins
     p, q = random_pair(rng, (4, n_bins))
@@ -135,7 +135,7 @@ def test_emd_grad__projected_does_not_depend_on_an_edge_above_all_bins(n_bins, r
         assert_close(comp, ref, 1.0)
 
 
-def test_emd_value_and_grad__is_the_value_and_the_gradient(case, rho, rng, backend):
+def test_emd_value_and_grad_equals_emd_and_emd_grad(case, rho, rng, backend):
     p, q = random_pair(rng, (5, case.n_bins))
     result = backend.emd_value_and_grad(p, q, case.space, rho)
     assert isinstance(result, tuple)
@@ -145,7 +145,7 @@ def test_emd_value_and_grad__is_the_value_and_the_gradient(case, rho, rng, backe
     assert_close(grad, backend.emd_grad(p, q, case.space, rho), size, rtol=1e-14)
 
 
-def test_emd_grad__of_a_descent_step_lowers_the_value(case, rng, backend):
+def test_emd_grad_descent_step_lowers_value(case, rng, backend):
     """What a gradient is for, checked without any formula."""
     p, q = random_pair(rng, (5, case.n_bins))
     value, grad = backend.emd_value_and_grad(p, q, case.space, 2)

@@ -19,7 +19,7 @@ project = pytest.mark.parametrize("project", [True, False])
 
 @each
 @project
-def test_hessians__agree_with_naive(operation, case, rho, project, rng):
+def test_hessians_agree_with_naive(operation, case, rho, project, rng):
     arrays = operation.draw(rng, (3,), case.n_bins)
     assert_agrees(operation, arrays, case, rho, project=project)
 
@@ -27,14 +27,14 @@ def test_hessians__agree_with_naive(operation, case, rho, project, rng):
 @each
 @project
 @given(problem=problems(), rho=rhos)
-def test_hessians__agree_with_naive_on_drawn_problems(operation, project, problem, rho):
+def test_hessians_agree_with_naive_on_drawn_problems(operation, project, problem, rho):
     case, p, q = problem
     v = np.cos(1.0 + np.arange(p.size)).reshape(p.shape)
     assert_agrees(operation, [p, q, v][: len(operation.arrays)], case, rho, project=project)
 
 
 @each
-def test_hessians__float32_is_the_rounded_float64_result(operation, case, rho, rng):
+def test_hessians_float32_is_rounded_float64(operation, case, rho, rng):
     arrays = operation.draw(rng, (3,), case.n_bins, np.float32)
     assert operation(arrays, case.space, rho)[0].dtype == np.float32
     assert_agrees(operation, arrays, case, rho, rtol=2.0**-24 * 1.01)
@@ -49,7 +49,7 @@ def _pair_with_flows_off_zero(rng, case):
 
 @pytest.mark.parametrize("rho", [1.5, 2, 2.5, 3, 3.7])
 @project
-def test_emd_hessian__is_the_derivative_of_the_gradient(small_case, rho, project, rng, backend):
+def test_emd_hessian_is_derivative_of_emd_grad(small_case, rho, project, rng, backend):
     space, n = small_case.space, small_case.n_bins
     p, q = _pair_with_flows_off_zero(rng, small_case)
 
@@ -66,7 +66,7 @@ def test_emd_hessian__is_the_derivative_of_the_gradient(small_case, rho, project
 
 @project
 @given(problem=problems(), rho=rhos)
-def test_emd_hessian__has_the_diagonal_and_the_products(project, problem, rho, backend):
+def test_emd_hessian_agrees_with_diagonal_and_products(project, problem, rho, backend):
     case, p, q = problem
     hessian = backend.emd_hessian(p, q, case.space, rho, project=project)
     size = naive.size("emd_hessian", (p, q), case.ground, rho)
@@ -80,7 +80,7 @@ def test_emd_hessian__has_the_diagonal_and_the_products(project, problem, rho, b
 
 @project
 @given(problem=problems(), rho=rhos)
-def test_emd_hessian__is_symmetric_and_nowhere_negative(project, problem, rho, backend):
+def test_emd_hessian_is_symmetric_and_positive_semidefinite(project, problem, rho, backend):
     case, p, q = problem
     hessian = backend.emd_hessian(p, q, case.space, rho, project=project)
     size = naive.size("emd_hessian", (p, q), case.ground, rho)
@@ -88,7 +88,7 @@ def test_emd_hessian__is_symmetric_and_nowhere_negative(project, problem, rho, b
     assert np.linalg.eigvalsh(hessian).min() >= -1e-12 * size
 
 
-def test_emd_hessian__projected_conserves_mass(case, rho, rng, backend):
+def test_emd_hessian_projected_conserves_mass(case, rho, rng, backend):
     p, q = random_pair(rng, (3, case.n_bins))
     size = case.n_bins * naive.size("emd_hessian", (p, q), case.ground, rho)
     hessian = backend.emd_hessian(p, q, case.space, rho)
@@ -104,7 +104,7 @@ def test_emd_hessian__projected_conserves_mass(case, rho, rng, backend):
 
 @each
 @project
-def test_hessians__vanish_at_rho_1(operation, case, project, rng):
+def test_hessians_vanish_at_rho_1(operation, case, project, rng):
     arrays = operation.draw(rng, (3,), case.n_bins)
     comp = operation(arrays, case.space, 1, project=project)[0]
     np.testing.assert_array_equal(comp, np.zeros_like(comp))
@@ -112,7 +112,7 @@ def test_hessians__vanish_at_rho_1(operation, case, project, rng):
 
 @each
 @pytest.mark.parametrize("rho", [1.5, 2.5, 3.7])
-def test_hessians__edges_without_flow_add_no_curvature(operation, case, rho, rng):
+def test_hessians_of_edges_without_flow_are_zero(operation, case, rho, rng):
     """Not infinity for rho < 2."""
     arrays = operation.draw(rng, (3,), case.n_bins)
     arrays[1] = arrays[0]
@@ -129,7 +129,7 @@ def test_hessians__edges_without_flow_add_no_curvature(operation, case, rho, rng
         (4.0**-511, 0.75 * 2.0**511),
     ],
 )
-def test_emd_hessian__of_vanishing_flows_stays_finite(flow, curvature, backend):
+def test_emd_hessian_of_vanishing_flows_is_finite(flow, curvature, backend):
     p, q, space = [flow, 0.0], [0.0, flow], fastemd.Chain(2)
     raw = np.array([[curvature, 0.0], [0.0, 0.0]])
     comp = backend.emd_hessian(p, q, space, 1.5, project=False)
@@ -140,14 +140,14 @@ def test_emd_hessian__of_vanishing_flows_stays_finite(flow, curvature, backend):
     )
 
 
-def test_emd_hessian__is_constant_at_rho_2(case, rng, backend):
+def test_emd_hessian_is_constant_at_rho_2(case, rng, backend):
     p, q = random_pair(rng, (3, case.n_bins))
     comp = backend.emd_hessian(p, q, case.space, 2)
     ref = naive.emd_hessian(p[0], p[0], case.ground, 2)
     assert_close(comp, np.stack([ref] * 3), naive.size("emd_hessian", (p, q), case.ground, 2))
 
 
-def test_emd_hessian__of_a_chain_is_equation_12_with_its_factor(backend):
+def test_emd_hessian_of_chain_is_equation_12(backend):
     """H[k, l] = sum_i h_i (step(i - k) - i / N) (step(i - l) - i / N), i counted from 1."""
     n = 6
     p, q = [0.5, 0.0, 0.25, 0.25, 0.0, 0.0], [0.0, 0.0, 0.125, 0.0, 0.125, 0.75]
@@ -159,7 +159,7 @@ def test_emd_hessian__of_a_chain_is_equation_12_with_its_factor(backend):
     assert_close(backend.emd_hessian(p, q, fastemd.Chain(n), 3.7), ref, rtol=1e-14)
 
 
-def test_emd_hvp__is_linear_in_v_and_takes_any_v(case, rho, rng, backend):
+def test_emd_hvp_is_linear_in_v_and_accepts_any_v(case, rho, rng, backend):
     p, q, v = HVP.draw(rng, (3,), case.n_bins)
     size = naive.size("emd_hvp", (p, q, v), case.ground, rho)
     comp = backend.emd_hvp(p, q, -3 * v + 1e3, case.space, rho)
@@ -169,7 +169,7 @@ def test_emd_hvp__is_linear_in_v_and_takes_any_v(case, rho, rng, backend):
 
 @pytest.mark.parametrize("operation", SECOND_ORDER, ids=lambda operation: operation.name)
 @pytest.mark.parametrize("rho", [1.5, 3.7])
-def test_hessians__without_validation_a_nan_spoils_its_row_only(operation, small_case, rho, rng):
+def test_hessians_without_validation_are_nan_in_row_of_nan_only(operation, small_case, rho, rng):
     arrays = operation.draw(rng, (40,), small_case.n_bins)
     clean = operation(arrays, small_case.space, rho)[0]
     arrays[0][17, 2] = np.nan
@@ -178,7 +178,7 @@ def test_hessians__without_validation_a_nan_spoils_its_row_only(operation, small
     np.testing.assert_array_equal(np.delete(comp, 17, 0), np.delete(clean, 17, 0))
 
 
-def test_hessians__swapping_p_and_q_changes_nothing(case, rho, rng, backend):
+def test_hessians_are_symmetric_in_p_and_q(case, rho, rng, backend):
     p, q, v = HVP.draw(rng, (3,), case.n_bins)
     for name, rest in (("emd_hessian", ()), ("emd_hessian_diag", ()), ("emd_hvp", (v,))):
         function = getattr(backend, name)

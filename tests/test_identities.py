@@ -29,7 +29,7 @@ each = pytest.mark.parametrize("operation", INVARIANT, ids=lambda operation: ope
 
 
 @given(problems(), rhos)
-def test_emd__is_symmetric_and_not_negative(problem, rho, backend):
+def test_emd_is_symmetric_and_non_negative(problem, rho, backend):
     case, p, q = problem
     value = backend.emd(p, q, case.space, rho)
     np.testing.assert_array_equal(value, backend.emd(q, p, case.space, rho))
@@ -37,7 +37,7 @@ def test_emd__is_symmetric_and_not_negative(problem, rho, backend):
 
 
 @given(st.data(), cases(), rhos)
-def test_emd__root_is_a_metric(data, case, rho, backend):
+def test_emd_root_is_metric(data, case, rho, backend):
     """The triangle inequality; at rho = 1 that of the distance itself."""
     p, q, r = data.draw(histograms(case.n_bins, count=3))
     pq, qr, pr = (
@@ -47,7 +47,7 @@ def test_emd__root_is_a_metric(data, case, rho, backend):
 
 
 @given(problems(), rhos, st.sampled_from([2.0**-20, 0.3, 5.0, 2.0**20]))
-def test_emd__is_homogeneous_in_the_mass(problem, rho, factor, backend):
+def test_emd_is_homogeneous_in_mass(problem, rho, factor, backend):
     case, p, q = problem
     comp = backend.emd(p * factor, q * factor, case.space, rho)
     ref = factor**rho * backend.emd(p, q, case.space, rho)
@@ -57,7 +57,7 @@ def test_emd__is_homogeneous_in_the_mass(problem, rho, factor, backend):
 
 
 @given(problems(), rhos)
-def test_emd__is_linear_in_the_edge_lengths(problem, rho, backend):
+def test_emd_is_linear_in_edge_lengths(problem, rho, backend):
     """Its derivative with respect to the length of an edge is |flow|^rho."""
     case, p, q = problem
     ground = naive.ground(case.space)
@@ -71,7 +71,7 @@ def test_emd__is_linear_in_the_edge_lengths(problem, rho, backend):
 
 
 @given(problems(), rhos)
-def test_derivatives__of_a_homogeneous_function(problem, rho, backend):
+def test_derivatives_satisfy_euler_identity(problem, rho, backend):
     """Euler: <D, p - q> = rho EMD and H (p - q) = (rho - 1) D, unprojected."""
     case, p, q = problem
     value, raw = backend.emd_value_and_grad(p, q, case.space, rho, project=False)
@@ -85,7 +85,7 @@ def test_derivatives__of_a_homogeneous_function(problem, rho, backend):
 
 
 @given(st.data(), cases(), rhos)
-def test_emd_grad__lies_below_a_convex_function(data, case, rho, backend):
+def test_emd_grad_is_subgradient(data, case, rho, backend):
     """EMD(r) >= EMD(p) + <grad(p), r - p>: a subgradient even at the kinks of rho = 1."""
     p, q, r = data.draw(histograms(case.n_bins, count=3))
     value, grad = backend.emd_value_and_grad(p, q, case.space, rho)
@@ -110,7 +110,7 @@ def _arrays(data, operation, n_bins):
 
 @each
 @given(data=st.data(), ground=grounds(), rho=rhos)
-def test_functions__do_not_depend_on_the_root(operation, data, ground, rho):
+def test_functions_do_not_depend_on_root(operation, data, ground, rho):
     arrays = _arrays(data, operation, len(ground.bin_node))
     root = data.draw(st.integers(0, len(ground.parent) - 1))
     again = tree_case(naive.reroot(ground, root))
@@ -120,7 +120,7 @@ def test_functions__do_not_depend_on_the_root(operation, data, ground, rho):
 
 @each
 @given(data=st.data(), ground=grounds(), rho=rhos)
-def test_functions__do_not_depend_on_the_names_of_the_nodes(operation, data, ground, rho):
+def test_functions_do_not_depend_on_node_names(operation, data, ground, rho):
     arrays = _arrays(data, operation, len(ground.bin_node))
     order = data.draw(st.permutations(range(len(ground.parent))))
     again = tree_case(naive.relabel(ground, order))
@@ -130,7 +130,7 @@ def test_functions__do_not_depend_on_the_names_of_the_nodes(operation, data, gro
 
 @each
 @given(data=st.data(), ground=grounds(max_nodes=8), rho=rhos)
-def test_functions__do_not_depend_on_unary_nodes(operation, data, ground, rho):
+def test_functions_do_not_depend_on_unary_nodes(operation, data, ground, rho):
     arrays = _arrays(data, operation, len(ground.bin_node))
     pieces = data.draw(st.lists(st.integers(1, 4), min_size=8, max_size=8))
     again = tree_case(naive.subdivide(ground, pieces[: len(ground.parent)]))
@@ -140,7 +140,7 @@ def test_functions__do_not_depend_on_unary_nodes(operation, data, ground, rho):
 
 @each
 @given(data=st.data(), ground=grounds(max_nodes=8), rho=rhos)
-def test_functions__do_not_depend_on_stems_and_leaves_without_bins(operation, data, ground, rho):
+def test_functions_do_not_depend_on_stems_and_leaves_without_bins(operation, data, ground, rho):
     """A new root above the old one and a dead branch somewhere: no mass goes there."""
     arrays = _arrays(data, operation, len(ground.bin_node))
     n, where = len(ground.parent), data.draw(st.integers(0, len(ground.parent) - 1))
@@ -153,7 +153,7 @@ def test_functions__do_not_depend_on_stems_and_leaves_without_bins(operation, da
 
 @each
 @given(data=st.data(), gaps=st.lists(st.sampled_from([0.0, 0.5, 1.0, 4.0]), max_size=12), rho=rhos)
-def test_functions__take_a_chain_and_a_path_for_the_same(operation, data, gaps, rho):
+def test_functions_of_chain_equal_functions_of_path(operation, data, gaps, rho):
     chain = chain_case(len(gaps) + 1, gaps)
     arrays = _arrays(data, operation, chain.n_bins)
     path = tree_case(chain.ground)
@@ -162,7 +162,7 @@ def test_functions__take_a_chain_and_a_path_for_the_same(operation, data, gaps, 
 
 
 @each
-def test_functions__permute_their_columns_with_the_bins(operation, rng):
+def test_functions_permute_columns_with_bins(operation, rng):
     ground = random_ground(rng, 40)
     order = rng.permutation(len(ground.bin_node))
     arrays = operation.draw(rng, (3,), len(order))
@@ -175,7 +175,7 @@ def test_functions__permute_their_columns_with_the_bins(operation, rng):
 
 
 @pytest.mark.parametrize("name", [operation.name for operation in OPERATIONS])
-def test_functions__give_the_same_in_float32(name, case, rho, rng):
+def test_functions_agree_in_float32(name, case, rho, rng):
     operation = BY_NAME[name]
     arrays = operation.draw(rng, (4,), case.n_bins)
     ref = operation(arrays, case.space, rho)
@@ -185,7 +185,7 @@ def test_functions__give_the_same_in_float32(name, case, rho, rng):
         assert_close(ours, theirs, size, rtol=2.0**-24 * 1.01)
 
 
-def test_emd__adding_the_same_mass_to_both_changes_nothing(case, rho, rng, backend):
+def test_emd_does_not_depend_on_common_mass(case, rho, rng, backend):
     p, q = random_pair(rng, (4, case.n_bins))
     common = rng.integers(0, 9, (4, case.n_bins)) / 8
     assert_close(

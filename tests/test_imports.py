@@ -31,7 +31,7 @@ def _run(code):
         "import doctest, fastemd; doctest.DocTestFinder().find(fastemd)",
     ],
 )
-def test_import_leaves_frameworks_alone(statement):
+def test_import_loads_no_framework(statement):
     frameworks = ["torch", "jax", "matplotlib", "lightgbm", "xgboost", "networkx", "pandas"]
     modules = [*frameworks, *(f"fastemd.{name}" for name in LAZY)]
     code = f"{statement}\nimport sys\nprint([name for name in {modules} if name in sys.modules])"
@@ -39,7 +39,7 @@ def test_import_leaves_frameworks_alone(statement):
 
 
 @pytest.mark.parametrize("name", LAZY)
-def test_import_reaches_submodules_when_they_are_used(name):
+def test_import_loads_submodules_on_first_use(name):
     if name in ("jax", "torch"):
         pytest.importorskip(name)
     code = f"import fastemd, sys; print(fastemd.{name} is sys.modules['fastemd.{name}'])"
@@ -48,7 +48,7 @@ def test_import_reaches_submodules_when_they_are_used(name):
 
 @pytest.mark.parametrize("name", ["jax", "torch"])
 @pytest.mark.parametrize("access", ["import fastemd.{0}", "import fastemd; fastemd.{0}"])
-def test_import_names_the_extra_of_a_missing_framework(name, access):
+def test_import_names_extra_of_missing_framework(name, access):
     code = MISSING.format(names=[name]) + (
         f"try:\n    {access.format(name)}\nexcept ImportError as error:\n    print(error)"
     )
@@ -57,7 +57,7 @@ def test_import_names_the_extra_of_a_missing_framework(name, access):
 
 
 @pytest.mark.parametrize("name", ["jax", "torch"])
-def test_import_passes_on_what_an_installed_framework_lacks(name, tmp_path):
+def test_import_raises_error_of_broken_framework(name, tmp_path):
     (tmp_path / f"{name}.py").write_text("import no_such_dependency")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport fastemd\n"
@@ -82,7 +82,7 @@ def test_dir_lists_installed_frameworks_without_importing_them():
     assert _run(code) == "True False\n"
 
 
-def test_import_raises_attribute_errors_for_other_names():
+def test_import_raises_attribute_error_for_unknown_name():
     code = (
         "import fastemd\ntry:\n    fastemd.emdd\nexcept AttributeError as error:\n    print(error)"
     )

@@ -42,7 +42,7 @@ def _assert_agrees(space, parent, weight, bin_node, rng):
         assert_close(fastemd.emd(p, q, space, rho), value, rtol=1e-11)
 
 
-def test_functions__on_a_star_of_100_000_leaves(rng):
+def test_functions_on_star_of_100_000_leaves(rng):
     n = 100_000
     parent = np.append(-1, np.zeros(n, np.int64))
     weight = np.append(0.0, rng.exponential(size=n))
@@ -52,7 +52,7 @@ def test_functions__on_a_star_of_100_000_leaves(rng):
     assert space.diameter == pytest.approx(np.sort(weight)[-2:].sum())
 
 
-def test_functions__on_a_path_of_100_000_nodes(rng):
+def test_functions_on_path_of_100_000_nodes(rng):
     n = 100_000
     gaps = rng.exponential(size=n - 1)
     parent, weight = np.arange(-1, n - 1), np.append(0.0, gaps)
@@ -71,7 +71,7 @@ def test_functions__on_a_path_of_100_000_nodes(rng):
             assert_close(comp, raw - raw.mean(axis=-1, keepdims=True), rtol=1e-10)
 
 
-def test_functions__on_a_tree_of_1_000_000_nodes(rng):
+def test_functions_on_tree_of_1_000_000_nodes(rng):
     n = 1_000_000
     parent = np.append(-1, rng.integers(np.arange(n - 1) // 2, np.arange(1, n)))
     weight = np.append(0.0, rng.exponential(size=n - 1))
@@ -82,7 +82,7 @@ def test_functions__on_a_tree_of_1_000_000_nodes(rng):
     _assert_agrees(space, parent, weight, leaves, rng)
 
 
-def test_functions__on_second_order_of_a_large_tree(rng):
+def test_second_derivatives_on_large_tree(rng):
     """hvp, diagonal and flows never form an N x N matrix: 100,000 bins would need 80 GB."""
     n = 100_000
     space = fastemd.Chain(n)
@@ -103,7 +103,7 @@ def test_functions__on_second_order_of_a_large_tree(rng):
     assert_close(fastemd.emd_hessian_diag(p, q, space, 3), ref, rtol=1e-9)
 
 
-def test_functions__of_many_edges_do_their_rows_one_by_one(rng, monkeypatch):
+def test_functions_of_many_edges_compute_rows_one_by_one(rng, monkeypatch):
     """Where eight rows at once would need too much scratch; all give the same bits either way."""
     space = fastemd.Tree.from_parents(np.append(-1, rng.integers(0, np.arange(1, 500))))
     p, q = random_pair(rng, (11, space.n_bins))
@@ -120,7 +120,7 @@ def test_functions__of_many_edges_do_their_rows_one_by_one(rng, monkeypatch):
         np.testing.assert_array_equal(comp, ref)
 
 
-def test_constructors__take_deep_trees():
+def test_constructors_accept_deep_trees():
     """100,000 levels, far past Python's recursion limit; a dendrogram of 5,000 single merges."""
     graph = nx.path_graph(100_000, create_using=nx.DiGraph)
     tree = fastemd.Tree.from_networkx(graph)

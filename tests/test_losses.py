@@ -38,7 +38,7 @@ def _rows(backend, x, target, case, rho=2, **keywords):
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("rho", RHOS)
-def test_emd_loss__is_the_composition(
+def test_emd_loss_agrees_with_naive(
     small_case, rho, normalize, labelled, cross_entropy, rng, backend
 ):
     x, target = _problem(rng, (11, small_case.n_bins), normalize, labelled)
@@ -53,7 +53,7 @@ def test_emd_loss__is_the_composition(
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("rho", RHOS)
-def test_derivatives__are_those_of_torch(
+def test_emd_loss_derivatives_agree_with_torch(
     small_case, rho, normalize, labelled, cross_entropy, rng, backend
 ):
     torch = pytest.importorskip("torch")
@@ -85,7 +85,7 @@ def test_derivatives__are_those_of_torch(
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_rows", [0, 1, 2, 3, 7, 8, 9, 17])
-def test_batches__are_their_rows(small_case, n_rows, dtype, labelled, rng, backend):
+def test_losses_of_batch_equal_losses_of_rows(small_case, n_rows, dtype, labelled, rng, backend):
     x, target = _problem(rng, (n_rows, small_case.n_bins), "softmax", labelled, dtype)
     target = target if labelled else target.astype(dtype)
     for function in (_loss_and_gradient, _diagonal, _product):
@@ -111,7 +111,7 @@ def _product(backend, x, target, space):
 
 @pytest.mark.parametrize("n_bins", [1, 2, 15, 16, 17, 33, 100])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_emd_loss__of_any_number_of_bins(n_bins, dtype, rng, backend):
+def test_emd_loss_of_any_number_of_bins(n_bins, dtype, rng, backend):
     """Around the lines and blocks that rows are read in."""
     for case in (
         chain_case(n_bins),
@@ -124,7 +124,7 @@ def test_emd_loss__of_any_number_of_bins(n_bins, dtype, rng, backend):
             assert_close(ours, theirs, rtol=1e-12 if dtype == np.float64 else 1e-7)
 
 
-def test_float32__is_float64_rounded(rng, backend):
+def test_losses_float32_is_rounded_float64(rng, backend):
     space = fastemd.Chain(9) if SIMULATED else fastemd.datasets.imagenet_tree()
     x, target = _problem(rng, (64, space.n_bins), dtype=np.float32)
     x *= 5
@@ -137,7 +137,7 @@ def test_float32__is_float64_rounded(rng, backend):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
-def test_emd_loss__of_extreme_logits(small_case, labelled, dtype, rng, backend):
+def test_emd_loss_of_extreme_logits(small_case, labelled, dtype, rng, backend):
     n = small_case.n_bins
     logits = rng.choice([-1e4, 0.0, 1e4], (40, n)).astype(dtype)
     logits[0], logits[1], logits[2] = 1e4, -1e4, 0.0
@@ -152,7 +152,7 @@ def test_emd_loss__of_extreme_logits(small_case, labelled, dtype, rng, backend):
         assert np.isfinite(second(backend, logits, target, small_case.space)).all()
 
 
-def test_emd_loss__of_masked_classes(small_case, rng, backend):
+def test_emd_loss_of_masked_classes_equals_low_logits(small_case, rng, backend):
     """As if they were not there: the same as with very low logits."""
     n = small_case.n_bins
     x, target = _problem(rng, (20, n))
@@ -180,7 +180,7 @@ def test_emd_loss__of_masked_classes(small_case, rng, backend):
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("ignore_index", [None, -100, 2])
-def test_emd_loss__reduces_as_torch(small_case, reduction, weighted, ignore_index, rng, backend):
+def test_emd_loss_reduces_like_torch(small_case, reduction, weighted, ignore_index, rng, backend):
     x, target = _problem(rng, (13, small_case.n_bins))
     if ignore_index is not None:
         target[[1, 5]] = ignore_index
@@ -199,7 +199,7 @@ def test_emd_loss__reduces_as_torch(small_case, reduction, weighted, ignore_inde
     assert_close(comp[1], grad * counts[:, None])
 
 
-def test_reductions__are_those_of_torch(rng, backend):
+def test_emd_loss_reductions_agree_with_cross_entropy_of_torch(rng, backend):
     """On a space without lengths only the cross entropy is left."""
     torch = pytest.importorskip("torch")
     space, (x, target) = fastemd.Chain(6, np.zeros(5)), _problem(rng, (13, 6))
@@ -220,7 +220,7 @@ def test_reductions__are_those_of_torch(rng, backend):
 
 
 @pytest.mark.parametrize("shape", [(0,), (3,)])
-def test_mean__of_nothing_is_0(shape, backend):
+def test_emd_loss_mean_of_no_rows_is_0(shape, backend):
     x, target = np.zeros((*shape, 2)), np.full(shape, -1)
     loss, grad = backend.emd_loss(x, target, fastemd.Chain(2), ignore_index=-1)
     assert loss == 0.0
@@ -228,7 +228,7 @@ def test_mean__of_nothing_is_0(shape, backend):
     assert (grad == 0.0).all()
 
 
-def test_emd_loss_broadcasts_the_target_to_the_rows_of_x(small_case, rng, backend):
+def test_emd_loss_broadcasts_target_to_rows_of_x(small_case, rng, backend):
     n = small_case.n_bins
     x, weight = rng.standard_normal((3, 4, n)), rng.random((3, 1))
     labels, soft = rng.integers(0, n, (3, 4)), rng.dirichlet(np.ones(n), (3, 4))
@@ -261,7 +261,7 @@ def test_emd_loss_broadcasts_the_target_to_the_rows_of_x(small_case, rng, backen
         ((0, 3), [0, 1], r"labels of shape \(2,\) .* of shape \(0, 3\)"),
     ],
 )  # fmt: skip
-def test_emd_loss_refuses_a_target_that_would_enlarge_the_batch(x, target, message, backend):
+def test_emd_loss_rejects_target_larger_than_x(x, target, message, backend):
     for function in (backend.emd_loss, backend.emd_loss_hessian_diag):
         with pytest.raises(ValueError, match="target: " + message):
             function(np.zeros(x), target, CHAIN, reduction="none")
@@ -273,7 +273,7 @@ def test_emd_loss_refuses_a_target_that_would_enlarge_the_batch(x, target, messa
      ((2, 3, 3), (2, 3)), ((2, 4, 3), (2, 1)),
      ((2, 4, 3), (2, 4, 1))],
 )  # fmt: skip
-def test_emd_loss_refuses_floating_point_labels(x, target, backend):
+def test_emd_loss_rejects_floating_point_labels(x, target, backend):
     with pytest.raises(ValueError, match="labels must be integers") as caught:
         backend.emd_loss(np.zeros(x), np.zeros(target), CHAIN)
     assert str(target) in str(caught.value)
@@ -289,7 +289,7 @@ def test_emd_loss_of_one_bin_has_column_histograms(backend):
 
 
 @pytest.mark.parametrize("kind", ["int8", "int32", "uint16", "uint64", ">i4"])
-def test_labels__of_any_integer_type(kind, rng, backend):
+def test_emd_loss_accepts_labels_of_any_integer_type(kind, rng, backend):
     x, target = _problem(rng, (20, 7))
     ref = backend.emd_loss(x, target, fastemd.Chain(7))
     strided = np.repeat(target.astype(kind), 2)[::2]
@@ -297,7 +297,7 @@ def test_labels__of_any_integer_type(kind, rng, backend):
     np.testing.assert_array_equal(comp[1], ref[1])
 
 
-def test_inputs__are_read_as_they_lie(rng, backend):
+def test_emd_loss_accepts_any_memory_layout(rng, backend):
     """Fortran order, strides, read-only, float16: as a copy, and untouched."""
     x, target = _problem(rng, (20, 14))
     space = fastemd.Chain(7)
@@ -312,7 +312,7 @@ def test_inputs__are_read_as_they_lie(rng, backend):
 
 @hardware
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
-def test_large_batches__are_their_parts(labelled, rng, backend):
+def test_emd_loss_of_large_batch_equals_parts(labelled, rng, backend):
     """In parallel, fetched ahead and streamed, and with rows a page apart."""
     space = fastemd.Chain(1024)
     x, target = _problem(rng, (2501, 1024), "softmax", labelled, np.float32)
@@ -325,7 +325,7 @@ def test_large_batches__are_their_parts(labelled, rng, backend):
 
 
 @cpu
-def test_memory__is_that_of_the_gradient(rng, backend):
+def test_emd_loss_allocates_only_the_gradient(rng, backend):
     space = fastemd.Chain(1000)
     x, target = _problem(rng, (2000, 1000), dtype=np.float32)
     backend.emd_loss(x, target, space, cross_entropy=1.0)
@@ -338,7 +338,7 @@ def test_memory__is_that_of_the_gradient(rng, backend):
 
 
 @hardware
-def test_emd_loss__is_learnt_from_a_bad_start(rng, backend):
+def test_emd_loss_decreases_from_bad_start(rng, backend):
     """Softmax regression by plain gradient descent, all classes mistaken at first."""
     n, space = 8, fastemd.Chain(8)
     labels = np.repeat(np.arange(n), 4)
@@ -432,7 +432,7 @@ THIRDS = np.full((4, 3), 1 / 3)
         (GOOD, [0] * 4, {"rho": 0.5}, "rho: expected"),
     ],
 )
-def test_losses__say_what_is_wrong(x, target, keywords, message, backend):
+def test_losses_reject_invalid_input(x, target, keywords, message, backend):
     for function in (backend.emd_loss, backend.emd_loss_hessian_diag):
         with pytest.raises(ValueError, match=message):
             function(x, target, CHAIN, **keywords)
@@ -451,13 +451,13 @@ def test_losses__say_what_is_wrong(x, target, keywords, message, backend):
         ({"target": np.eye(3, dtype=bool)[[0, 1, 2, 0]]}, "target: expected"),
     ],
 )
-def test_losses__of_other_kinds(keywords, message, backend):
+def test_losses_reject_invalid_types(keywords, message, backend):
     with pytest.raises(TypeError, match=message):
         backend.emd_loss(GOOD, **{"target": [0] * 4, "space": CHAIN, **keywords})
 
 
 @cpu
-def test_hvp__names_a_bad_v(backend):
+def test_emd_loss_hvp_names_invalid_row_of_v(backend):
     with pytest.raises(ValueError, match="v: row 1 is not finite, inf at bin 2"):
         backend.emd_loss_hvp(GOOD, [0] * 4, _with((1, 2), np.inf), CHAIN)
 
@@ -470,9 +470,7 @@ FLAT = fastemd.Chain(2, gaps=[0])  # only the cross entropy is left
 @pytest.mark.parametrize("kind", ["labels", "histograms", "ignored labels"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, -3.0])
-def test_losses_do_not_read_rows_that_do_not_count(
-    normalize, kind, reduction, junk, dtype, rng, backend
-):
+def test_losses_do_not_read_ignored_rows(normalize, kind, reduction, junk, dtype, rng, backend):
     """A row of weight 0 or with the ignored label has loss 0 and gradient 0, whatever it holds."""
     x, target = _problem(rng, (20, 7), normalize, kind != "histograms", dtype)
     idle = rng.random(20) < 0.5
@@ -507,7 +505,7 @@ def test_losses_do_not_read_rows_that_do_not_count(
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 9])
-def test_losses_do_not_read_any_row_if_none_counts(n_rows, backend):
+def test_losses_of_ignored_rows_only_are_0(n_rows, backend):
     x, target = np.full((n_rows, 3), np.nan), np.full(n_rows, 99)
     for function in (backend.emd_loss, backend.emd_loss_hessian_diag):
         for counts in ({"sample_weight": 0.0}, {"ignore_index": 99}):
@@ -517,7 +515,7 @@ def test_losses_do_not_read_any_row_if_none_counts(n_rows, backend):
             assert (derivatives == 0.0).all()
 
 
-def test_emd_loss_drops_ignored_rows_before_it_scales_the_weights(rng, backend):
+def test_emd_loss_ignores_rows_before_scaling_weights(rng, backend):
     x, target = _problem(rng, (4, 3))
     target[1] = -100
     weight = np.array([1.0, 1e300, 2.0, 3.0])
@@ -569,12 +567,12 @@ def test_losses_do_not_raise_under_errstate(backend):
                 backend.emd_loss_hessian_diag(given, [0, 1, 2], CHAIN, **keywords)
 
 
-def test_losses_refuse_a_cross_entropy_beyond_float64(backend):
+def test_losses_reject_cross_entropy_beyond_float64(backend):
     with pytest.raises(ValueError, match="cross_entropy: expected a finite number >= 0, got inf"):
         backend.emd_loss(GOOD, [0] * 4, CHAIN, cross_entropy=10**400)
 
 
-def test_ignored_rows__are_those_of_torch_with_masked_classes(backend):
+def test_emd_loss_with_ignored_rows_and_masked_classes_agrees_with_torch(backend):
     torch = pytest.importorskip("torch")
     x, target = np.array([[-np.inf, 0.0, 1.0], [0.0, 1.0, 2.0]]), [-100, 1]
     given = torch.tensor(x, requires_grad=True)
@@ -588,7 +586,7 @@ def test_ignored_rows__are_those_of_torch_with_masked_classes(backend):
 
 
 @cpu
-def test_losses_name_the_first_invalid_row_that_counts(backend):
+def test_losses_name_first_invalid_row_that_is_not_ignored(backend):
     x = _with((slice(1, 4), 0), -np.inf)
     keywords = {"cross_entropy": 1.0, "sample_weight": [1, 0, 1, 1]}
     for target in ([0] * 4, THIRDS):
@@ -601,7 +599,7 @@ def test_losses_name_the_first_invalid_row_that_counts(backend):
         backend.emd_loss_hvp(x, [0, 0, 1, 1], v, CHAIN, **keywords)
 
 
-def test_labels_broadcast_where_there_are_as_many_rows_as_bins(backend):
+def test_emd_loss_accepts_labels_if_rows_equal_bins(backend):
     loss, _ = backend.emd_loss(np.zeros((4, 4)), np.zeros(4, int), fastemd.Chain(4))
     assert loss.shape == ()
     loss, _ = backend.emd_loss(np.zeros((4, 4, 4)), np.zeros((4, 4), int), fastemd.Chain(4))
@@ -610,7 +608,7 @@ def test_labels_broadcast_where_there_are_as_many_rows_as_bins(backend):
 
 @pytest.mark.parametrize("least", [1e-100, 1e-160, 1e-300, 5e-324])
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
-def test_cross_entropy__of_tiny_shares(least, labelled, backend):
+def test_cross_entropy_of_tiny_shares(least, labelled, backend):
     """As far as float64 goes, and without NaN."""
     x = np.array([least, 1.0, 1.0])
     v, n = np.array([1.0, 2.0, -4.0]), 3
@@ -643,7 +641,7 @@ def test_cross_entropy__of_tiny_shares(least, labelled, backend):
 
 
 @pytest.mark.parametrize("total", [1e-160, 1e-300, 1e300])
-def test_l1__of_any_total(total, backend):
+def test_l1_of_any_total(total, backend):
     x, ones = np.array([[total, 0.0], [total / 2, total / 2]]), np.ones((2, 2))
     keywords = {"normalize": "l1", "reduction": "sum"}
     flat, soft = FLAT, np.full((2, 2), 0.5)
@@ -664,7 +662,7 @@ def test_l1__of_any_total(total, backend):
 
 
 @pytest.mark.parametrize("normalize", NORMALIZE)
-def test_derivatives__of_a_target_whose_mass_is_almost_1(normalize, rng, backend):
+def test_emd_loss_derivatives_with_target_mass_close_to_1(normalize, rng, backend):
     torch = pytest.importorskip("torch")
     case = chain_case(5)
     x, target = _problem(rng, (6, 5), normalize, labelled=False)
@@ -688,7 +686,7 @@ def test_derivatives__of_a_target_whose_mass_is_almost_1(normalize, rng, backend
     assert_close(diagonal, np.einsum("bkk->bk", hessian))
 
 
-def test_emd_loss__of_logits_at_the_ends_of_float64(backend):
+def test_emd_loss_of_largest_logits(backend):
     """The cross entropy is infinite where float64 has no number for it; the rest is as it is."""
     x = 1.7e308 * np.array([[1.0, -1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     space, keywords = fastemd.Chain(2), {"cross_entropy": 1.0, "reduction": "none"}
@@ -708,7 +706,7 @@ def test_emd_loss__of_logits_at_the_ends_of_float64(backend):
     assert loss[0] == 0.0
 
 
-def test_emd_loss__beyond_float32_is_infinite(backend):
+def test_emd_loss_beyond_float32_is_infinite(backend):
     x = np.array([[3e38, -3e38]], np.float32)
     for reduction in ("none", "mean"):
         keywords = {"cross_entropy": 1.0, "reduction": reduction}
@@ -719,7 +717,7 @@ def test_emd_loss__beyond_float32_is_infinite(backend):
 
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 @pytest.mark.parametrize("size", [1.7e308, 1e-320])
-def test_mean__of_any_weights(labelled, size, rng, backend):
+def test_emd_loss_mean_accepts_weights_of_any_size(labelled, size, rng, backend):
     x, target = _problem(rng, (20, 7), labelled=labelled)
     keywords = {"cross_entropy": 3.0}
     ref = backend.emd_loss(x, target, fastemd.Chain(7), **keywords)
@@ -732,7 +730,7 @@ def test_mean__of_any_weights(labelled, size, rng, backend):
     assert not np.isnan(grad).any()
 
 
-def test_losses__keep_the_arguments(rng):
+def test_losses_do_not_modify_arguments(rng):
     """A call can be made again, with other ignored rows."""
     x, target = _problem(rng, (6, 4))
     call = LossCall(fastemd.Chain(4), 2, "softmax", 1.0, x=x, target=target)
@@ -745,7 +743,7 @@ def test_losses__keep_the_arguments(rng):
 
 @pytest.mark.parametrize("mask", [-np.inf, -1e9])
 @pytest.mark.parametrize("normalize", ["softmax", "l1"])
-def test_cross_entropy_takes_negative_target_masses_as_none(mask, normalize, backend):
+def test_cross_entropy_treats_negative_target_masses_as_zero(mask, normalize, backend):
     """They are within the tolerance, but a masked class would make them large or infinite."""
     x = np.array([[0.0, mask, 0.5], [0.0, 1.0, 0.5]])
     if normalize == "l1":
@@ -761,7 +759,7 @@ def test_cross_entropy_takes_negative_target_masses_as_none(mask, normalize, bac
     assert_close(diagonal, backend.emd_loss_hessian_diag(x, positive, space, **keywords))
 
 
-def test_losses_read_rows_of_the_smallest_weight(backend):
+def test_losses_read_rows_of_smallest_weight(backend):
     """A mean divides the weights; what is not 0 must not become so, or the row is not read."""
     x = _with((0, 1), np.nan)
     for reduction in ("mean", "sum", "none"):

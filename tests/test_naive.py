@@ -13,7 +13,7 @@ P, Q = np.array([0.7, 0.1, 0.2]), np.array([0.15, 0.25, 0.6])
 
 
 @given(problems(), rhos)
-def test_naive__dense_matrices_agree_with_exact_loops(problem, rho):
+def test_naive_dense_matrices_agree_with_exact_loops(problem, rho):
     case, p, q = problem
     value, raw = (
         np.array(
@@ -30,7 +30,7 @@ def test_naive__dense_matrices_agree_with_exact_loops(problem, rho):
 
 
 @given(problems(max_nodes=6, n_rows=2))
-def test_naive__tree_formula_agrees_with_the_linear_programme(problem):
+def test_naive_tree_formula_agrees_with_linear_programme(problem):
     case, p, q = problem
     cost = naive.cost_matrix(case.ground)
     ref = [naive.linear_programme(*row, cost) for row in zip(p, q, strict=True)]
@@ -38,14 +38,14 @@ def test_naive__tree_formula_agrees_with_the_linear_programme(problem):
 
 
 @pytest.mark.parametrize("n_bins", [1, 2, 3, 4])
-def test_exact_transport_agrees_with_the_linear_programme(n_bins, rng):
+def test_exact_transport_agrees_with_linear_programme(n_bins, rng):
     p, q = rng.multinomial(60, np.ones(n_bins) / n_bins, 2)
     cost = rng.integers(0, 9, (n_bins, n_bins))
     ref = naive.linear_programme(p, q, cost)
     assert_close(float(naive.exact_transport(p, q, cost)), ref, rtol=1e-9)
 
 
-def test_is_optimal_transport_accepts_the_cheapest_vertices_only(rng):
+def test_is_optimal_transport_accepts_cheapest_vertices_only(rng):
     """Few different costs, so that some problems have several optimal vertices."""
     n_optimal = []
     for _ in range(20):
@@ -88,7 +88,7 @@ def test_is_transport_plan_rejects_other_masses(change):
 
 @pytest.mark.parametrize("rho", [1, 1.5, 2, 3, 3.7])
 @pytest.mark.parametrize("project", [True, False])
-def test_naive__derivatives_agree_with_differences(rho, project):
+def test_naive_derivatives_agree_with_finite_differences(rho, project):
     for k in range(3):
         direction = np.eye(3)[k] - project / 3
 
@@ -105,7 +105,7 @@ def test_naive__derivatives_agree_with_differences(rho, project):
         assert_close(naive.emd_hvp(P, Q, direction, SMALL, rho, project), row, 1.0, rtol=1e-8)
 
 
-def test_naive__trees_changed_without_effect_keep_their_distances(rng):
+def test_naive_tree_transformations_preserve_distances(rng):
     cost = naive.cost_matrix(SMALL)
     for same in (
         naive.reroot(SMALL, 0),

@@ -49,7 +49,7 @@ def _memory(array):
 
 @each
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-def test_out__of_any_layout_gets_the_result(operation, small_case, kind, rng):
+def test_out_accepts_any_memory_layout(operation, small_case, kind, rng):
     arrays = operation.draw(rng, (3, 7), small_case.n_bins)
     ref = operation(arrays, small_case.space, 1.5)
     buffers = [kind(x.shape) for x in ref]
@@ -65,7 +65,7 @@ def test_out__of_any_layout_gets_the_result(operation, small_case, kind, rng):
 
 
 @each
-def test_out__of_one_row(operation, small_case, rng):
+def test_out_of_one_row(operation, small_case, rng):
     arrays = operation.draw(rng, (), small_case.n_bins)
     ref = operation(arrays, small_case.space, 2)
     buffers = [np.empty(x.shape) for x in ref]
@@ -76,7 +76,7 @@ def test_out__of_one_row(operation, small_case, rng):
 
 
 @each
-def test_out__of_float32(operation, small_case, rng):
+def test_out_of_float32(operation, small_case, rng):
     arrays = operation.draw(rng, (9,), small_case.n_bins, np.float32)
     ref = operation(arrays, small_case.space, 2)
     buffers = [np.empty(x.shape, np.float32) for x in ref]
@@ -86,7 +86,7 @@ def test_out__of_float32(operation, small_case, rng):
 
 
 @each
-def test_out__of_an_empty_batch(operation, small_case, rng):
+def test_out_of_empty_batch(operation, small_case, rng):
     arrays = operation.draw(rng, (0,), small_case.n_bins)
     buffers = [np.empty(shape) for shape in operation.shapes((0,), small_case.space)]
     comp = operation(arrays, small_case.space, 2, out=operation.out(buffers))
@@ -104,7 +104,7 @@ def _shifted(x, rows):
 
 @pytest.mark.parametrize("operation", PER_BIN, ids=lambda operation: operation.name)
 @pytest.mark.parametrize("rows", [0, 1, -1, 5])
-def test_out__may_overlap_an_input(operation, small_case, rows, rng):
+def test_out_may_overlap_input(operation, small_case, rows, rng):
     drawn = operation.draw(rng, (37,), small_case.n_bins)
     ref = operation(drawn, small_case.space, 1.5)
     for i in range(len(drawn)):
@@ -118,7 +118,7 @@ def test_out__may_overlap_an_input(operation, small_case, rows, rng):
 
 
 @each
-def test_out__may_lie_in_the_memory_of_p(operation, small_case, rng):
+def test_out_may_start_at_address_of_p(operation, small_case, rng):
     """From the same address on, whatever the shape of the result."""
     drawn = operation.draw(rng, (37,), small_case.n_bins)
     ref = operation(drawn, small_case.space, 1.5)
@@ -134,7 +134,7 @@ def test_out__may_lie_in_the_memory_of_p(operation, small_case, rng):
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_out__may_overlap_a_broadcast_input(small_case, rng):
+def test_out_may_overlap_broadcast_input(small_case, rng):
     operation = next(x for x in PER_BIN if x.name == "emd_grad")
     p, q = operation.draw(rng, (37,), small_case.n_bins)
     memory = np.empty_like(q)
@@ -148,7 +148,7 @@ def test_out__may_overlap_a_broadcast_input(small_case, rng):
     np.testing.assert_array_equal(memory, ref)
 
 
-def test_out__of_value_and_grad_may_be_a_list(small_case, rng):
+def test_out_of_value_and_grad_may_be_list(small_case, rng):
     operation = next(x for x in OPERATIONS if x.name == "emd_value_and_grad")
     p, q = operation.draw(rng, (5,), small_case.n_bins)
     ref = operation((p, q), small_case.space, 2)
@@ -160,7 +160,7 @@ def test_out__of_value_and_grad_may_be_a_list(small_case, rng):
     np.testing.assert_array_equal(grad, ref[1])
 
 
-def test_out__of_value_and_grad_may_not_share_memory(backend):
+def test_out_of_value_and_grad_must_not_share_memory(backend):
     memory = np.zeros((2, 3))
     p, q, chain = np.eye(3)[:2], np.eye(3)[1:], fastemd.Chain(3)
     with pytest.raises(ValueError, match="out: the arrays for value and grad share memory"):
@@ -169,7 +169,7 @@ def test_out__of_value_and_grad_may_not_share_memory(backend):
 
 
 @pytest.mark.parametrize("kind", [np.matrix, np.memmap])
-def test_out__of_a_subclass_is_written(kind, tmp_path, backend):
+def test_out_accepts_subclasses_of_ndarray(kind, tmp_path, backend):
     grad = (
         np.zeros((2, 3)).view(kind)
         if kind is np.matrix
@@ -195,7 +195,7 @@ OVERLAPPING = {
 
 @each
 @pytest.mark.parametrize("make", OVERLAPPING.values(), ids=OVERLAPPING.keys())
-def test_functions_refuse_an_out_that_overlaps_itself(operation, small_case, make, rng):
+def test_out_must_not_overlap_itself(operation, small_case, make, rng):
     if not SHARES_MEMORY:
         pytest.skip("copies to a device do not overlap")
     arrays = operation.draw(rng, (4,), small_case.n_bins)
@@ -210,7 +210,7 @@ def test_functions_refuse_an_out_that_overlaps_itself(operation, small_case, mak
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="tensors on the CPU")
-def test_functions_refuse_expanded_tensors_as_out(backend):
+def test_out_rejects_expanded_tensors(backend):
     torch = needed("torch")
     p, q = torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([0.0, 1.0])
     for out in (torch.zeros(1).expand(2), torch.zeros(2, 1).T[0].expand(2)):

@@ -37,7 +37,7 @@ def _centred(x):
 @each_method
 @pytest.mark.parametrize("n_iter", [1, 2, 7])
 @pytest.mark.parametrize("lam", [0.01, 1, 30])
-def test_sinkhorn__does_what_the_algorithm_says(method, n_iter, lam, rng, backend):
+def test_sinkhorn_agrees_with_naive(method, n_iter, lam, rng, backend):
     p, q, cost = _problem(rng)
     comp = backend.sinkhorn(p, q, cost, lam=lam, max_iter=n_iter, method=method)
     ref = [naive.sinkhorn(a, b, cost, lam, n_iter) for a, b in zip(p, q, strict=True)]
@@ -51,7 +51,7 @@ def test_sinkhorn__does_what_the_algorithm_says(method, n_iter, lam, rng, backen
 
 @pytest.mark.parametrize("n_iter", [1, 4, 25, pytest.param(600, marks=hardware)])
 @pytest.mark.parametrize("lam", [0.1, 100, 1e3, 1e5])
-def test_sinkhorn__in_the_log_domain_takes_any_lambda(lam, n_iter, rng, backend):
+def test_sinkhorn_log_accepts_any_lambda(lam, n_iter, rng, backend):
     p, q, cost = _problem(rng, n=30)
     comp = backend.sinkhorn(p, q, cost, lam=lam, max_iter=n_iter, method="log")
     ref = [naive.log_sinkhorn(a, b, cost, lam, n_iter)[:2] for a, b in zip(p, q, strict=True)]
@@ -61,7 +61,7 @@ def test_sinkhorn__in_the_log_domain_takes_any_lambda(lam, n_iter, rng, backend)
 
 
 @pytest.mark.parametrize("n_iter", [1, 4])
-def test_sinkhorn__error_is_by_how_much_the_plan_missed_p(n_iter, rng, backend):
+def test_sinkhorn_error_is_violation_of_marginal_p(n_iter, rng, backend):
     p, q, cost = _problem(rng)
     p, q = 3 * p, 3 * q
     before = [naive.log_sinkhorn(a, b, cost, 5, n_iter - 1)[2] for a, b in zip(p, q, strict=True)]
@@ -72,7 +72,7 @@ def test_sinkhorn__error_is_by_how_much_the_plan_missed_p(n_iter, rng, backend):
 
 
 @each_method
-def test_sinkhorn__rows_stop_by_themselves(method, rng, backend):
+def test_sinkhorn_rows_stop_independently(method, rng, backend):
     n_rows = 6 if SIMULATED else 40
     p, q, cost = _problem(rng, n_rows)
     keywords = {"lam": 20, "max_iter": 500, "tol": 1e-4, "method": method}
@@ -91,7 +91,7 @@ def test_sinkhorn__rows_stop_by_themselves(method, rng, backend):
 
 
 @each_method
-def test_sinkhorn__broadcasts(method, rng, backend):
+def test_sinkhorn_broadcasts(method, rng, backend):
     p, q, cost = _problem(rng)
     comp = backend.sinkhorn(p[:, None], q[:3], cost, lam=5, method=method)
     assert comp.value.shape == comp.n_iter.shape == comp.error.shape == (5, 3)
@@ -117,7 +117,7 @@ def test_sinkhorn__broadcasts(method, rng, backend):
     [fastemd.Chain(6), pytest.param(fastemd.datasets.imagenet_tree(), marks=hardware)],
     ids=repr,
 )
-def test_sinkhorn__takes_a_space_for_its_cost_matrix(method, space, rng, backend):
+def test_sinkhorn_accepts_space_as_cost(method, space, rng, backend):
     p, q = rng.dirichlet(np.ones(space.n_bins), (2, 2)).astype(np.float32)
     comp = backend.sinkhorn(p, q, space, lam=1, max_iter=3, method=method)
     cost = space.cost_matrix().astype(np.float32)
@@ -127,7 +127,7 @@ def test_sinkhorn__takes_a_space_for_its_cost_matrix(method, space, rng, backend
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_sinkhorn__takes_a_tolerance(rng, backend):
+def test_sinkhorn_accepts_tolerance(rng, backend):
     p, q, cost = _problem(rng)
     with pytest.raises(ValueError, match="row 0 has unequal masses"):
         backend.sinkhorn(1.001 * p, q, cost, lam=5)
@@ -148,7 +148,7 @@ def test_sinkhorn__takes_a_tolerance(rng, backend):
     [pytest.param(np.array([[0, 1e39], [1, 0]]), id="matrix"), fastemd.Chain(2, gaps=[1e39])],
     ids=repr,
 )
-def test_sinkhorn_rejects_costs_beyond_the_range_of_float32(cost, method, backend):
+def test_sinkhorn_rejects_costs_beyond_float32(cost, method, backend):
     p, q = np.eye(2, dtype=np.float32)
     with pytest.raises(ValueError, match=r"cost: not finite, inf from bin 0 to 1; .* in float32"):
         backend.sinkhorn(p, q, cost, lam=1, dtype=np.float32, method=method)
@@ -156,7 +156,7 @@ def test_sinkhorn_rejects_costs_beyond_the_range_of_float32(cost, method, backen
 
 @cpu
 @each_method
-def test_sinkhorn_converts_long_double_where_floating_point_errors_raise(method, backend):
+def test_sinkhorn_converts_long_double_if_floating_point_errors_raise(method, backend):
     tiny = np.longdouble("1e-320")
     arguments = np.array([1, tiny]), np.array([tiny, 1]), np.array([[0, tiny], [1, 1]])
     ref = backend.sinkhorn(*arguments, lam=1, method=method)
@@ -166,7 +166,7 @@ def test_sinkhorn_converts_long_double_where_floating_point_errors_raise(method,
         np.testing.assert_array_equal(ours, wanted)
 
 
-def test_sinkhorn__types(rng, backend):
+def test_sinkhorn_returns_type_of_inputs(rng, backend):
     p, q, cost = _problem(rng)
     single = [x.astype(np.float32) for x in (p, q, cost)]
     assert backend.sinkhorn(*single, lam=1).value.dtype == np.float32
@@ -180,7 +180,7 @@ def test_sinkhorn__types(rng, backend):
 
 
 @pytest.mark.parametrize(("dtype", "lam"), [(np.float32, 110.0), (np.float64, 800.0)])
-def test_sinkhorn__reports_its_failures_without_warnings(dtype, lam, rng, backend):
+def test_sinkhorn_reports_failure_without_warning(dtype, lam, rng, backend):
     p, q, _ = _problem(rng)
     cost = 0.9 + 0.1 * np.arange(144).reshape(12, 12) / 144
     good = np.ones((12, 12)) / 1000
@@ -194,7 +194,7 @@ def test_sinkhorn__reports_its_failures_without_warnings(dtype, lam, rng, backen
     assert backend.sinkhorn(p, q, cost, **keywords, method="log").converged.all()
 
 
-def test_sinkhorn__masses_that_cannot_meet_show_in_the_error(backend):
+def test_sinkhorn_error_includes_mass_without_finite_cost(backend):
     """Every way between the two halves underflows to 0, but nothing overflows."""
     cost = np.kron(1 - np.eye(2), np.ones((2, 2)))
     p, q = np.array([0.3, 0.3, 0.2, 0.2]), np.full(4, 0.25)
@@ -207,7 +207,7 @@ def test_sinkhorn__masses_that_cannot_meet_show_in_the_error(backend):
 
 
 @each_method
-def test_sinkhorn__a_mass_of_0_costs_nothing(method, backend):
+def test_sinkhorn_of_zero_mass_is_zero(method, backend):
     comp = backend.sinkhorn(np.zeros(3), np.zeros(3), fastemd.Chain(3), lam=1, method=method)
     assert comp.value == 0.0
     assert comp.converged
@@ -215,7 +215,7 @@ def test_sinkhorn__a_mass_of_0_costs_nothing(method, backend):
 
 
 @each_method
-def test_sinkhorn__gradient_is_that_of_the_regularised_minimum(method, rng, backend):
+def test_sinkhorn_gradient_is_gradient_of_regularised_minimum(method, rng, backend):
     p, q, cost = (x[0] if x.ndim == 2 and len(x) == 5 else x for x in _problem(rng))
     lam, direction = 8.0, _centred(rng.standard_normal(12)) / 50 * p.min()
 
@@ -231,7 +231,7 @@ def test_sinkhorn__gradient_is_that_of_the_regularised_minimum(method, rng, back
 @cpu
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", ["matrix", "tree"])
-def test_sinkhorn__at_large_lambda_is_the_exact_distance(kind, seed, backend):
+def test_sinkhorn_at_large_lambda_equals_exact_emd(kind, seed, backend):
     """Whole-number costs, so that the second-best plan is a unit away: 50 problems in all."""
     rng = np.random.default_rng(seed)
     if kind == "matrix":
@@ -251,7 +251,7 @@ def test_sinkhorn__at_large_lambda_is_the_exact_distance(kind, seed, backend):
 
 @cpu
 @pytest.mark.parametrize("finest", [False, True])
-def test_sinkhorn__of_continuous_costs_at_large_lambda_is_the_exact_distance(finest, backend):
+def test_sinkhorn_of_continuous_costs_at_large_lambda_equals_exact_emd(finest, backend):
     """50 problems. The entropy makes a plan dearer by at most log(N) / lam: lam follows from it."""
     rng = np.random.default_rng(1)
     for _ in range(50):
@@ -265,7 +265,7 @@ def test_sinkhorn__of_continuous_costs_at_large_lambda_is_the_exact_distance(fin
         np.testing.assert_allclose(fastemd.exact_emd(p, q, cost)[0], ref, rtol=1e-9)
 
 
-def test_sinkhorn__rows_go_through_the_stages_by_themselves(rng, backend):
+def test_sinkhorn_rows_change_stages_independently(rng, backend):
     n_rows = 3 if SIMULATED else 20
     p, q, cost = _problem(rng, n_rows)
     keywords = {"lam": 5e4, "max_iter": 3000, "tol": 1e-3, "method": "log"}
@@ -281,7 +281,7 @@ def test_sinkhorn__rows_go_through_the_stages_by_themselves(rng, backend):
 @pytest.mark.parametrize("lam", [3.0, 350.0, 690.0, 30_000.0])
 @pytest.mark.parametrize("mass", [1e-300, 1e300])
 @pytest.mark.parametrize("unit", [1e-290, 1.0, 1e290])
-def test_sinkhorn__in_the_log_domain_any_units_do(lam, mass, unit, rng, backend):
+def test_sinkhorn_log_accepts_any_units(lam, mass, unit, rng, backend):
     p, q, cost = _problem(rng)
     keywords = {"max_iter": 30 if SIMULATED else 300, "method": "log"}
     ref = backend.sinkhorn(p, q, cost, lam=lam, **keywords)
@@ -296,7 +296,7 @@ def test_sinkhorn__in_the_log_domain_any_units_do(lam, mass, unit, rng, backend)
 
 @pytest.mark.parametrize("lam", [1e-300, 1.0, 1e4, 1e300])
 @pytest.mark.parametrize("n", [1, 4])
-def test_sinkhorn__in_the_log_domain_needs_no_costs(lam, n, backend):
+def test_sinkhorn_log_accepts_zero_costs(lam, n, backend):
     p, q = np.full(n, 1 / n), np.eye(n)[0]
     comp = backend.sinkhorn(p, q, np.zeros((n, n)), lam=lam, tol=1e-12, method="log")
     assert comp.value == 0.0
@@ -308,7 +308,7 @@ def test_sinkhorn__in_the_log_domain_needs_no_costs(lam, n, backend):
 @each_method
 @pytest.mark.parametrize("pots", ["sinkhorn", "sinkhorn_log"])
 @pytest.mark.parametrize("lam", [0.5, 5, 50])
-def test_sinkhorn__agrees_with_pot(method, pots, lam, rng, backend):
+def test_sinkhorn_agrees_with_pot(method, pots, lam, rng, backend):
     import ot  # which a machine with a GPU may lack
 
     p, q, cost = _problem(rng)
@@ -326,7 +326,7 @@ def test_sinkhorn__agrees_with_pot(method, pots, lam, rng, backend):
 
 @cpu
 @pytest.mark.parametrize("name", SINKHORN_BASELINES)
-def test_sinkhorn_baselines__all_compute_the_same(name, rng):
+def test_baselines_agree_with_naive(name, rng):
     if "torch" in name:
         needed("torch")
     p, q, cost = _problem(rng)
@@ -338,7 +338,7 @@ def test_sinkhorn_baselines__all_compute_the_same(name, rng):
 
 
 @cpu
-def test_sinkhorn_baselines__a_batch_of_pot_has_one_target(rng):
+def test_batched_pot_requires_one_target(rng):
     p, q, cost = _problem(rng)
     with pytest.raises(NotImplementedError, match="share"):
         SINKHORN_BASELINES["sinkhorn, batched (POT)"](p, q, cost, 5.0, 3)
@@ -347,7 +347,7 @@ def test_sinkhorn_baselines__a_batch_of_pot_has_one_target(rng):
 @cpu
 @each_method
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_kernels__parallel_and_serial_agree(method, dtype, rng, monkeypatch, backend):
+def test_sinkhorn_parallel_agrees_with_serial(method, dtype, rng, monkeypatch, backend):
     p, q = rng.dirichlet(np.ones(40), (2, 100)).astype(dtype)
     cost = rng.random((40, 40)).astype(dtype)
     p[3, 5] = 0.0
@@ -363,7 +363,7 @@ def test_kernels__parallel_and_serial_agree(method, dtype, rng, monkeypatch, bac
 
 
 @cpu
-def test_kernels__do_without_the_lock_if_another_has_it(rng, monkeypatch, backend):
+def test_sinkhorn_runs_serially_without_lock(rng, monkeypatch, backend):
     p, q, cost = _problem(rng)
     monkeypatch.setattr(kernel, "PARALLEL_FROM", 0)
     ref = backend.sinkhorn(p, q, cost, lam=3)
@@ -374,7 +374,7 @@ def test_kernels__do_without_the_lock_if_another_has_it(rng, monkeypatch, backen
 
 
 @cpu
-def test_exp_below__is_exp():
+def test_exp_below_agrees_with_exp():
     x = -np.concatenate([np.linspace(0, 699.99, 10_007), [0.0, 1e-300, 699.999]])
     compiled = numba.njit(lambda y: kernel.exp_below(y))
     np.testing.assert_allclose([compiled(y) for y in x], np.exp(x), rtol=1e-15)

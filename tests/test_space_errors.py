@@ -218,36 +218,36 @@ def _table(cases):
 
 
 @_table(GAPS)
-def test_chain__refuses_bad_gaps(build, error, match):
+def test_chain_rejects_invalid_gaps(build, error, match):
     with pytest.raises(error, match=match):
         build()
 
 
 @_table(PARENTS)
-def test_from_parents__refuses_what_is_not_a_tree(build, error, match):
+def test_from_parents_rejects_non_trees(build, error, match):
     with pytest.raises(error, match=match):
         build()
 
 
 @_table(GRAPHS)
-def test_from_networkx__refuses_what_is_not_a_tree(build, error, match):
+def test_from_networkx_rejects_non_trees(build, error, match):
     with pytest.raises(error, match=match):
         build()
 
 
 @_table(PATHS)
-def test_from_paths__refuses_bad_paths(build, error, match):
+def test_from_paths_rejects_invalid_paths(build, error, match):
     with pytest.raises(error, match=match):
         build()
 
 
 @_table(LINKAGES)
-def test_from_linkage__refuses_what_has_no_cophenetic_distances(build, error, match):
+def test_from_linkage_rejects_invalid_linkages(build, error, match):
     with pytest.raises(error, match=match):
         build()
 
 
-def test_constructors__do_not_change_the_graph():
+def test_constructors_do_not_modify_graph():
     graph = _digraph(RA, RB, AC, lengths=[1, 2, 3])
     before = nx.to_dict_of_dicts(graph)
     before = {a: {b: dict(data) for b, data in row.items()} for a, row in before.items()}
@@ -256,14 +256,14 @@ def test_constructors__do_not_change_the_graph():
     assert nx.to_dict_of_dicts(graph) == before
 
 
-def test_tree__has_no_constructor_of_its_own():
+def test_tree_cannot_be_constructed_directly():
     with pytest.raises(TypeError, match="from_parents"):
         Tree()
     with pytest.raises(TypeError):
         Tree([-1, 0])
 
 
-def test_constructors__take_options_by_name_only():
+def test_constructors_have_keyword_only_options():
     for build in (
         lambda: Tree.from_networkx(V, "r"),
         lambda: Tree.from_parents([-1, 0], None, [1]),
@@ -274,20 +274,20 @@ def test_constructors__take_options_by_name_only():
 
 
 @pytest.mark.parametrize("weights", [["0", "1", "2"], [0, None, 1], [0, 1j, 1], [0, "x", 1.5]])
-def test_from_parents__names_the_node_whose_length_is_no_number(weights):
+def test_from_parents_names_node_with_invalid_length(weights):
     message = r"weights: the length above node [12] is .*; expected a real number"
     with pytest.raises(TypeError, match=message):
         Tree.from_parents([-1, 0, 0], weights)
 
 
-def test_from_parents__refuses_lengths_that_would_overflow():
+def test_from_parents_rejects_lengths_that_overflow():
     with pytest.raises(ValueError, match="weights: the lengths sum to more than"):
         Tree.from_parents([-1, 0, 0], [0, 1e150, 1e150])
     with pytest.raises(ValueError, match="gaps: the lengths sum to more than"):
         Chain(3, gaps=[1e308, 1e308])
 
 
-def test_from_networkx__names_the_node_whose_length_is_no_number():
+def test_from_networkx_names_node_with_invalid_length():
     graph = nx.DiGraph([("all", "cat"), ("all", "dog")])
     nx.set_edge_attributes(graph, {("all", "cat"): 1.0, ("all", "dog"): "abc"}, "weight")
     with pytest.raises(TypeError, match="weight: the length above node 'dog' is of type str"):
@@ -301,7 +301,7 @@ def test_from_networkx__names_the_node_whose_length_is_no_number():
         ([("cat", "animal"), ("dog", "animal")], r"'animal' has more than one parent.*reverse"),
     ],
 )
-def test_from_networkx__says_what_is_wrong_with_the_edges(edges, message):
+def test_from_networkx_explains_invalid_edges(edges, message):
     with pytest.raises(ValueError, match=message):
         Tree.from_networkx(nx.DiGraph(edges))
 
@@ -309,25 +309,25 @@ def test_from_networkx__says_what_is_wrong_with_the_edges(edges, message):
 @pytest.mark.parametrize(
     ("bins", "error"), [(5, TypeError), ([["a"]], ValueError), ([], ValueError)]
 )
-def test_from_networkx__refuses_bins_that_are_no_nodes(bins, error):
+def test_from_networkx_rejects_bins_that_are_no_nodes(bins, error):
     with pytest.raises(error, match="bins: "):
         Tree.from_networkx(nx.DiGraph([(0, 1)]), bins=bins)
 
 
-def test_from_networkx__leaves_of_an_undirected_tree_do_not_depend_on_its_root():
+def test_from_networkx_leaves_of_undirected_tree_do_not_depend_on_root():
     graph = nx.Graph([("r", "cat"), ("r", "dog"), ("r", "car")])
     for root in (None, "cat", "r"):
         assert Tree.from_networkx(graph, root=root).bins == ("cat", "dog", "car")
     assert Tree.from_networkx(nx.Graph([(0, 1)])).bins == (0, 1)
 
 
-def test_from_linkage__explains_an_inversion():
+def test_from_linkage_explains_inversion():
     points = [[0.0, 0.0], [1.0, 0.0], [0.5, 0.8660254]]
     with pytest.raises(ValueError, match=r"Z: cluster 4 at height .* lies below its part 3"):
         Tree.from_linkage(linkage(points, "centroid"))
 
 
-def test_from_paths__takes_any_iterables_of_names():
+def test_from_paths_accepts_any_iterables_of_names():
     ref = Tree.from_paths([("a", "b"), ("a", "c")]).cost_matrix()
     for paths in (np.array([["a", "b"], ["a", "c"]]), (iter(x) for x in (["a", "b"], ["a", "c"]))):
         np.testing.assert_array_equal(Tree.from_paths(paths).cost_matrix(), ref)
@@ -367,19 +367,19 @@ def _refuses_names(missing):
         Tree.from_networkx(nx.DiGraph([("a", "b")]), root=missing)
 
 
-def test_tree_refuses_labels_that_do_not_equal_themselves(missing):
+def test_tree_rejects_labels_that_do_not_equal_themselves(missing):
     _refuses_names(missing)
 
 
-def test_tree_refuses_missing_labels_of_pandas(missing_of_pandas):
+def test_tree_rejects_missing_labels_of_pandas(missing_of_pandas):
     _refuses_names(missing_of_pandas)
 
 
-def test_from_paths_accepts_none_as_a_name():
+def test_from_paths_accepts_none_as_name():
     assert Tree.from_paths([("a", None), (None,)]).bins == (("a", None), (None,))
 
 
-def test_from_paths_names_the_path_that_is_no_sequence():
+def test_from_paths_names_path_that_is_no_sequence():
     with pytest.raises(TypeError, match=r"^paths: path 1 is nan \(float\)"):
         Tree.from_paths([("a",), NAN])
     with pytest.raises(TypeError, match=r"^paths: expected an iterable of paths"):
@@ -387,18 +387,18 @@ def test_from_paths_names_the_path_that_is_no_sequence():
 
 
 @pytest.mark.parametrize("name", [["x"], ("x", ["y"])])
-def test_from_paths_refuses_names_that_are_not_hashable(name):
+def test_from_paths_rejects_names_that_are_not_hashable(name):
     with pytest.raises(TypeError, match=r"^paths: the name at index 0 of path 1 .* not hashable"):
         Tree.from_paths([("a",), (name,)])
 
 
 @pytest.mark.parametrize("weights", [[1.0], 3, "ab"])
-def test_from_paths_refuses_weights_that_are_no_mapping(weights):
+def test_from_paths_rejects_weights_that_are_no_mapping(weights):
     with pytest.raises(TypeError, match=r"^weights: expected a mapping"):
         Tree.from_paths([("a",)], weights=weights)
 
 
-def test_tree_cuts_long_labels_in_messages():
+def test_tree_shortens_long_labels_in_messages():
     label = "x" * 1000
     graph = nx.DiGraph([("r", label), ("s", label)])
     with pytest.raises(ValueError, match=r"node 'xxx.*\.\.\. has more than one parent") as caught:
@@ -417,12 +417,12 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize("gaps", LENGTHS.values(), ids=LENGTHS.keys())
-def test_chain_refuses_gaps_that_are_no_numbers(gaps):
+def test_chain_rejects_gaps_that_are_no_numbers(gaps):
     with pytest.raises(TypeError, match=r"^gaps: .*; expected"):
         Chain(3, gaps)
 
 
-def test_chain_refuses_a_gap_too_large_for_a_float():
+def test_chain_rejects_gap_beyond_float64():
     with pytest.raises(ValueError, match=r"^gaps: the length after bin 1 is inf; expected"):
         Chain(3, [1, 10**400])
 
@@ -438,17 +438,17 @@ PARENT_ENTRIES = {
 
 
 @pytest.mark.parametrize("parents", PARENT_ENTRIES.values(), ids=PARENT_ENTRIES.keys())
-def test_from_parents_refuses_parents_that_are_no_integers(parents):
+def test_from_parents_rejects_parents_that_are_no_integers(parents):
     with pytest.raises(TypeError, match=r"^parents: .*; expected"):
         Tree.from_parents(parents)
 
 
-def test_from_parents_refuses_a_parent_too_large_for_an_index():
+def test_from_parents_rejects_parent_too_large_for_index():
     with pytest.raises(ValueError, match=r"^parents: .*node 1 has parent 1000.*; expected"):
         Tree.from_parents([-1, 10**40])
 
 
-def test_from_networkx_refuses_a_weight_that_no_edge_has():
+def test_from_networkx_rejects_weight_that_no_edge_has():
     graph = _digraph(RA, RB, AC, lengths=[1, 2, 3])
     nx.set_edge_attributes(graph, "red", "colour")
     message = r"^weight: no edge has the attribute 'distance'; .*'weight', 'colour'"
@@ -461,7 +461,7 @@ def test_from_networkx_refuses_a_weight_that_no_edge_has():
         Tree.from_networkx(V, weight="distance")
 
 
-def test_from_networkx_names_the_edge_without_the_weight():
+def test_from_networkx_names_edge_without_weight():
     graph = nx.DiGraph([RA, RB])
     graph.edges[RA]["length"] = 2.0
     with pytest.raises(
@@ -471,28 +471,28 @@ def test_from_networkx_names_the_edge_without_the_weight():
 
 
 @pytest.mark.parametrize("height", [np.inf, np.nan])
-def test_from_linkage_names_the_row_whose_height_is_not_finite(height):
+def test_from_linkage_names_row_with_nonfinite_height(height):
     with pytest.raises(ValueError, match=r"^Z: row 1 has height (inf|nan); expected"):
         Tree.from_linkage([[0, 1, 1.0, 2], [2, 3, height, 3]])
 
 
-def test_from_linkage_names_the_row_whose_height_is_negative():
+def test_from_linkage_names_row_with_negative_height():
     with pytest.raises(ValueError, match=r"^Z: row 0 has height -1.0; expected"):
         Tree.from_linkage([[0, 1, -1.0, 2]])
 
 
-def test_from_linkage_refuses_what_is_no_matrix_of_numbers():
+def test_from_linkage_rejects_non_numeric_matrices():
     with pytest.raises(TypeError, match=r"^Z: expected a linkage matrix"):
         Tree.from_linkage([["0", "1", "x", "2"]])
 
 
 @pytest.mark.parametrize(("dtype", "step"), [(np.float64, 1e-7), (np.float32, 1e-3)])
-def test_from_linkage_refuses_inversions_beyond_rounding(dtype, step):
+def test_from_linkage_rejects_inversions_beyond_rounding(dtype, step):
     with pytest.raises(ValueError, match=r"^Z: cluster 4 at height .* lies below its part 3 at"):
         Tree.from_linkage(np.array([[0, 1, 0.1, 2], [2, 3, 0.1 * (1 - step), 3]], dtype))
 
 
-def test_from_linkage_refuses_inversions_that_add_up_beyond_rounding():
+def test_from_linkage_rejects_inversions_that_add_up_beyond_rounding():
     n = 1000
     heights = 1.0 - 1e-8 * np.arange(n)
     merges = [[max(n + i, i), i + 1, h, i + 2] for i, h in enumerate(heights)]
@@ -501,6 +501,6 @@ def test_from_linkage_refuses_inversions_that_add_up_beyond_rounding():
         Tree.from_linkage(merges)
 
 
-def test_from_linkage_refuses_masked_entries():
+def test_from_linkage_rejects_masked_entries():
     with pytest.raises(ValueError, match=r"^Z: 1 of 4 entries masked"):
         Tree.from_linkage(np.ma.array([[0, 1, 1.0, 2]], mask=[[0, 0, 1, 0]]))

@@ -22,7 +22,7 @@ ARRAYS = ["parent", "weight", "bin_node"]
 
 
 @given(cases())
-def test_spaces__describe_the_tree_that_was_given(case):
+def test_spaces_preserve_distances_of_description(case):
     space, ground = case
     comp = naive.ground(space)
     assert (space.n_nodes, space.n_bins) == (len(ground.parent), len(ground.bin_node))
@@ -45,7 +45,7 @@ def _signatures(ground):
 
 
 @given(cases())
-def test_spaces__are_in_post_order(case):
+def test_spaces_are_in_post_order(case):
     space, _ = case
     root = space.n_nodes - 1
     assert space.parent[root] == -1
@@ -61,7 +61,7 @@ def test_spaces__are_in_post_order(case):
 
 
 @given(cases())
-def test_spaces__know_their_depth_and_diameter(case):
+def test_spaces_have_depth_and_diameter(case):
     space, ground = case
     levels = nx.single_source_shortest_path_length(naive.graph(ground), ground.parent.index(-1))
     assert space.depth == max(levels.values())
@@ -70,7 +70,7 @@ def test_spaces__know_their_depth_and_diameter(case):
 
 
 @given(cases(max_nodes=20))
-def test_cost_matrix__is_networkxs_shortest_paths(case):
+def test_cost_matrix_agrees_with_shortest_paths_of_networkx(case):
     comp = case.space.cost_matrix()
     assert_close(comp, naive.cost_matrix(case.ground), rtol=1e-14)
     np.testing.assert_array_equal(comp, comp.T)
@@ -78,7 +78,7 @@ def test_cost_matrix__is_networkxs_shortest_paths(case):
 
 
 @pytest.mark.parametrize("stem", [0.0, 1.0, 1e8, 1e15])
-def test_cost_matrix__keeps_short_paths_far_from_the_root(stem):
+def test_cost_matrix_is_accurate_for_short_paths_far_from_root(stem):
     """Two leaves at distance 0.3 below a stem of any length: no difference of large numbers."""
     tree = fastemd.Tree.from_parents([-1, 0, 1, 1, 0], [0, stem, 0.1, 0.2, 4])
     short, first, second = 0.1 + 0.2, stem + 4.1, stem + 4.2
@@ -86,7 +86,7 @@ def test_cost_matrix__keeps_short_paths_far_from_the_root(stem):
     np.testing.assert_allclose(tree.cost_matrix(), ref, rtol=1e-14)
 
 
-def test_spaces__have_arrays_of_the_documented_types(case):
+def test_spaces_have_arrays_of_documented_types(case):
     space = case.space
     assert all(getattr(space, name).dtype.kind == "i" for name in ("parent", "bin_node"))
     assert space.weight.dtype == np.float64
@@ -100,7 +100,7 @@ def test_spaces__have_arrays_of_the_documented_types(case):
     assert isinstance(space.diameter, float)
 
 
-def test_spaces__are_immutable(case):
+def test_spaces_are_immutable(case):
     space = case.space
     for name in (*ARRAYS, "n_bins", "n_nodes", "bins", "depth", "diameter", "anything_new"):
         with pytest.raises(AttributeError):
@@ -113,7 +113,7 @@ def test_spaces__are_immutable(case):
             getattr(space, name)[0] = 0
 
 
-def test_spaces__do_not_watch_the_arrays_they_were_built_from():
+def test_spaces_copy_input_arrays():
     gaps, parents, weights = np.ones(2), np.array([-1, 0, 0]), np.array([0.0, 1.0, 2.0])
     chain, tree = fastemd.Chain(3, gaps), fastemd.Tree.from_parents(parents, weights)
     gaps[:], parents[:], weights[:] = 9, 1, 9
@@ -122,7 +122,7 @@ def test_spaces__do_not_watch_the_arrays_they_were_built_from():
     assert gaps.flags.writeable
 
 
-def test_spaces__hash_by_identity(case):
+def test_spaces_hash_by_identity(case):
     other = pickle.loads(pickle.dumps(case.space))
     assert {case.space: 1, other: 2}[case.space] == 1
     assert case.space != other
@@ -131,7 +131,7 @@ def test_spaces__hash_by_identity(case):
 @pytest.mark.parametrize(
     "duplicate", [copy.copy, copy.deepcopy, lambda space: pickle.loads(pickle.dumps(space))]
 )
-def test_spaces__survive_copying_and_pickling(case, duplicate, rng):
+def test_spaces_survive_copying_and_pickling(case, duplicate, rng):
     p, q = random_pair(rng, (3, case.n_bins))
     for used in (False, True):  # with nothing cached, and with all that a call may have cached
         if used:
@@ -149,7 +149,7 @@ def test_spaces__survive_copying_and_pickling(case, duplicate, rng):
             other.n_bins = 3
 
 
-def test_spaces__repr_says_what_they_are(case):
+def test_spaces_repr_names_kind_and_size(case):
     text = repr(case.space)
     assert type(case.space).__name__ in text
     assert f"n_bins={case.n_bins}" in text.replace("n_bins = ", "n_bins=")
@@ -157,7 +157,7 @@ def test_spaces__repr_says_what_they_are(case):
 
 
 @given(cases())
-def test_to_networkx__round_trip(case):
+def test_to_networkx_round_trip(case):
     graph = case.space.to_networkx()
     assert isinstance(graph, nx.DiGraph)
     assert nx.is_arborescence(graph)
@@ -169,7 +169,7 @@ def test_to_networkx__round_trip(case):
     assert _signatures(naive.ground(again)) == _signatures(naive.ground(case.space))
 
 
-def test_to_networkx__keeps_the_users_names():
+def test_to_networkx_preserves_node_names():
     edges = [
         ("all", "animal", 2.0),
         ("animal", "cat", 1.0),
@@ -185,7 +185,7 @@ def test_to_networkx__keeps_the_users_names():
 
 
 @given(st.data(), grounds())
-def test_from_networkx__takes_graphs_of_either_kind(data, ground):
+def test_from_networkx_accepts_directed_and_undirected_graphs(data, ground):
     undirected = naive.graph(ground)
     root = data.draw(st.sampled_from(range(len(ground.parent))))
     directed = nx.DiGraph()
@@ -202,12 +202,12 @@ def test_from_networkx__takes_graphs_of_either_kind(data, ground):
 
 
 @given(grounds(max_nodes=20))
-def test_from_networkx__hangs_an_undirected_tree_at_its_centre(ground):
+def test_from_networkx_roots_undirected_tree_at_centre(ground):
     tree = fastemd.Tree.from_networkx(naive.graph(ground), bins=ground.bin_node)
     assert tree.depth == nx.radius(naive.graph(ground))
 
 
-def test_from_networkx__reads_weights_of_any_name_or_none(rng):
+def test_from_networkx_accepts_any_weight_name_or_none(rng):
     graph = nx.DiGraph([("r", "b"), ("r", "a"), ("a", "d"), ("a", "c")])
     tree = fastemd.Tree.from_networkx(graph)
     assert tree.bins == ("b", "d", "c")  # the leaves in the graph's node order
@@ -221,7 +221,7 @@ def test_from_networkx__reads_weights_of_any_name_or_none(rng):
 
 
 @given(grounds())
-def test_from_parents__bins_are_the_leaves_unless_given(ground):
+def test_from_parents_uses_leaves_as_default_bins(ground):
     tree = fastemd.Tree.from_parents(ground.parent)
     leaves = sorted(set(range(len(ground.parent))) - set(ground.parent))
     assert tree.bins == tuple(leaves)
@@ -233,7 +233,7 @@ def test_from_parents__bins_are_the_leaves_unless_given(ground):
     assert _signatures(naive.ground(again)) == _signatures(ground)
 
 
-def test_from_paths__builds_the_hierarchy_of_the_names():
+def test_from_paths_builds_hierarchy_of_names():
     paths = [("animal", "cat"), ("car",), ("animal", "dog", "poodle"), ("animal", "dog")]
     tree = fastemd.Tree.from_paths(paths)
     assert tree.bins == tuple(paths)
@@ -242,7 +242,7 @@ def test_from_paths__builds_the_hierarchy_of_the_names():
     np.testing.assert_array_equal(tree.cost_matrix(), ref)
 
 
-def test_from_paths__names_count_by_their_place():
+def test_from_paths_distinguishes_equal_names_by_prefix():
     """The same name under two parents, or twice in one path, is another node."""
     tree = fastemd.Tree.from_paths([("a", "x"), ("b", "x"), ("x", "x"), (1, 2)])
     ref = np.full((4, 4), 4.0) - 4 * np.eye(4)
@@ -250,7 +250,7 @@ def test_from_paths__names_count_by_their_place():
     assert tree.n_nodes == 9
 
 
-def test_from_paths__takes_lengths_by_prefix():
+def test_from_paths_accepts_lengths_by_prefix():
     weights = {("a",): 1.0, ("a", "x"): 2.0, ("a", "y"): 0.0, ("b",): 8}
     tree = fastemd.Tree.from_paths([("a", "x"), ("a", "y"), ("b",)], weights=weights)
     np.testing.assert_array_equal(tree.cost_matrix(), [[0, 2, 11], [2, 0, 9], [11, 9, 0]])
@@ -258,7 +258,7 @@ def test_from_paths__takes_lengths_by_prefix():
 
 @pytest.mark.parametrize("method", ["single", "complete", "average", "ward"])
 @pytest.mark.parametrize("n", [2, 3, 30])
-def test_from_linkage__has_the_cophenetic_distances(method, n, rng):
+def test_from_linkage_has_cophenetic_distances(method, n, rng):
     points = rng.normal(size=(n, 3))
     merges = linkage(points, method)
     tree = fastemd.Tree.from_linkage(merges)
@@ -271,7 +271,7 @@ def test_from_linkage__has_the_cophenetic_distances(method, n, rng):
     )
 
 
-def test_chain__has_bin_k_on_node_k():
+def test_chain_has_bin_k_on_node_k():
     chain = fastemd.Chain(4, [2, 0.5, 3])
     assert chain.parent.tolist() == [1, 2, 3, -1]
     assert chain.weight.tolist() == [2.0, 0.5, 3.0, 0.0]
@@ -302,7 +302,7 @@ def test_from_networkx_ignores_lengths_for_weight_none():
     np.testing.assert_array_equal(tree.cost_matrix(), [[0, 2], [2, 0]])
 
 
-def test_from_networkx_accepts_a_graph_without_edges_for_any_weight():
+def test_from_networkx_accepts_graph_without_edges_for_any_weight():
     graph = nx.Graph()
     graph.add_node("r")
     assert fastemd.Tree.from_networkx(graph, weight="length").bins == ("r",)
@@ -330,7 +330,7 @@ def test_from_parents_accepts_integers_of_any_kind(name):
     assert tree.parent.tolist() == [2, 2, -1]
 
 
-def test_from_parents_ignores_the_masked_length_of_the_root():
+def test_from_parents_ignores_masked_length_of_root():
     weights = np.ma.array([0.0, 2.0, 3.0], mask=[True, False, False])
     assert fastemd.Tree.from_parents([-1, 0, 0], weights).weight.tolist() == [2.0, 3.0, 0.0]
 
@@ -353,7 +353,7 @@ def test_spaces_accept_columns_of_pandas(real, integer):
             fastemd.Chain(3, gaps)
 
 
-def test_from_paths_accepts_weights_in_a_series():
+def test_from_paths_accepts_weights_in_series():
     pandas = pytest.importorskip("pandas")
     index = pandas.Index([("a",), ("a", "x"), ("b",)], tupleize_cols=False)
     weights = pandas.Series([1.0, 2.0, 3.0], index=index)

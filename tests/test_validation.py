@@ -46,7 +46,7 @@ def _deferred(match):
 @pytest.mark.parametrize("row", [0, 3, B - 1])
 @pytest.mark.parametrize("bin_", [0, 3, 4])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_functions__refuse_a_negative_mass(operation, name, row, bin_, dtype, small_case, rng):
+def test_functions_reject_negative_mass(operation, name, row, bin_, dtype, small_case, rng):
     name = name if name in operation.arrays else "p"
     arrays = operation.draw(rng, (B,), small_case.n_bins, dtype)
     _spoil(arrays, operation, name, row, bin_, -0.25)
@@ -58,7 +58,7 @@ def test_functions__refuse_a_negative_mass(operation, name, row, bin_, dtype, sm
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("bin_", [0, 3, 4])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_functions__refuse_what_is_not_finite(operation, name, value, bin_, dtype, small_case, rng):
+def test_functions_reject_nonfinite_values(operation, name, value, bin_, dtype, small_case, rng):
     name = name if name in operation.arrays else "p"
     arrays = operation.draw(rng, (B,), small_case.n_bins, dtype)
     _spoil(arrays, operation, name, B - 1, bin_, value)
@@ -69,14 +69,14 @@ def test_functions__refuse_what_is_not_finite(operation, name, value, bin_, dtyp
 @pytest.mark.parametrize("row", [0, 3, B - 1])
 @pytest.mark.parametrize("factor", [0.0, 0.8, 1.01])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_functions__refuse_unequal_masses(operation, row, factor, dtype, small_case, rng):
+def test_functions_reject_unequal_masses(operation, row, factor, dtype, small_case, rng):
     arrays = operation.draw(rng, (B,), small_case.n_bins, dtype)
     arrays[1][row] *= dtype(factor)
     _assert_refused(operation, arrays, small_case.space, rf"\brow {row}\b.*mass")
 
 
 @each_of_two
-def test_functions__equal_infinite_masses_are_not_finite(operation, small_case, rng):
+def test_functions_reject_equal_infinite_masses(operation, small_case, rng):
     """inf - inf is not a number, which compares with nothing."""
     arrays = operation.draw(rng, (3,), small_case.n_bins)
     arrays[0][1, 2] = arrays[1][1, 2] = np.inf
@@ -84,7 +84,7 @@ def test_functions__equal_infinite_masses_are_not_finite(operation, small_case, 
 
 
 @each
-def test_functions__name_the_first_bad_row(operation, small_case, rng):
+def test_functions_name_first_invalid_row(operation, small_case, rng):
     arrays = operation.draw(rng, (B,), small_case.n_bins)
     first, second = B * 2 // 3, B // 3
     arrays[0][first, 1] = -1.0
@@ -97,7 +97,7 @@ def test_functions__name_the_first_bad_row(operation, small_case, rng):
 
 
 @each_of_two
-def test_functions__count_the_rows_of_the_broadcast_batch(operation, small_case, rng):
+def test_functions_name_invalid_row_of_broadcast_batch(operation, small_case, rng):
     n = small_case.n_bins
     p, q, v = BY_NAME["emd_hvp"].draw(rng, (4, 3), n)
     p, q, v = p[:, :1].copy(), q[:1].copy(), v
@@ -111,7 +111,7 @@ def test_functions__count_the_rows_of_the_broadcast_batch(operation, small_case,
 
 
 @each_of_two
-def test_functions__of_one_row_name_no_row(operation, small_case, rng):
+def test_functions_of_one_row_name_no_row(operation, small_case, rng):
     for name, value, word in [("p", np.nan, "finite"), ("q", -1.0, "negative"), ("p", 2.0, "mass")]:
         arrays = operation.draw(rng, (), small_case.n_bins)
         arrays[operation.arrays.index(name)][1] = value
@@ -122,7 +122,7 @@ def test_functions__of_one_row_name_no_row(operation, small_case, rng):
 
 
 @pytest.mark.parametrize("text", ["-0.25", "bin 3"])
-def test_functions__say_which_number_is_wrong(text, small_case, rng, backend):
+def test_emd_names_invalid_value_and_bin(text, small_case, rng, backend):
     p, q = BY_NAME["emd"].draw(rng, (5,), small_case.n_bins)
     p[2, 3] = -0.25
     with pytest.raises(ValueError, match=text):
@@ -146,7 +146,7 @@ def test_functions__say_which_number_is_wrong(text, small_case, rng, backend):
     ],
 )
 @pytest.mark.parametrize("mass", [1.0, 2.0**-13, 2.0**15])
-def test_functions__equal_mass_is_relative_to_the_type_and_the_mass(
+def test_functions_tolerance_is_relative_to_type_and_mass(
     operation, dtypes, off, refused, mass, small_case
 ):
     if np.int64 in dtypes:
@@ -162,7 +162,7 @@ def test_functions__equal_mass_is_relative_to_the_type_and_the_mass(
 
 @each
 @pytest.mark.parametrize("value", [-0.0, 0.0, 5e-324, 1e-300, 1e100])
-def test_functions__accept_what_only_looks_wrong(operation, value, small_case):
+def test_functions_accept_unusual_valid_values(operation, value, small_case):
     """Minus zero, rows without any mass, the tiniest and large masses; and any finite v."""
     arrays = [np.full((3, small_case.n_bins), value) for _ in operation.arrays]
     if "v" in operation.arrays:
@@ -236,14 +236,14 @@ def test_functions_accept_float32_probabilities_as_float64(rng, backend):
 
 @each
 @pytest.mark.parametrize("dtype", [np.int64, np.float16])
-def test_functions__look_at_numbers_of_other_types(operation, dtype, small_case):
+def test_functions_validate_other_types(operation, dtype, small_case):
     arrays = [np.ones((5, small_case.n_bins), dtype) for _ in operation.arrays]
     arrays[0][4, 0] = -1
     _assert_refused(operation, arrays, small_case.space, r"\bp\b.*\brow 4\b.*negative")
 
 
 @each
-def test_functions__look_at_numbers_in_any_layout(operation, small_case, rng):
+def test_functions_validate_any_memory_layout(operation, small_case, rng):
     arrays = operation.draw(rng, (40, 3), small_case.n_bins)
     arrays[0][39, 1, 2] = -1.0
     for view in (np.asfortranarray, lambda x: x[..., ::-1].copy()[..., ::-1]):
@@ -252,14 +252,14 @@ def test_functions__look_at_numbers_in_any_layout(operation, small_case, rng):
 
 
 @pytest.mark.parametrize("name", ["emd", "embed"])
-def test_functions__refuse_a_mass_that_overflows(name):
+def test_functions_reject_mass_that_overflows(name):
     huge = np.full((3, 2), 1.5e308)
     huge[:2] = 1.0
     with pytest.raises(ValueError, match="row 2: the mass is beyond"):
         BY_NAME[name]([huge] * len(BY_NAME[name].arrays), fastemd.Chain(2), 1)
 
 
-def test_emd__one_pair_is_blamed_without_a_row(backend):
+def test_emd_of_one_pair_names_no_row(backend):
     with pytest.raises(ValueError, match=r"^p and q have unequal masses, p sums to 1"):
         backend.emd([1.0, 0.0], [0.0, 0.5], fastemd.Chain(2), 1)
     with pytest.raises(ValueError, match=r"^q is not finite, nan at bin 1"):
@@ -267,7 +267,7 @@ def test_emd__one_pair_is_blamed_without_a_row(backend):
 
 
 @hardware  # a million bins
-def test_emd__sums_the_masses_of_many_bins_exactly_enough(backend):
+def test_emd_sums_masses_of_many_bins_in_float64(backend):
     """A million float32 masses of 1e-6 sum to 1; adding them up in float32 would miss by 1e-3."""
     chain = fastemd.Chain(1_000_000)
     p, q = np.full(chain.n_bins, 1e-6, np.float32), np.zeros(chain.n_bins, np.float32)
@@ -279,7 +279,7 @@ def test_emd__sums_the_masses_of_many_bins_exactly_enough(backend):
 
 
 @each
-def test_validate_takes_a_bool_or_a_float_only(operation, small_case, rng):
+def test_validate_must_be_bool_or_float(operation, small_case, rng):
     arrays = operation.draw(rng, (3,), small_case.n_bins)
     for validate in (True, False, np.True_, np.False_, 1e-6, np.float32(1e-3)):
         operation(arrays, small_case.space, 2, validate=validate)
@@ -289,7 +289,7 @@ def test_validate_takes_a_bool_or_a_float_only(operation, small_case, rng):
 
 
 @pytest.mark.parametrize("validate", [0.0, 1e-6, 1.0])
-def test_embed_has_no_masses_to_compare(validate, small_case, rng, backend):
+def test_embed_does_not_compare_masses(validate, small_case, rng, backend):
     p = BY_NAME["embed"].draw(rng, (9,), small_case.n_bins)[0]
     ref = backend.embed(p, small_case.space, 2)
     np.testing.assert_array_equal(backend.embed(p, small_case.space, 2, validate=validate), ref)
@@ -299,7 +299,7 @@ def test_embed_has_no_masses_to_compare(validate, small_case, rng, backend):
 
 
 @cpu  # see test_cuda.py
-def test_validate__a_tolerance_of_one_s_own(backend):
+def test_validate_accepts_tolerance(backend):
     p, q, chain = [0.5, 0.5], [0.5, 0.51], fastemd.Chain(2)
     assert backend.emd(p, q, chain, 1, validate=0.02) >= 0
     with pytest.raises(ValueError, match=r"unequal masses.*tolerance 5.0e-03"):
@@ -314,6 +314,6 @@ def test_validate__a_tolerance_of_one_s_own(backend):
 
 
 @pytest.mark.parametrize("size", [1e308, 1.7e308])
-def test_embed_names_a_mass_beyond_the_range(size, backend):
+def test_embed_names_row_with_mass_beyond_range(size, backend):
     with pytest.raises(ValueError, match=r"^p: row 1: the mass is beyond"):
         backend.embed([[1.0, 0.0], [size, 0.0]], fastemd.Chain(2), 1, validate=True)

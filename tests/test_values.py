@@ -19,16 +19,16 @@ STAR = fastemd.Tree.from_parents([-1, 0, 0, 0], [0, 1, 2, 4])
 PAIRS = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2], [0, 3, 3, 1, 1, 1, 1])
 
 
-def test_emd__agrees_with_naive(case, rho, rng):
+def test_emd_agrees_with_naive(case, rho, rng):
     assert_agrees(EMD, random_pair(rng, (5, case.n_bins)), case, rho)
 
 
 @given(problems(), rhos)
-def test_emd__agrees_with_naive_on_drawn_problems(problem, rho):
+def test_emd_agrees_with_naive_on_drawn_problems(problem, rho):
     assert_agrees(EMD, (problem.p, problem.q), problem.case, rho)
 
 
-def test_emd__float32_is_the_rounded_float64_result(case, rho, rng, backend):
+def test_emd_float32_is_rounded_float64(case, rho, rng, backend):
     p, q = random_pair(rng, (5, case.n_bins), np.float32)
     comp = backend.emd(p, q, case.space, rho)
     assert comp.dtype == np.float32
@@ -56,31 +56,31 @@ WORKED = [
 
 
 @pytest.mark.parametrize(("space", "p", "q", "values"), WORKED)
-def test_emd__worked_by_hand(space, p, q, values, backend):
+def test_emd_worked_by_hand(space, p, q, values, backend):
     for rho, value in values.items():
         assert backend.emd(p, q, space, rho) == pytest.approx(value, rel=1e-15)
 
 
-def test_emd__between_single_bins_is_the_ground_distance_for_every_rho(case, rho, backend):
+def test_emd_between_single_bins_is_ground_distance_for_every_rho(case, rho, backend):
     one_hot = np.eye(case.n_bins)
     comp = backend.emd(one_hot[:, None], one_hot[None], case.space, rho)
     assert_close(comp, naive.cost_matrix(case.ground), rtol=1e-13)
 
 
-def test_emd__is_exactly_zero_where_p_equals_q(case, rho, rng, backend):
+def test_emd_is_exactly_zero_if_p_equals_q(case, rho, rng, backend):
     p = rng.random((5, case.n_bins))  # masses whose sums do round
     np.testing.assert_array_equal(backend.emd(p, p, case.space, rho), np.zeros(5))
     np.testing.assert_array_equal(backend.emd(0 * p, 0 * p, case.space, rho), np.zeros(5))
 
 
 @pytest.mark.parametrize("mass", [2.0**-40, 255.0, 2.0**30])
-def test_emd__of_histograms_that_do_not_sum_to_one(case, rho, rng, mass, backend):
+def test_emd_of_histograms_of_any_mass(case, rho, rng, mass, backend):
     p, q = random_pair(rng, (4, case.n_bins))
     comp = backend.emd(p * mass, q * mass, case.space, rho)
     np.testing.assert_allclose(comp, mass**rho * naive.emd(p, q, case.ground, rho), rtol=1e-12)
 
 
-def test_emd__tiny_flows_do_not_vanish(small_case, backend):
+def test_emd_of_tiny_flows_is_positive(small_case, backend):
     n = small_case.n_bins
     p, q = np.full(n, 1.0), np.full(n, 1.0)
     p[0], q[-1] = 1 + 2.0**-40, 1 + 2.0**-40
@@ -90,13 +90,13 @@ def test_emd__tiny_flows_do_not_vanish(small_case, backend):
 
 
 @pytest.mark.parametrize("rho", [1.0, np.float32(1.5), np.int64(2), np.float64(3.7), 40])
-def test_emd__takes_rho_as_any_real_number(small_case, rho, rng):
+def test_emd_accepts_rho_of_any_real_type(small_case, rho, rng):
     p, q = random_pair(rng, (3, small_case.n_bins))
     assert_agrees(EMD, (p, q), small_case, rho)
 
 
 @pytest.mark.parametrize("rho", [1 + 2.0**-52, 2 - 2.0**-52, 2 + 2.0**-51, 1.0001, 1.9999])
-def test_emd__is_continuous_in_rho(small_case, rho, rng):
+def test_emd_is_continuous_in_rho(small_case, rho, rng):
     p, q = random_pair(rng, (3, small_case.n_bins))
     assert_agrees(EMD, (p, q), small_case, rho)
 
@@ -104,7 +104,7 @@ def test_emd__is_continuous_in_rho(small_case, rho, rng):
 @pytest.mark.parametrize("name", ["emd", "emd_grad", "emd_value_and_grad"])
 @pytest.mark.parametrize("bad", [0, 3, -1])
 @pytest.mark.parametrize("argument", [0, 1])
-def test_functions__without_validation_a_nan_spoils_its_row_only(
+def test_emd_without_validation_is_nan_in_row_of_nan_only(
     name, bad, argument, small_case, rho, rng
 ):
     arrays = random_pair(rng, (40, small_case.n_bins))
@@ -117,13 +117,13 @@ def test_functions__without_validation_a_nan_spoils_its_row_only(
         np.testing.assert_array_equal(np.delete(comp, 17, 0), np.delete(ref, 17, 0))
 
 
-def test_emd__without_validation_evaluates_the_formula_for_any_numbers(case, rho, rng):
+def test_emd_without_validation_evaluates_formula_for_any_values(case, rho, rng):
     p, q = (rng.integers(-9, 10, (2, 5, case.n_bins)) / 8).astype(float)
     q[:, 0] += (p - q).sum(axis=-1)
     assert_agrees(EMD, (p, q), case, rho, validate=False)
 
 
-def test_emd__of_one_row_is_a_numpy_scalar(small_case, rng, backend):
+def test_emd_of_one_row_is_numpy_scalar(small_case, rng, backend):
     for dtype in (np.float64, np.float32):
         p, q = random_pair(rng, (small_case.n_bins,), dtype)
         comp = backend.emd(p, q, small_case.space, 2)
@@ -133,7 +133,7 @@ def test_emd__of_one_row_is_a_numpy_scalar(small_case, rng, backend):
 
 @pytest.mark.parametrize("name", ["emd", "emd_grad", "emd_hessian", "emd_hessian_diag", "emd_hvp"])
 @pytest.mark.parametrize("kind", ["chain", "tree"])
-def test_functions_are_finite_where_a_power_overflows_on_an_edge_of_length_0(name, kind):
+def test_functions_are_finite_if_power_overflows_on_edge_of_length_0(name, kind):
     """3^999 and 2^998 are beyond float64; on an edge without length they cost nothing."""
     if kind == "chain":
         case = chain_case(3, [0.0, 1.0])

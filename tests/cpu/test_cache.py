@@ -54,14 +54,14 @@ def _only_file(folder):
     return file
 
 
-def test_compiled_is_loaded_from_a_healthy_cache(folder):
+def test_compiled_loads_kernel_from_cache(folder):
     assert not _is_loaded()
     content = _only_file(folder).read_bytes()
     assert _is_loaded()
     assert _only_file(folder).read_bytes() == content
 
 
-def test_compiled_replaces_code_of_another_version(folder):
+def test_compiled_replaces_code_of_other_version(folder):
     assert not _is_loaded(digest=b"1")
     assert not _is_loaded(digest=b"2")
     assert _is_loaded(digest=b"2")
@@ -84,7 +84,7 @@ def _damages():
 
 
 @pytest.mark.parametrize("damage", _damages().values(), ids=_damages())
-def test_compiled_replaces_a_damaged_file_and_warns_once(folder, damage):
+def test_compiled_replaces_damaged_file_and_warns_once(folder, damage):
     _is_loaded()
     file = _only_file(folder)
     file.write_bytes(damage(file.read_bytes()))
@@ -97,7 +97,7 @@ def test_compiled_replaces_a_damaged_file_and_warns_once(folder, damage):
     assert _only_file(folder) == file
 
 
-def test_load_overload_notices_damage_anywhere(folder):
+def test_load_overload_detects_damage_at_every_byte(folder):
     _is_loaded()
     file = _only_file(folder)
     content = file.read_bytes()
@@ -119,7 +119,7 @@ def test_load_overload_notices_damage_anywhere(folder):
     assert len(record) == 1
 
 
-def test_load_overload_survives_a_foreign_pickle(folder):
+def test_load_overload_ignores_pickle_of_other_class(folder):
     """The digest is right, what is in the file is not, as from another version of Numba."""
     _is_loaded()
     file = _only_file(folder)
@@ -149,7 +149,7 @@ def _dangling_link(path):
 
 
 @pytest.mark.parametrize("make", [_below_a_file, _a_file, _dangling_link])
-def test_compiled_warns_once_if_the_folder_cannot_be_made(make, folder, tmp_path, monkeypatch):
+def test_compiled_warns_once_if_folder_cannot_be_created(make, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "CACHE_DIR", str(make(tmp_path / "place")))
     with pytest.warns(RuntimeWarning, match="set NUMBA_CACHE_DIR") as record:
         loaded = [_is_loaded(function) for function in (add_one, add_two)]
@@ -158,7 +158,7 @@ def test_compiled_warns_once_if_the_folder_cannot_be_made(make, folder, tmp_path
     assert str(tmp_path / "place") in str(record[0].message)
 
 
-def test_compiled_warns_if_a_folder_has_the_name_of_the_file(folder):
+def test_compiled_warns_if_folder_has_name_of_file(folder):
     _is_loaded()
     file = _only_file(folder)
     file.unlink()
@@ -168,7 +168,7 @@ def test_compiled_warns_if_a_folder_has_the_name_of_the_file(folder):
     assert _only_file(folder) == file
 
 
-def test_compiled_makes_a_lost_folder_again(folder):
+def test_compiled_recreates_deleted_folder(folder):
     _is_loaded()
     shutil.rmtree(folder.parent)
     assert not _is_loaded()
@@ -182,7 +182,7 @@ def _refuse(number):
     return refuse
 
 
-def test_compiled_replaces_an_unreadable_file(folder, monkeypatch):
+def test_compiled_replaces_unreadable_file(folder, monkeypatch):
     _is_loaded()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", _refuse(errno.EACCES))
@@ -190,7 +190,7 @@ def test_compiled_replaces_an_unreadable_file(folder, monkeypatch):
     assert _is_loaded()
 
 
-def test_compiled_is_loaded_from_a_read_only_folder(folder, monkeypatch):
+def test_compiled_loads_kernel_from_read_only_folder(folder, monkeypatch):
     _is_loaded()
     for operation in ("mkdir", "write_bytes", "replace"):
         monkeypatch.setattr(Path, operation, _refuse(errno.EROFS))
@@ -199,7 +199,7 @@ def test_compiled_is_loaded_from_a_read_only_folder(folder, monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS, errno.ESTALE])
 @pytest.mark.parametrize("operation", ["mkdir", "write_bytes", "replace"])
-def test_compiled_loads_no_old_code_after_a_failed_write(operation, number, folder, monkeypatch):
+def test_compiled_loads_no_outdated_code_after_failed_write(operation, number, folder, monkeypatch):
     _is_loaded(digest=b"1")
     with monkeypatch.context() as patch:
         patch.setattr(Path, operation, _refuse(number))
@@ -210,7 +210,7 @@ def test_compiled_loads_no_old_code_after_a_failed_write(operation, number, fold
     assert not _is_loaded(digest=b"2")
 
 
-def test_compiled_warns_if_code_holds_addresses(folder, monkeypatch):
+def test_compiled_warns_if_code_contains_addresses(folder, monkeypatch):
     """Such code would be loaded into another process, and crash it."""
     from numba.core.codegen import CPUCodeLibrary
 
@@ -220,7 +220,7 @@ def test_compiled_warns_if_code_holds_addresses(folder, monkeypatch):
     assert not folder.exists()
 
 
-def test_compiled_needs_the_compiler(folder, monkeypatch):
+def test_compiled_raises_errors_of_the_compiler(folder, monkeypatch):
     monkeypatch.setattr(config, "DISABLE_JIT", 1)
     with pytest.raises(RuntimeError, match=r"^NUMBA_DISABLE_JIT: .* unset"):
         _is_loaded()
@@ -235,7 +235,7 @@ def two_folders(folder, tmp_path, monkeypatch):
     return caching.folders()
 
 
-def test_folders_are_beside_the_module_and_the_users(two_folders, tmp_path):
+def test_folders_are_package_folder_and_user_folder(two_folders, tmp_path):
     assert two_folders[0] == tmp_path / "package" / "__pycache__"
     assert two_folders[1].parent == tmp_path / "user"
     _is_loaded()
@@ -244,7 +244,7 @@ def test_folders_are_beside_the_module_and_the_users(two_folders, tmp_path):
     assert _is_loaded()
 
 
-def test_folders_are_all_read_and_the_next_is_written_to_if_one_cannot_be(two_folders, tmp_path):
+def test_folders_are_all_read_and_first_writable_one_is_written(two_folders, tmp_path):
     (tmp_path / "package").write_text("")
     assert not _is_loaded()
     assert _only_file(two_folders[1])
@@ -255,12 +255,12 @@ def test_folders_are_all_read_and_the_next_is_written_to_if_one_cannot_be(two_fo
         assert not _is_loaded()
 
 
-def test_folders_without_a_home_are_beside_the_module(two_folders, monkeypatch):
+def test_folders_without_home_are_package_folder(two_folders, monkeypatch):
     monkeypatch.setattr(caching, "user_cache_dir", lambda *args: "~/.cache/numba")
     assert caching.folders() == two_folders[:1]
 
 
-def test_folders_of_a_bundle_are_the_users(two_folders, monkeypatch, tmp_path):
+def test_folders_of_bundled_package_are_user_folder(two_folders, monkeypatch, tmp_path):
     """A bundle may be unpacked to another temporary folder every time."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     (found,) = caching.folders()
@@ -282,7 +282,7 @@ class _Archive:
         return self._code
 
 
-def test_digest_of_code_identifies_bytecode_where_there_is_no_file(monkeypatch):
+def test_digest_of_code_uses_bytecode_without_source_file(monkeypatch):
     def digest(source):
         spec = SimpleNamespace(loader=_Archive(source), origin="archive/name.pyc")
         monkeypatch.setitem(sys.modules, "archived", SimpleNamespace(__spec__=spec))
@@ -294,7 +294,7 @@ def test_digest_of_code_identifies_bytecode_where_there_is_no_file(monkeypatch):
     assert len({digest(text) for text in (source, *changed)}) == 4
 
 
-def test_digest_of_code_knows_all_modules_of_the_kernels():
+def test_digest_of_code_covers_all_kernel_modules():
     """The launcher is no part of a kernel; the module that makes kernels is a part of its own."""
     files = {
         f"fastemd.kernels.cpu.{path.stem}" for path in Path(compiling.__file__).parent.glob("*.py")
@@ -321,7 +321,7 @@ def _files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.nbc")}
 
 
-def test_cache_serves_the_next_process(tmp_path):
+def test_cache_is_used_by_next_process(tmp_path):
     code = """
 import fastemd, numpy as np
 p = np.eye(300)
@@ -338,7 +338,7 @@ print(fastemd.sinkhorn(p[:2], p[2:4], fastemd.Chain(300).cost_matrix(), lam=1.0)
     assert _files(tmp_path) == compiled
 
 
-def test_cache_of_edited_kernels_is_not_used(tmp_path):
+def test_cache_is_not_used_after_kernel_source_changes(tmp_path):
     """An edit of a file whose functions a kernel calls must change the result."""
     shutil.copytree(PACKAGE, tmp_path / "fastemd", ignore=shutil.ignore_patterns("__pycache__"))
     cache = str(tmp_path / "cache")
@@ -351,7 +351,7 @@ def test_cache_of_edited_kernels_is_not_used(tmp_path):
     assert _run(FIRST_CALL, tmp_path, NUMBA_CACHE_DIR=cache) == ("7.0", 0)
 
 
-def test_cache_on_a_full_disk_is_done_without(tmp_path):
+def test_cache_is_skipped_on_full_disk(tmp_path):
     pytest.importorskip("resource")
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"
     assert _run(f"{limit}; {FIRST_CALL}", NUMBA_CACHE_DIR=str(tmp_path)) == ("1.0", 1)
@@ -370,7 +370,7 @@ for _ in range(500):
 """
 
 
-def test_cache_is_read_while_other_processes_write(folder):
+def test_cache_is_readable_while_other_processes_write(folder):
     environment = {**os.environ, "NUMBA_CACHE_DIR": config.CACHE_DIR}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     command = [sys.executable, "-W", "error", "-c", WRITER]
@@ -403,7 +403,7 @@ def _only_bytecode(folder):
 
 
 @pytest.mark.parametrize("pack", [_zip, _only_bytecode])
-def test_cache_of_a_package_without_source_files(pack, tmp_path):
+def test_cache_works_without_source_files(pack, tmp_path):
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PACKAGE, source / "fastemd", ignore=ignored)

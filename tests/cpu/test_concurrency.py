@@ -17,7 +17,7 @@ if sys.platform == "linux" and platform.machine() == "x86_64":  # else there is 
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("scene", SCENES)
-def test_functions__right_from_anywhere(scene, layer):
+def test_functions_are_correct_from_threads_and_processes(scene, layer):
     environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
     if layer != "default":
         environment["NUMBA_THREADING_LAYER"] = layer

@@ -45,7 +45,7 @@ def _power(x, y):
 
 
 @pytest.mark.parametrize("y", [1e-12, 0.5, 1.7, 2.7, 10.0, 100.0, 1000.0, -0.01, -0.99])
-def test_power__within_its_bound(y, rng):
+def test_power_error_is_within_bound(y, rng):
     x = np.concatenate([10.0 ** rng.uniform(-300, 300, 4000), rng.uniform(0.5, 2.0, 4000)])
     with np.errstate(over="ignore", under="ignore"):
         exact = x.astype(np.longdouble) ** np.longdouble(y)
@@ -71,7 +71,7 @@ def test_power__within_its_bound(y, rng):
         (np.nan, 0.5, np.nan),
     ],
 )
-def test_power__at_the_edges(a, y, result):
+def test_power_of_special_values(a, y, result):
     np.testing.assert_array_equal(_power(np.full(LANES, a), y), np.full(LANES, result))
 
 
@@ -91,7 +91,7 @@ def _exp_lanes(x, like, out):
 @pytest.mark.parametrize(
     ("like", "bound"), [(np.float32(0), 2.0**-43), (np.float64(0), 2.0**-51.5)]
 )
-def test_exp_below__within_its_bound(like, bound, rng):
+def test_exp_below_error_is_within_bound(like, bound, rng):
     x = -np.concatenate([10.0 ** rng.uniform(-20, 2.84, 4000), rng.uniform(0.0, 1.0, 4000)])
     out = np.empty_like(x)
     _exp_lanes(x, like, out)
@@ -103,7 +103,7 @@ def test_exp_below__within_its_bound(like, bound, rng):
 
 
 @pytest.mark.parametrize("like", [np.float32(), np.float64()])
-def test_exp_below__at_the_edges(like):
+def test_exp_below_of_special_values(like):
     x = np.array([0.0, -0.0, -708.5, -1e308, -np.inf, -800.0, -5e-324, -708.0])
     out = np.empty_like(x)
     _exp_lanes(x, like, out)
@@ -111,7 +111,7 @@ def test_exp_below__at_the_edges(like):
     assert out[7] > 0
 
 
-def test_plan__goes_level_by_level():
+def test_layout_orders_edges_by_level():
     """Inner edges, the deepest first; otherwise every edge waits for the one before."""
     space = fastemd.datasets.imagenet_tree()
     parent, n_bins = space.layout("levels").edges.parent, space.n_bins
@@ -125,7 +125,7 @@ def test_plan__goes_level_by_level():
     )
 
 
-def test_import__brings_no_framework_and_compiles_nothing():
+def test_import_loads_no_framework_and_compiles_nothing():
     heavy = {"torch", "jax", "cupy", "numba.cuda", "matplotlib", "networkx", "scipy.cluster"}
     code = f"import sys, fastemd; print([m for m in {sorted(heavy)} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -134,7 +134,7 @@ def test_import__brings_no_framework_and_compiles_nothing():
 
 @pytest.mark.parametrize("x", [-0.3, 0.0, 2.0])
 @pytest.mark.parametrize("rho", [1.0, 1.5, 2.0, 3.7])
-def test_edges__run_on_plain_numbers(x, rho):
+def test_edge_functions_run_on_python_floats(x, rho):
     """One source for lanes, CUDA and Python: the chain of two bins has one edge."""
     p, q, chain = [max(x, 0.0), 2.0], [max(-x, 0.0), 2.0 + x], fastemd.Chain(2, [0.7])
     grad = fastemd.emd_grad(p, q, chain, rho, project=False)

@@ -30,7 +30,7 @@ CHAIN = fastemd.Chain(3)
 @pytest.mark.parametrize(
     "n_leaves", [1, 2, MAX_CHILDREN, MAX_CHILDREN + 1, 2 * MAX_CHILDREN - 1, 100, MAX_CHILDREN**3]
 )
-def test_levels__no_edge_has_many_below_it(n_leaves):
+def test_layout_bounds_number_of_children(n_leaves):
     star = fastemd.Tree.from_parents([-1] + [0] * n_leaves)
     found = star.layout("levels").cuda
     n_inner = found.n_edges - n_leaves
@@ -44,7 +44,7 @@ def test_levels__no_edge_has_many_below_it(n_leaves):
 
 
 @device
-def test_functions__leave_results_on_the_device(operation, small_case, rng):
+def test_functions_return_arrays_on_device(operation, small_case, rng):
     """Of the caller's kind; in the simulator, an array that is read on the way is an error."""
     given = [on_device(x) for x in operation.draw(rng, (2,), small_case.n_bins)]
     rho = (2,) if operation.takes_rho else ()
@@ -55,7 +55,7 @@ def test_functions__leave_results_on_the_device(operation, small_case, rng):
 
 
 @device
-def test_losses__leave_results_on_the_device(small_case, rng):
+def test_losses_return_arrays_on_device(small_case, rng):
     x, labels = on_device(rng.normal(size=(2, small_case.n_bins))), on_device([0, 1])
     results = (
         *fastemd.emd_loss(x, labels, small_case.space),
@@ -66,7 +66,7 @@ def test_losses__leave_results_on_the_device(small_case, rng):
 
 
 @simulator
-def test_functions__without_room_in_shared_memory(operation, small_case, rng, monkeypatch):
+def test_functions_without_shared_memory(operation, small_case, rng, monkeypatch):
     """Rows that share scratch, one after the other."""
     from fastemd.kernels.cuda import driver
 
@@ -78,7 +78,7 @@ def test_functions__without_room_in_shared_memory(operation, small_case, rng, mo
 
 
 @simulator
-def test_calls__do_not_wait_for_the_device(small_case, rng, monkeypatch):
+def test_functions_do_not_synchronize(small_case, rng, monkeypatch):
     from fastemd.kernels.cuda import numba_cuda
 
     def waits(index):
@@ -101,7 +101,7 @@ def test_calls__do_not_wait_for_the_device(small_case, rng, monkeypatch):
 
 
 @simulator
-def test_sinkhorn__has_the_constants_of_the_cpu():
+def test_sinkhorn_constants_equal_those_of_cpu():
     from fastemd.kernels import cuda_sinkhorn, sinkhorn
 
     for name in ("TRUST", "HIGHEST"):
@@ -109,7 +109,7 @@ def test_sinkhorn__has_the_constants_of_the_cpu():
 
 
 @simulator
-def test_launches_compile_and_allocate_in_the_context_of_the_device(rng, monkeypatch):
+def test_functions_compile_and_allocate_in_context_of_device(rng, monkeypatch):
     """Outside, numba-cuda uses the first device in a thread that has none."""
     from fastemd.kernels.cuda import driver, numba_cuda
 
@@ -148,7 +148,7 @@ def test_launches_compile_and_allocate_in_the_context_of_the_device(rng, monkeyp
 
 
 @simulator
-def test_copies_to_the_device_are_waited_for(monkeypatch):
+def test_upload_and_assign_synchronize(monkeypatch):
     """The kernels that read them may run on a stream that does not wait for the default one."""
     from fastemd.kernels.cuda import numba_cuda
 
@@ -201,9 +201,7 @@ def test_emd_loss_sums_over_rows_in_several_blocks(n_rows, grids, rng, backend):
 
 @simulator
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_emd_loss_needs_no_factors_without_weights_and_ignored_labels(
-    reduction, grids, rng, backend
-):
+def test_emd_loss_computes_row_weights_only_if_needed(reduction, grids, rng, backend):
     x, labels = rng.normal(size=(10, 3)), rng.integers(0, 3, 10)
     for ignored in (None, 2):
         options = {"reduction": reduction, "ignore_index": ignored}
@@ -218,7 +216,7 @@ def test_emd_loss_needs_no_factors_without_weights_and_ignored_labels(
 @device
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
 @pytest.mark.parametrize("row", [0, 5, 9])
-def test_emd_loss_reports_bad_weights_but_not_those_of_ignored_rows(row, bad, rng):
+def test_emd_loss_reports_invalid_weights_except_of_ignored_rows(row, bad, rng):
     x, labels, weights = rng.normal(size=(10, 3)), np.zeros(10, np.int64), np.ones(10)
     weights[row] = bad
     given = on_device(x), on_device(labels), CHAIN
@@ -242,7 +240,7 @@ def test_emd_loss_reports_bad_weights_but_not_those_of_ignored_rows(row, bad, rn
 
 @device
 @pytest.mark.parametrize("name", ["emd_grad", "emd_hessian"])
-def test_functions__complain_when_they_are_waited_for(name, small_case, rng):
+def test_functions_raise_for_invalid_row_on_synchronize(name, small_case, rng):
     p, q = random_pair(rng, (3, small_case.n_bins))
     p[1, 2] = -1.0
     function, given = getattr(fastemd, name), (on_device(p), on_device(q), small_case.space, 2)
@@ -258,7 +256,7 @@ def test_functions__complain_when_they_are_waited_for(name, small_case, rng):
 
 
 @device
-def test_functions__take_a_tolerance_and_do_not_wait(small_case, rng):
+def test_functions_with_tolerance_do_not_synchronize(small_case, rng):
     p, q = random_pair(rng, (3, small_case.n_bins))
     fastemd.emd(on_device(p * 1.01), on_device(q), small_case.space, 2, validate=0.1)
     fastemd.synchronize()
@@ -279,7 +277,7 @@ def test_functions__take_a_tolerance_and_do_not_wait(small_case, rng):
     ],
     ids=["logit", "class", "negative class", "weight", "excluded"],
 )
-def test_losses__complain_when_they_are_waited_for(spoil, small_case, rng):
+def test_losses_raise_for_invalid_row_on_synchronize(spoil, small_case, rng):
     x, t, w = rng.normal(size=(3, small_case.n_bins)), np.array([0, 1, 2]), np.ones(3)
     spoil(x, t, w)
     x, t, w = map(on_device, (x, t, w))
@@ -291,7 +289,7 @@ def test_losses__complain_when_they_are_waited_for(spoil, small_case, rng):
 @simulator
 @pytest.mark.parametrize("tol", [0.0, 1e-3])
 @pytest.mark.parametrize("lam", [20.0, 3000.0, 50_000.0])
-def test_sinkhorn__goes_through_the_stages_of_the_cpu(lam, tol, rng, backend):
+def test_sinkhorn_agrees_with_cpu_stage_by_stage(lam, tol, rng, backend):
     p, q = random_pair(rng, (4, 7))
     cost = rng.random((7, 7))
     keywords = {"lam": lam, "max_iter": 400, "tol": tol, "method": "log"}
@@ -305,7 +303,7 @@ def test_sinkhorn__goes_through_the_stages_of_the_cpu(lam, tol, rng, backend):
 
 @device
 @pytest.mark.parametrize("method", ["paper", "log"])
-def test_sinkhorn__ends_when_all_rows_have(method, rng, backend):
+def test_sinkhorn_stops_when_all_rows_converged(method, rng, backend):
     p, q = random_pair(rng, (3, 5))
     comp = backend.sinkhorn(
         p, q, rng.random((5, 5)), lam=5, max_iter=10**9, tol=1e-3, method=method
@@ -314,7 +312,7 @@ def test_sinkhorn__ends_when_all_rows_have(method, rng, backend):
 
 
 @device
-def test_sinkhorn__waits_for_a_bad_cost_if_told_to(rng, backend):
+def test_sinkhorn_with_validate_raises_for_invalid_cost(rng, backend):
     p, q, cost = *random_pair(rng, (3, 4)), rng.random((4, 4))
     cost[2, 1] = -1.0
     for method in ("paper", "log"):
@@ -325,7 +323,7 @@ def test_sinkhorn__waits_for_a_bad_cost_if_told_to(rng, backend):
 
 @device
 @pytest.mark.parametrize("bad", [np.nan, -1.0, np.inf])
-def test_sinkhorn__complains_of_a_bad_cost(bad, rng):
+def test_sinkhorn_raises_for_invalid_cost_on_synchronize(bad, rng):
     p, q, cost = *random_pair(rng, (3, 4)), rng.random((4, 4))
     cost[2, 1] = bad
     fastemd.sinkhorn(*map(on_device, (p, q, cost)), lam=1.0, max_iter=2)
@@ -337,7 +335,7 @@ def test_sinkhorn__complains_of_a_bad_cost(bad, rng):
 
 @device
 @pytest.mark.parametrize("weights", [[np.nan, 1, 1], [1, np.inf, 1], [1, 1, np.nan]])
-def test_losses__of_a_weight_that_is_no_number_are_none(weights, small_case, rng):
+def test_emd_loss_is_nan_for_nonfinite_weight(weights, small_case, rng):
     x, labels = on_device(rng.normal(size=(3, small_case.n_bins))), on_device([0, 1, 2])
     loss, _ = fastemd.emd_loss(x, labels, small_case.space, sample_weight=on_device(weights))
     assert np.isnan(on_host(loss))
@@ -349,14 +347,14 @@ def test_losses__of_a_weight_that_is_no_number_are_none(weights, small_case, rng
 
 
 @simulator
-def test_out__must_be_on_the_device(small_case, rng):
+def test_out_must_be_on_device(small_case, rng):
     p, q = random_pair(rng, (3, small_case.n_bins))
     with pytest.raises(TypeError, match="different libraries"):
         fastemd.emd_grad(on_device(p), on_device(q), small_case.space, 2, out=np.zeros_like(p))
 
 
 @device
-def test_functions__refuse_to_mix_devices(small_case, rng):
+def test_functions_reject_arrays_on_different_devices(small_case, rng):
     p, q = random_pair(rng, (3, small_case.n_bins))
     with pytest.raises(TypeError, match=r"p from .* on cuda:0, q from numpy"):
         fastemd.emd(on_device(p), q, small_case.space, 2)
@@ -372,12 +370,12 @@ class Stranger:
         return {"shape": (3,), "typestr": "<f8", "data": (8, False), "version": 3}
 
 
-def test_functions__of_an_unknown_array_on_a_device():
+def test_functions_reject_device_array_of_unknown_library():
     with pytest.raises(TypeError, match=r"p: cannot read .* on a CUDA device, where arrays of"):
         fastemd.emd(Stranger(), Stranger(), CHAIN, 2)
 
 
-def test_functions__on_cuda_say_what_to_install(monkeypatch):
+def test_functions_without_numba_cuda_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastemd.kernels.cuda", None)
     with pytest.raises(ImportError, match=r"pip install 'fastemd\[cuda12\]'"):
         fastemd.emd(DeviceArray(np.ones(3)), DeviceArray(np.ones(3)), CHAIN, 2)
@@ -398,7 +396,7 @@ class Pending(DeviceArray):
 
 
 @simulator
-def test_functions_wait_for_arrays_of_jax(monkeypatch, rng):
+def test_functions_synchronize_arrays_of_jax(monkeypatch, rng):
     """For those of the user, and for those that are cast or broadcast."""
     make = devices.LIBRARIES["device"]
 
@@ -444,7 +442,7 @@ def _assert_computed_by_jax(jax, comp, ref):
 
 @simulator
 @pytest.mark.parametrize("wide", [True, False])
-def test_functions_return_memory_of_jax(operation, wide, small_case, jax_on_device, rng):
+def test_functions_return_arrays_of_jax(operation, wide, small_case, jax_on_device, rng):
     jax, rho = jax_on_device, (2,) if operation.takes_rho else ()
     with jax.enable_x64(wide):
         given = [jax.numpy.asarray(x) for x in operation.draw(rng, (2,), small_case.n_bins)]
@@ -470,7 +468,7 @@ def test_functions_cast_and_broadcast_arrays_of_jax(wide, jax_on_device):
 
 @simulator
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_losses_return_memory_of_jax(reduction, jax_on_device, rng):
+def test_losses_return_arrays_of_jax(reduction, jax_on_device, rng):
     jax = jax_on_device
     x, labels = jax.numpy.asarray(rng.normal(size=(5, 3)), np.float32), jax.numpy.arange(5) % 3
     weights = jax.numpy.arange(5)
@@ -483,7 +481,7 @@ def test_losses_return_memory_of_jax(reduction, jax_on_device, rng):
 
 @simulator
 @pytest.mark.parametrize("method", ["paper", "log"])
-def test_sinkhorn_returns_memory_of_jax(method, jax_on_device, rng):
+def test_sinkhorn_returns_arrays_of_jax(method, jax_on_device, rng):
     jax = jax_on_device
     with jax.enable_x64(True):
         given = [*random_pair(rng, (3, 5)), rng.random((5, 5))]
@@ -547,7 +545,7 @@ class OnDevice:
 
 @simulator
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_jax__computes_in_the_memory_of_xla(small_case, dtype, rng, backend):
+def test_handler_of_emd_writes_to_buffers_of_xla(small_case, dtype, rng, backend):
     space, n = small_case.space, small_case.n_bins
     p, q = random_pair(rng, (3, n), dtype)
     value, grad = np.zeros(3, dtype), np.zeros((3, n), dtype)
@@ -572,9 +570,7 @@ def test_jax__computes_in_the_memory_of_xla(small_case, dtype, rng, backend):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("labels", [np.int8, np.uint16, np.int32, np.int64, None])
 @pytest.mark.parametrize("counted", [True, False])
-def test_jax__computes_losses_in_the_memory_of_xla(
-    small_case, labels, counted, dtype, rng, backend
-):
+def test_handler_of_loss_writes_to_buffers_of_xla(small_case, labels, counted, dtype, rng, backend):
     space, n = small_case.space, small_case.n_bins
     x = rng.normal(size=(3, n)).astype(dtype)
     target = np.array([0, 2, 1], labels) if labels else random_pair(rng, (3, n), dtype)[0]
@@ -601,7 +597,7 @@ def test_jax__computes_losses_in_the_memory_of_xla(
 
 @device
 @pytest.mark.parametrize("rho", [1, 2, 3.7])
-def test_functions_keep_nan(operation, small_case, rho, rng):
+def test_functions_propagate_nan(operation, small_case, rho, rng):
     """Where the CPU does."""
     function, rho = getattr(fastemd, operation.name), (rho,) if operation.takes_rho else ()
     for i, _ in enumerate(operation.draw(rng, (2,), small_case.n_bins)):
@@ -620,7 +616,7 @@ def test_functions_keep_nan(operation, small_case, rho, rng):
 @pytest.mark.parametrize("rho", [1, 2, 3.7])
 @pytest.mark.parametrize("normalize", ["softmax", "l1", None])
 @pytest.mark.parametrize("spoiled", ["x", "target"])
-def test_losses_keep_nan(spoiled, normalize, rho, small_case, rng):
+def test_losses_propagate_nan(spoiled, normalize, rho, small_case, rng):
     given = {name: rng.dirichlet(np.ones(small_case.n_bins), 2) for name in ("x", "target")}
     given[spoiled][1, 2] = np.nan
     given = {name: on_device(array) for name, array in given.items()}

@@ -42,7 +42,7 @@ def _run(step, tmp_path, limit=60.0):
         ("print('no such tool'); raise SystemExit(77)", SKIPPED, "no such tool", False),
     ],
 )
-def test_run_judges_the_exit_code(code, status, detail, failed, tmp_path):
+def test_run_maps_exit_code_to_status(code, status, detail, failed, tmp_path):
     result = _run(_step(code), tmp_path)
     assert result._replace(seconds=0.0) == Result("step", status, 0.0, detail, failed)
 
@@ -52,12 +52,12 @@ def test_run_writes_all_output_to_the_log(tmp_path):
     assert (tmp_path / "log").read_text().split() == ["out", "err"]
 
 
-def test_run_skips_a_tool_that_is_not_installed(tmp_path):
+def test_run_skips_missing_tool(tmp_path):
     result = _run(Step("profile", ("no-such-profiler",)), tmp_path)
     assert result == Result("profile", SKIPPED, 0.0, "no-such-profiler is not installed", False)
 
 
-def test_run_skips_what_the_machine_does_not_permit(tmp_path):
+def test_run_skips_step_without_permission(tmp_path):
     code = "print('==ERROR== ERR_NVGPUCTRPERM: permission'); print('more'); raise SystemExit(1)"
     result = _run(_step(code, skip="ERR_NVGPUCTRPERM"), tmp_path)
     assert (result.status, result.failed) == (SKIPPED, False)
@@ -72,7 +72,7 @@ subprocess.run([sys.executable, "-c", {!r}])
 """
 
 
-def test_run_kills_a_step_and_its_children_at_the_limit(tmp_path):
+def test_run_kills_step_and_its_children_at_limit(tmp_path):
     mark = tmp_path / "still running"
     start = time.monotonic()
     result = _run(_step(PARENT.format(CHILD.format(str(mark)))), tmp_path, limit=2.0)
@@ -102,13 +102,13 @@ except KeyboardInterrupt:
         ("no tests ran in 2.00s", TIMED_OUT, False),
     ],
 )
-def test_run_interrupts_the_tests_at_the_limit(summary, status, failed, tmp_path):
+def test_run_interrupts_tests_at_limit(summary, status, failed, tmp_path):
     partial = command.steps("cuda")[-1].partial
     result = _run(_step(PARTIAL.format(summary), partial=partial), tmp_path, limit=6.0)
     assert (result.status, result.failed, result.detail) == (status, failed, summary)
 
 
-def test_run_all_goes_on_after_a_failure_and_stops_when_time_is_up(tmp_path, capsys):
+def test_run_all_continues_after_failure_and_stops_at_limit(tmp_path, capsys):
     steps = [
         _step("raise SystemExit(1)", "first"),
         _step("print('fine')", "second"),
@@ -123,7 +123,7 @@ def test_run_all_goes_on_after_a_failure_and_stops_when_time_is_up(tmp_path, cap
     assert {path.name for path in tmp_path.iterdir()} == {"first.log", "second.log", "third.log"}
 
 
-def test_table_has_a_row_for_each_result():
+def test_table_has_one_row_per_result():
     results = [Result("a", OK, 1.25, "x | y", False), Result("b", FAILED, 2.0, "z", True)]
     assert runner.table(results).splitlines()[2:] == [
         "| a | ok | 1.2 | x / y |",
@@ -132,7 +132,7 @@ def test_table_has_a_row_for_each_result():
 
 
 @pytest.mark.parametrize(("chosen", "code"), [(["good"], 0), (["bad"], 1), (["bad", "good"], 1)])
-def test_main_returns_1_if_a_step_failed(chosen, code, tmp_path, capsys):
+def test_main_returns_1_if_step_failed(chosen, code, tmp_path, capsys):
     def steps(device):
         return [_step("print('b' + 'ad'); raise SystemExit(3)", "bad"), _step("pass", "good")]
 
@@ -145,13 +145,13 @@ def test_main_returns_1_if_a_step_failed(chosen, code, tmp_path, capsys):
     assert ("end of" in printed) == bool(code)
 
 
-def test_main_refuses_an_unknown_step(tmp_path, capsys):
+def test_main_rejects_unknown_step(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.main(["--steps", "everything", "--logs", str(tmp_path)])
     assert "invalid choice: 'everything'" in capsys.readouterr().err
 
 
-def test_steps_leave_time_for_the_tests():
+def test_steps_leave_time_for_tests():
     steps = command.steps("cuda")
     assert [step.name for step in steps if step.limit is None] == ["tests"]
     assert steps[-1].name == "tests"
@@ -174,7 +174,7 @@ NCU = """
 """
 
 
-def test_metrics_are_those_of_the_report():
+def test_metrics_reads_report_of_ncu():
     assert command.metrics(NCU) == (
         "Duration 1,234.50 us, Memory Throughput 55.12 %, Registers Per Thread 80 register/thread, "
         "Stall Long Scoreboard 11.10 inst"
@@ -193,7 +193,7 @@ def _unavailable(device):
     raise UnavailableError("no such library")
 
 
-def test_run_all_counts_checks_and_goes_on_after_a_failure(capsys):
+def test_run_all_counts_checks_and_continues_after_failure(capsys):
     checks = {"a": lambda device: None, "b": _fail, "c": _unavailable, "d": None, "e": print}
     code = correctness.run_all(checks, lambda name: correctness.run_here(checks[name], "cpu"), 1)
     lines = capsys.readouterr().out.splitlines()
@@ -214,7 +214,7 @@ def test_run_all_counts_checks_and_goes_on_after_a_failure(capsys):
         ("import time; print('x', flush=True); time.sleep(60)", TIMED_OUT, "x"),
     ],
 )
-def test_run_apart_survives_whatever_a_check_does(code, status, text, monkeypatch):
+def test_run_apart_survives_crash_of_check(code, status, text, monkeypatch):
     monkeypatch.setattr(correctness, "LIMIT", 3.0)
     result = correctness.run_apart((sys.executable, "-c", code))
     assert result[0] == status
@@ -237,7 +237,7 @@ def has_row_stack(monkeypatch):
 
 
 @pytest.mark.usefixtures("has_row_stack")
-def test_child_environment_finds_the_toolkit_of_nvcc(tmp_path):
+def test_child_environment_finds_toolkit_of_nvcc(tmp_path):
     home = _toolkit(tmp_path / "cuda")
     given = {"PATH": str(home / "bin"), "LD_LIBRARY_PATH": "/opt/lib"}
     result = environment.child_environment(given, "cuda", "cache")
@@ -250,7 +250,7 @@ def test_child_environment_finds_the_toolkit_of_nvcc(tmp_path):
 
 
 @pytest.mark.usefixtures("has_row_stack")
-def test_child_environment_keeps_what_the_user_set(tmp_path):
+def test_child_environment_preserves_variables_of_user(tmp_path):
     home = _toolkit(tmp_path / "mine")
     given = {"CUDA_HOME": str(home), "PATH": "/bin", "PYTHONPATH": "/mine"}
     result = environment.child_environment(given, "cuda", "cache")
@@ -270,7 +270,7 @@ def test_child_environment_keeps_what_the_user_set(tmp_path):
         ("pass", False),
     ],
 )
-def test_child_environment_restores_row_stack_where_numba_cuda_needs_it(
+def test_child_environment_restores_row_stack_if_numba_cuda_needs_it(
     probe, needed, tmp_path, monkeypatch
 ):
     monkeypatch.delattr(np, "row_stack", raising=False)
@@ -291,13 +291,13 @@ def test_shim_restores_row_stack(tmp_path):
     assert done.stdout == "vstack\n", done.stderr
 
 
-def test_version_needs_no_import():
+def test_version_imports_nothing():
     assert environment.version("numpy") == np.__version__
     assert environment.version("no_such_module") == "not installed"
     assert environment.version("no_such_package.core") == "not installed"
 
 
-def test_environment_fails_without_a_gpu(tmp_path):
+def test_environment_fails_without_gpu(tmp_path):
     env = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(runner.ROOT)}
     step = Step("environment", (sys.executable, "-m", "benchmarks.gpu_check.environment"))
     result = runner.run(step, 60.0, tmp_path / "log", env)

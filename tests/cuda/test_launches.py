@@ -29,7 +29,7 @@ def _run(*command):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_launches_are_configured_once_and_do_not_warn():
+def test_launches_are_configured_once_without_warning():
     done = _run(str(SCRIPT))
     assert done.returncode == 0, done.stderr
 
@@ -47,7 +47,7 @@ class Exporter:
         return self.array.__dlpack__(**keywords)
 
 
-def test_description_passes_no_false_stream_to_dlpack():
+def test_description_passes_valid_stream_to_dlpack():
     described = devices.description(Exporter())
     assert described.__array_interface__ == Exporter.array.__array_interface__
 
@@ -60,7 +60,7 @@ cuda.compile_ptx(lambda: None, (), cc=(9, 0))
 """
 
 
-def test_cuda_extras_exclude_numpy_2_5_as_long_as_numba_cuda_fails_with_it():
+def test_cuda_extras_exclude_numpy_2_5_while_numba_cuda_fails_with_it():
     """If this fails, numba-cuda needs `numpy.row_stack` no longer, and the extras no limit."""
     done = _run("-c", COMPILE_WITHOUT_ROW_STACK)
     assert done.returncode == 0 or "row_stack" in done.stderr, done.stderr

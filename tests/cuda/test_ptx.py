@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "support" / "compile_kernels.py"
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 @pytest.mark.parametrize("char", ["f", "d"])
 @pytest.mark.parametrize("space", ["chain", "tree"])
-def test_kernels__compile_to_ptx(char, space):
+def test_kernels_compile_to_ptx(char, space):
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
     command = [sys.executable, str(SCRIPT), space, char]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -31,7 +31,7 @@ def farthest(graph: Any, node: str) -> tuple[int, str]:
     return max((distance, other) for other, distance in distances.items())
 
 
-def test_imagenet_graph__is_one_tree_of_named_synsets(graph: Any) -> None:
+def test_imagenet_graph_is_one_tree_of_named_synsets(graph: Any) -> None:
     assert nx.is_arborescence(graph)
     assert (graph.number_of_nodes(), graph.number_of_edges()) == (1374, 1373)
     for node, name in graph.nodes(data="name"):
@@ -41,7 +41,7 @@ def test_imagenet_graph__is_one_tree_of_named_synsets(graph: Any) -> None:
     assert graph.nodes[root]["name"] == "entity"
 
 
-def test_imagenet_graph__classes_are_the_leaves_in_the_order_of_their_ids(
+def test_imagenet_graph_classes_are_leaves_in_order_of_ids(
     graph: Any, classes: dict[int, str]
 ) -> None:
     assert sorted(classes) == list(range(1000))
@@ -49,11 +49,11 @@ def test_imagenet_graph__classes_are_the_leaves_in_the_order_of_their_ids(
     assert [classes[k] for k in range(1000)] == sorted(classes.values())
 
 
-def test_imagenet_graph__has_no_unary_node(graph: Any) -> None:
+def test_imagenet_graph_has_no_unary_node(graph: Any) -> None:
     assert [node for node, degree in graph.out_degree if degree == 1] == []
 
 
-def test_imagenet_graph__has_height_13_and_longest_path_20(graph: Any) -> None:
+def test_imagenet_graph_has_height_13_and_longest_path_20(graph: Any) -> None:
     assert nx.dag_longest_path_length(graph) == 13
     undirected = graph.to_undirected()
     # In a tree the node farthest from any node is one end of a longest path.
@@ -77,32 +77,32 @@ def test_imagenet_graph__has_height_13_and_longest_path_20(graph: Any) -> None:
         (999, "n15075141", "toilet tissue"),
     ],
 )
-def test_imagenet_graph__knows_the_classes(
+def test_imagenet_graph_contains_known_classes(
     graph: Any, classes: dict[int, str], index: int, wnid: str, name: str
 ) -> None:
     assert classes[index] == wnid
     assert graph.nodes[wnid] == {"name": name, "class_index": index}
 
 
-def test_imagenet_graph__puts_the_118_breeds_below_dog(graph: Any, classes: dict[int, str]) -> None:
+def test_imagenet_graph_has_118_breeds_below_dog(graph: Any, classes: dict[int, str]) -> None:
     dogs = nx.descendants(graph, "n02084071")
     assert graph.nodes["n02084071"]["name"] == "dog"
     assert {k for k, node in classes.items() if node in dogs} == set(range(151, 269))
 
 
-def test_imagenet_graph__is_new_at_every_call() -> None:
+def test_imagenet_graph_returns_new_graph() -> None:
     imagenet_graph().clear()
     assert imagenet_graph().number_of_nodes() == 1374
 
 
-def test_imagenet_tree__has_the_graphs_numbers(classes: dict[int, str]) -> None:
+def test_imagenet_tree_has_nodes_of_graph(classes: dict[int, str]) -> None:
     tree = imagenet_tree()
     assert (tree.n_nodes, tree.n_bins, tree.depth, tree.diameter) == (1374, 1000, 13, 20)
     assert list(tree.bins) == [classes[k] for k in range(1000)]
     assert np.all(tree.weight[:-1] == 1)
 
 
-def test_imagenet_tree__measures_path_lengths(graph: Any, classes: dict[int, str]) -> None:
+def test_imagenet_tree_measures_path_lengths(graph: Any, classes: dict[int, str]) -> None:
     cost = imagenet_tree().cost_matrix()
     undirected = graph.to_undirected()
     for k in (0, 281, 517, 999):
@@ -110,11 +110,11 @@ def test_imagenet_tree__measures_path_lengths(graph: Any, classes: dict[int, str
         np.testing.assert_array_equal(cost[k], [lengths[classes[j]] for j in range(1000)])
 
 
-def test_imagenet_tree__is_made_once() -> None:
+def test_imagenet_tree_is_cached() -> None:
     assert imagenet_tree() is imagenet_tree()
 
 
-def test_imagenet_tree__comes_with_its_licence() -> None:
+def test_imagenet_tree_includes_licence() -> None:
     text = files("fastemd.datasets").joinpath("WORDNET_LICENSE.txt").read_text(encoding="utf-8")
     assert "WordNet 3.0 Copyright 2006 by Princeton University" in text
 
@@ -158,7 +158,7 @@ def build() -> Any:
     return module
 
 
-def test_read_nouns__keeps_first_lemmas_and_noun_hypernyms(build: Any) -> None:
+def test_read_nouns_reads_first_lemmas_and_noun_hypernyms(build: Any) -> None:
     hypernyms, names = build.read_nouns(NOUNS.splitlines())
     assert names["n00000006"] == "house dog"
     assert hypernyms == {
@@ -174,27 +174,27 @@ def test_read_nouns__keeps_first_lemmas_and_noun_hypernyms(build: Any) -> None:
     }
 
 
-def test_read_nouns__puts_hypernyms_before_instance_hypernyms(build: Any) -> None:
+def test_read_nouns_sorts_hypernyms_before_instance_hypernyms(build: Any) -> None:
     line = "00000003 05 n 01 rex 0 002 @i 00000001 n 0000 @ 00000002 n 0000 | both"
     assert build.read_nouns([line])[0] == {"n00000003": ["n00000002", "n00000001"]}
 
 
-def test_restrict__keeps_what_is_at_or_above_the_classes(build: Any) -> None:
+def test_restrict_returns_classes_and_ancestors(build: Any) -> None:
     parents = {"r": [], "a": ["r"], "b": ["r"], "x": ["a"], "y": ["b"]}
     assert build.restrict(parents, ["x"]) == {"r": [], "a": ["r"], "x": ["a"]}
 
 
-def test_contract__splices_chains_and_the_unary_root(build: Any) -> None:
+def test_contract_removes_unary_nodes_and_unary_root(build: Any) -> None:
     parents = {"r": [], "a": ["r"], "b": ["a"], "c": ["b"], "x": ["c"], "y": ["a"]}
     assert build.contract(parents, {"x", "y"}) == {"a": [], "x": ["a"], "y": ["a"]}
 
 
-def test_contract__keeps_a_class_that_has_one_child(build: Any) -> None:
+def test_contract_preserves_class_with_one_child(build: Any) -> None:
     parents = {"r": [], "a": ["r"], "x": ["a"], "y": ["r"]}
     assert build.contract(parents, {"a", "x", "y"}) == parents
 
 
-def test_contract__keeps_the_order_of_parents_and_no_parent_twice(build: Any) -> None:
+def test_contract_preserves_order_of_unique_parents(build: Any) -> None:
     parents = {"r": [], "s": ["r"], "t": ["r"], "u": ["s", "t"]}
     parents |= {"x": ["s", "u", "r"], "y": ["s", "t"], "z": ["t"]}
     spliced = build.contract(parents, {"x", "y", "z"})
@@ -202,24 +202,24 @@ def test_contract__keeps_the_order_of_parents_and_no_parent_twice(build: Any) ->
     assert "u" not in spliced
 
 
-def test_drop_shortcuts__drops_a_parent_that_is_an_ancestor_of_another(build: Any) -> None:
+def test_drop_shortcuts_drops_parent_that_is_ancestor_of_other_parent(build: Any) -> None:
     parents = {"r": [], "a": ["r"], "b": ["a"], "c": ["r"], "x": ["b", "r", "c", "a"]}
     assert build.drop_shortcuts(parents) == {**parents, "x": ["b", "c"]}
 
 
-def test_build_tree__keeps_the_last_parent(build: Any) -> None:
+def test_build_tree_uses_last_parent(build: Any) -> None:
     parents = {"r": [], "a": ["r"], "b": ["r"], "x": ["b", "a"], "y": ["a"], "z": ["b"], "w": ["b"]}
     tree = build.build_tree(parents, ["x", "y", "z", "w"])
     assert tree == {"r": [], "a": ["r"], "b": ["r"], "x": ["a"], "y": ["a"], "z": ["b"], "w": ["b"]}
 
 
-def test_format_table__gives_the_table_worked_out_by_hand(build: Any) -> None:
+def test_format_table_equals_table_by_hand(build: Any) -> None:
     hypernyms, names = build.read_nouns(NOUNS.splitlines())
     tree = build.build_tree(hypernyms, CLASSES)
     assert build.format_table(tree, names, CLASSES) == TABLE
 
 
-def test_main__writes_the_table_and_checks_it(
+def test_main_writes_and_checks_table(
     build: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nouns, synsets, table = tmp_path / "nouns", tmp_path / "synsets", tmp_path / "table"
@@ -236,7 +236,7 @@ def test_main__writes_the_table_and_checks_it(
     assert table.read_bytes() == changed  # --check writes nothing
 
 
-def test_main__names_a_class_that_is_no_synset(
+def test_main_names_class_without_synset(
     build: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nouns, synsets = tmp_path / "nouns", tmp_path / "synsets"

@@ -22,7 +22,7 @@ def path(tmp_path):
     return tmp_path / "picture.png"
 
 
-def test_main__checks_times_and_draws(path, capsys):
+def test_main_checks_results_times_and_draws(path, capsys):
     assert command_line.main([*ARGUMENTS, "--picture", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "n_bins=1000, n_nodes=1374" in printed
@@ -33,7 +33,7 @@ def test_main__checks_times_and_draws(path, capsys):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_main__fails_if_a_result_is_wrong(path, capsys, monkeypatch):
+def test_main_fails_for_wrong_result(path, capsys, monkeypatch):
     right = fastemd.emd_value_and_grad
 
     def wrong(p, q, space, rho, **keywords):
@@ -56,14 +56,14 @@ def test_main__fails_if_a_result_is_wrong(path, capsys, monkeypatch):
         (["--nonsense"], "unrecognized"),
     ],
 )
-def test_main__refuses_bad_options(arguments, message, capsys):
+def test_main_rejects_invalid_options(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit_:
         command_line.main(arguments)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_by_products__agrees_with_a_tree_done_by_hand():
+def test_by_products_agrees_with_tree_by_hand():
     tree = fastemd.Tree.from_parents([-1, 0, 0, 1, 1], weights=[0, 2, 1, 1, 3])
     ancestors, weight = baselines.ancestor_matrix(tree)
     p, q = np.array([[1.0, 0, 0]]), np.array([[0, 0.5, 0.5]])  # bins 2, 3, 4
@@ -89,14 +89,14 @@ def test_by_products__agrees_with_a_tree_done_by_hand():
         ("xyz", f"unknown command 'xyz'; expected one of {LISTED}\n"),
     ],
 )
-def test_main_suggests_the_nearest_command(word, message, capsys):
+def test_main_suggests_nearest_command(word, message, capsys):
     with pytest.raises(SystemExit) as exit_:
         command_line.main([word, "--quick"])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_main_prints_the_version(capsys):
+def test_main_prints_version(capsys):
     with pytest.raises(SystemExit) as exit_:
         command_line.main(["--version"])
     assert exit_.value.code == 0
@@ -115,7 +115,7 @@ def _interrupt_after(monkeypatch, module, name, calls):
     monkeypatch.setattr(module, name, interrupted)
 
 
-def test_main_stops_quietly_on_interrupt(path, capsys, monkeypatch):
+def test_main_exits_without_traceback_on_interrupt(path, capsys, monkeypatch):
     _interrupt_after(monkeypatch, demonstration, "measure", 0)
     assert command_line.main([*ARGUMENTS, "--picture", str(path)]) == 130
     printed = capsys.readouterr()
@@ -124,14 +124,14 @@ def test_main_stops_quietly_on_interrupt(path, capsys, monkeypatch):
     assert not path.exists()
 
 
-def test_main_clears_the_progress_bar_on_interrupt(capsys, monkeypatch):
+def test_main_clears_progress_bar_on_interrupt(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     _interrupt_after(monkeypatch, demonstration, "check", 0)
     assert command_line.main(ARGUMENTS) == 130
     assert capsys.readouterr().err == "\r\033[K"
 
 
-def test_figure3_keeps_finished_rows_on_interrupt(tmp_path, capsys, monkeypatch):
+def test_figure3_saves_finished_rows_on_interrupt(tmp_path, capsys, monkeypatch):
     _interrupt_after(monkeypatch, figure3, "sinkhorn", 3)
     assert command_line.main(["figure3", "--quick", "--folder", str(tmp_path)]) == 130
     lines = (tmp_path / "fastemd-figure3.csv").read_text().splitlines()
@@ -144,7 +144,7 @@ def test_figure3_keeps_finished_rows_on_interrupt(tmp_path, capsys, monkeypatch)
     assert not (tmp_path / "fastemd-figure3.png").exists()
 
 
-def test_table1_keeps_finished_rows_on_interrupt(tmp_path, capsys, monkeypatch):
+def test_table1_saves_finished_rows_on_interrupt(tmp_path, capsys, monkeypatch):
     n = len(table1.SINKHORN_BASELINES) - 1
     _interrupt_after(monkeypatch, table1, "_seconds", n + 1)
     assert command_line.main(["table1", "--quick", "--folder", str(tmp_path)]) == 130

@@ -14,7 +14,7 @@ def _table(path):
         return list(csv.DictReader(file))
 
 
-def test_figure3__quick(tmp_path, capsys):
+def test_figure3_quick_writes_table_and_picture(tmp_path, capsys):
     assert command_line.main(["figure3", "--quick", "--folder", str(tmp_path)]) == 0
     rows = _table(tmp_path / "fastemd-figure3.csv")
     assert (tmp_path / "fastemd-figure3.png").read_bytes().startswith(b"\x89PNG")
@@ -29,7 +29,7 @@ def test_figure3__quick(tmp_path, capsys):
     assert 1.0 < float(rows[0]["ratio"]) < 2.0
 
 
-def test_table1__quick(tmp_path, capsys):
+def test_table1_quick_writes_table_and_picture(tmp_path, capsys):
     assert command_line.main(["table1", "--quick", "--folder", str(tmp_path)]) == 0
     rows = _table(tmp_path / "fastemd-table1.csv")
     assert (tmp_path / "fastemd-table1.png").read_bytes().startswith(b"\x89PNG")
@@ -42,7 +42,7 @@ def test_table1__quick(tmp_path, capsys):
     assert not any(row["implementation"] == table1.PAPER for row in rows)  # of another batch
 
 
-def test_table1__says_what_was_scaled_and_what_is_not_installed(monkeypatch):
+def test_table1_states_scaled_and_missing_baselines(monkeypatch):
     def missing(*_):
         raise NotImplementedError
 
@@ -62,13 +62,13 @@ def test_table1__says_what_was_scaled_and_what_is_not_installed(monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands__refuse_bad_options(command, capsys):
+def test_commands_reject_invalid_options(command, capsys):
     with pytest.raises(SystemExit):
         command_line.main([command, "--folder", "no/such/folder"])
     assert "there is no folder" in capsys.readouterr().err
 
 
-def test_progress__shows_the_time_left_on_a_terminal(monkeypatch, capsys):
+def test_progress_shows_remaining_time_on_terminal(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     progress = common.Progress(4)
     progress.add(1)
@@ -81,7 +81,7 @@ def test_progress__shows_the_time_left_on_a_terminal(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_cosine_distance__does_not_see_constants_and_lengths(rng):
+def test_cosine_distance_ignores_constants_and_norms(rng):
     a = rng.standard_normal((3, 9))
     np.testing.assert_allclose(figure3.cosine_distance(a, 3 * a + 7), 0, atol=1e-12)
     np.testing.assert_allclose(figure3.cosine_distance(a, -a), 2)

@@ -34,32 +34,32 @@ def _values(ax, kind):
     return np.asarray(values)
 
 
-def test_plot_flow__shows_every_edge_and_bin():
+def test_plot_flow_draws_every_edge_and_bin():
     ax = plotting.plot_flow(P, Q, TREE)
     np.testing.assert_array_equal(_values(ax, LineCollection), fastemd.emd_flow(P, Q, TREE))
     np.testing.assert_allclose(_values(ax, PathCollection), P - Q)
     assert {text.get_text() for text in ax.texts} == {"x", "y", "z", "c"}
 
 
-def test_plot_flow__a_part_starts_where_its_paths_meet():
+def test_plot_flow_of_columns_starts_at_common_ancestor():
     ax = plotting.plot_flow(P, Q, TREE, columns=[1, 0])
     shown = [("a", "b", "x"), ("a", "b", "y")]
     flow = fastemd.emd_flow(P, Q, TREE)[[TREE.nodes.index(node) for node in shown]]
     np.testing.assert_array_equal(_values(ax, LineCollection), flow)
 
 
-def test_plot_gradient__shows_every_bin():
+def test_plot_gradient_draws_every_bin():
     ax = plotting.plot_gradient(P, Q, TREE, 2)
     np.testing.assert_array_equal(_values(ax, PathCollection), fastemd.emd_grad(P, Q, TREE, 2))
 
 
 @pytest.mark.parametrize("rho", [1, 2.5])
-def test_plot_gradient__of_equal_histograms_is_zero(rho):
+def test_plot_gradient_of_equal_histograms_is_zero(rho):
     ax = plotting.plot_gradient(P, P, TREE, rho)
     assert not _values(ax, PathCollection).any()
 
 
-def test_plot_tree__children_hang_below_their_parents():
+def test_plot_tree_draws_children_below_parents():
     ax = plotting.plot_tree(TREE)
     segments = np.array(_collection(ax, LineCollection).get_segments())
     assert len(segments) == TREE.n_nodes - 1
@@ -68,25 +68,25 @@ def test_plot_tree__children_hang_below_their_parents():
     assert len({tuple(xy) for xy in bins.tolist()}) == TREE.n_bins
 
 
-def test_plot_tree__a_chain_lies_flat_with_its_gaps():
+def test_plot_tree_draws_chain_on_horizontal_line():
     ax = plotting.plot_tree(fastemd.Chain(3, gaps=[1, 4]))
     bins = _collection(ax, PathCollection).get_offsets()
     np.testing.assert_array_equal(bins, [[0, 0], [1, 0], [5, 0]])
 
 
-def test_plot_tree__uses_labels_and_axes_of_the_user():
+def test_plot_tree_uses_labels_and_axes_of_user():
     ax = plt.figure().add_subplot()
     assert plotting.plot_tree(TREE, labels={("c",): "sea"}, ax=ax) is ax
     assert "sea" in {text.get_text() for text in ax.texts}
 
 
 @pytest.mark.parametrize("columns", [[], [-1], [4], ["a"], [0.5]])
-def test_plot_tree__refuses_columns_that_do_not_exist(columns):
+def test_plot_tree_rejects_missing_columns(columns):
     with pytest.raises(ValueError, match="columns: expected integers between 0 and 3"):
         plotting.plot_tree(TREE, columns=columns)
 
 
-def test_plot_flow__refuses_batches_and_what_is_no_space():
+def test_plot_flow_rejects_batches_and_non_spaces():
     with pytest.raises(ValueError, match=r"p: expected one histogram, got shape \(1, 4\)"):
         plotting.plot_flow([P], Q, TREE)
     with pytest.raises(TypeError, match="space: expected"):
@@ -97,7 +97,7 @@ def _texts(ax):
     return {text.get_text() for text in ax.texts}
 
 
-def test_plot_tree_labels_a_path_by_its_last_name():
+def test_plot_tree_labels_path_by_last_name():
     tree = fastemd.Tree.from_paths([("animal", "cat"), ("toy", "cat"), ("toy", 3), ("animal",)])
     assert _texts(plotting.plot_tree(tree)) == {"cat", "3", "animal"}
     labels = {("toy", 3): "three"}
@@ -145,7 +145,7 @@ def _assert_labels_inside(ax, box):
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
-def test_plots_keep_labels_inside_the_figure(space):
+def test_plots_draw_labels_inside_figure(space):
     for ax in _plots(space, dict):
         _assert_labels_inside(ax, ax.figure.bbox)
         for bar in ax.figure.axes[1:]:
@@ -154,7 +154,7 @@ def test_plots_keep_labels_inside_the_figure(space):
 
 @pytest.mark.parametrize("layout", [None, "constrained", "tight"])
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
-def test_plots_keep_labels_inside_the_axes_of_the_user(space, layout):
+def test_plots_draw_labels_inside_axes_of_user(space, layout):
     labels = {} if isinstance(space, fastemd.Tree) else dict.fromkeys(space.bins, NAMES[2])
 
     def keywords():
@@ -166,7 +166,7 @@ def test_plots_keep_labels_inside_the_axes_of_the_user(space, layout):
         _assert_labels_inside(ax, ax.bbox)
 
 
-def test_plot_tree_makes_room_in_its_own_figure_for_very_long_names():
+def test_plot_tree_enlarges_margins_for_long_names():
     tree = fastemd.Tree.from_paths([("a", "x" * 150), ("b", "y")])
     ax = plotting.plot_tree(tree)
     _assert_labels_inside(ax, ax.figure.bbox)
@@ -175,7 +175,7 @@ def test_plot_tree_makes_room_in_its_own_figure_for_very_long_names():
     assert np.ptp(heights) > 72.0  # the tree itself is still there, pixels
 
 
-def test_plot_tree_keeps_what_the_axes_of_the_user_show():
+def test_plot_tree_preserves_limits_of_axes_of_user():
     ax = plt.figure().add_subplot()
     ax.plot([-5, 9], [-7, 3])
     plotting.plot_tree(TREE, ax=ax)
@@ -188,7 +188,7 @@ NOT_TO_SCALE = "edge lengths not to scale"
 
 
 @pytest.mark.parametrize("lengths", [(1, 2, 1, 1), (1, 1, 1, 0)])
-def test_plots_say_that_lengths_are_not_to_scale(lengths):
+def test_plots_state_that_lengths_are_not_to_scale(lengths):
     weights = dict(zip([("a",), ("a", "x"), ("a", "y"), ("b",)], lengths, strict=True))
     tree = fastemd.Tree.from_paths([("a", "x"), ("a", "y"), ("b",)], weights=weights)
     for ax in _plots(tree, dict):
@@ -196,7 +196,7 @@ def test_plots_say_that_lengths_are_not_to_scale(lengths):
         _assert_labels_inside(ax, ax.figure.bbox)
 
 
-def test_plots_say_nothing_of_lengths_that_are_to_scale():
+def test_plots_omit_statement_if_lengths_are_to_scale():
     equal = fastemd.Tree.from_parents([-1, 0, 0], [7.0, 0.1 + 0.2, 0.3])
     part = fastemd.Tree.from_paths(
         [("a", "x"), ("a", "y"), ("b",)],

@@ -41,9 +41,7 @@ def run(module, folder, monkeypatch, stop_after=None):
     return seen
 
 
-def test_quick__goes_on_where_it_stopped_and_saves_what_it_learned(
-    breathing, tmp_path, monkeypatch, capsys
-):
+def test_main_quick_resumes_and_saves_results(breathing, tmp_path, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         run(breathing, tmp_path, monkeypatch, stop_after=5)
     seen = run(breathing, tmp_path, monkeypatch)
@@ -63,13 +61,13 @@ def test_quick__goes_on_where_it_stopped_and_saves_what_it_learned(
     assert "tuned for   30, step   30: EMD^2" in capsys.readouterr().out
 
 
-def test_split__keeps_the_fold_of_the_test_out_of_tuning(breathing):
+def test_split_excludes_test_fold_from_tuning(breathing):
     for fold in breathing.FOLDS:
         training, validation = breathing.split(fold)
         assert sorted([fold, *training, *validation]) == sorted(breathing.FOLDS)
 
 
-def test_clips__of_a_patient_are_in_one_fold(breathing):
+def test_clips_of_one_patient_are_in_one_fold(breathing):
     clips, patient = breathing.Clips(1), np.load(breathing.DATA)["patient"]
     folds = [set(patient[clips.of(fold)]) for fold in breathing.FOLDS]
     assert folds == [{0}, {1}, {2}, {3}, {4}, {5, 6, 7}]
@@ -77,12 +75,12 @@ def test_clips__of_a_patient_are_in_one_fold(breathing):
     np.testing.assert_allclose(sums, 1, rtol=1e-6)
 
 
-def test_spectrum__finds_the_frequency_of_a_sine(breathing):
+def test_spectrum_finds_frequency_of_sine(breathing):
     clip = 7 + np.sin(2 * np.pi * 15 / 60 * np.arange(60))
     assert breathing.spectrum(clip).argmax() == 15
 
 
-def test_check__fails_what_did_not_learn(breathing):
+def test_check_fails_for_untrained_model(breathing):
     constant, chest, untrained = 4.3, 2.1, 5.8
     rows = [("b01", 469, constant, chest, untrained, 2.5, 1.8, 1.8, 2.0)]
     breathing.check(rows)
@@ -92,7 +90,7 @@ def test_check__fails_what_did_not_learn(breathing):
         breathing.check([("b01", 469, 6.0, *rows[0][3:])])
 
 
-def test_sinkhorn_distance__falls_against_its_gradient_and_keeps_the_mass(breathing):
+def test_sinkhorn_distance_decreases_along_negative_gradient_and_conserves_mass(breathing):
     torch = needed("torch")
     distance = breathing.LOSSES["SD"]
     p, q = torch.full((1, 31), 1 / 31), torch.linspace(1, 3, 31)[None] / 62

@@ -14,7 +14,7 @@ def _never():
     raise AssertionError("computed again")
 
 
-def test_runs__go_on_where_they_were_interrupted(tmp_path):
+def test_runs_resume_after_interrupt(tmp_path):
     path = tmp_path / "runs.jsonl"
     runs = experiments.Runs(path, {"epochs": 2}, 3)
     assert runs.get("a", 1, lambda: [1.5, np.nan]).tolist()[0] == 1.5
@@ -27,13 +27,13 @@ def test_runs__go_on_where_they_were_interrupted(tmp_path):
     assert experiments.Runs(path, {"epochs": 2}, 3).get("c", 1, _never).tolist() == [0.5]
 
 
-def test_runs__of_other_settings_are_refused(tmp_path):
+def test_runs_reject_other_settings(tmp_path):
     experiments.Runs(tmp_path / "runs.jsonl", {"epochs": 2}, 3)
     with pytest.raises(SystemExit, match="other settings"):
         experiments.Runs(tmp_path / "runs.jsonl", {"epochs": 3}, 3)
 
 
-def test_mean_and_spread():
+def test_mean_and_spread_of_two_runs():
     mean, spread = experiments.mean_and_spread([[1.0, 2.0], [3.0, 2.0]])
     np.testing.assert_allclose(mean, [2.0, 2.0])
     np.testing.assert_allclose(spread, [2.0**0.5, 0.0])

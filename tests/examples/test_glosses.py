@@ -17,7 +17,7 @@ torch, experiment = needed("torch"), needed("wordnet_glosses")
 gloss_texts = needed("gloss_texts")
 
 
-def test_wordnet_glosses__quick_form_learns_and_saves(tmp_path):
+def test_wordnet_glosses_quick_learns_and_saves_results(tmp_path):
     command = [sys.executable, EXAMPLES / "wordnet_glosses.py", "--quick", "--folder", tmp_path]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert printed.count("| CE | 2 |") == 2
@@ -29,7 +29,7 @@ def test_wordnet_glosses__quick_form_learns_and_saves(tmp_path):
     assert (tmp_path / "wordnet_glosses.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_check__refuses_an_untrained_net():
+def test_check_fails_for_untrained_network():
     untrained, trained = np.array([[0.001, 11.0, 11.0]]), np.array([[0.2, 6.0, 9.0]])
     experiment.check("trained", "CE", trained)
     with pytest.raises(AssertionError, match="untrained: did not learn"):
@@ -38,7 +38,7 @@ def test_check__refuses_an_untrained_net():
         experiment.check("half", "EMD² + CE", np.where([True, False, False], untrained, trained))
 
 
-def test_task__parts_share_no_text_and_hold_every_class():
+def test_task_splits_are_disjoint_and_contain_every_class():
     tree, words, label, parts = gloss_texts.task()
     assert tree.n_bins == 982
     assert tree.n_nodes == 1339
@@ -50,7 +50,7 @@ def test_task__parts_share_no_text_and_hold_every_class():
     assert counts["test"].min() >= 1
 
 
-def test_sinkhorn_loss__is_that_of_the_iterations():
+def test_sinkhorn_loss_agrees_with_iterations():
     tree = fastemd.Tree.from_paths([("a", "b"), ("a", "c"), ("d",), ("e", "f", "g")])
     logits = torch.randn((5, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     label, cost = torch.tensor([0, 1, 2, 3, 0]), tree.cost_matrix()

@@ -25,7 +25,9 @@ def _pair(rng, shape=(3, 7), dtype=np.float64):
 @each_operation
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
-def test_arrays__the_same_kind_out(library, operation, dtype, batch, rng, small_case):
+def test_functions_return_arrays_of_input_library(
+    library, operation, dtype, batch, rng, small_case
+):
     theirs = framework(library)
     given = operation.draw(rng, batch, small_case.n_bins, dtype)
     ref = operation(given, small_case.space, 1.5)
@@ -37,7 +39,7 @@ def test_arrays__the_same_kind_out(library, operation, dtype, batch, rng, small_
 
 
 @each_library
-def test_arrays__broadcast_and_mixed_types(library, rng):
+def test_functions_broadcast_and_promote_types(library, rng):
     theirs = framework(library)
     p, q = _pair(rng)
     p = p.astype(np.float32)
@@ -50,7 +52,7 @@ def test_arrays__broadcast_and_mixed_types(library, rng):
 
 
 @each_library
-def test_arrays__empty_batch(library):
+def test_functions_accept_empty_batch(library):
     theirs = framework(library)
     nothing = theirs.of(np.empty((0, 7)))
     value, grad = fastemd.emd_value_and_grad(nothing, nothing, CHAIN, 2)
@@ -60,7 +62,7 @@ def test_arrays__empty_batch(library):
 
 
 @each_library
-def test_arrays__references_answer_in_kind(library, rng):
+def test_exact_emd_and_sinkhorn_return_arrays_of_input_library(library, rng):
     theirs = framework(library)
     p, q = _pair(rng)
     cost = rng.random((7, 7))
@@ -82,7 +84,7 @@ def test_arrays__references_answer_in_kind(library, rng):
 
 @each_library
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_arrays__losses_answer_in_kind(library, reduction, rng):
+def test_losses_return_arrays_of_input_library(library, reduction, rng):
     theirs = framework(library)
     x, soft = rng.standard_normal((3, 7)), _pair(rng)[0]
     weight, labels = rng.random(3), np.array([0, 6, 3])
@@ -100,7 +102,7 @@ def test_arrays__losses_answer_in_kind(library, reduction, rng):
 
 
 @each_library
-def test_arrays__errors_name_the_row(library, rng):
+def test_functions_name_invalid_row(library, rng):
     theirs = framework(library)
     p, q = _pair(rng)
     p[1, 3] = np.nan
@@ -112,7 +114,7 @@ def test_arrays__errors_name_the_row(library, rng):
 
 @each_library
 @each_operation
-def test_arrays__inputs_outlive_the_call_and_results_their_inputs(library, operation, rng):
+def test_functions_leave_inputs_alive_and_results_outlive_them(library, operation, rng):
     theirs = framework(library)
     given = operation.draw(rng, (64,), 7)
     before = [x.copy() for x in given]
@@ -132,7 +134,7 @@ def test_arrays__inputs_outlive_the_call_and_results_their_inputs(library, opera
 
 
 @pytest.mark.parametrize("other", LIBRARIES)
-def test_arrays__of_two_libraries(other, rng):
+def test_functions_reject_arrays_of_two_libraries(other, rng):
     p, q = _pair(rng)
     theirs = framework(other).of(q)
     with pytest.raises(TypeError, match=r"p and q: .* p from numpy, q from " + other):
@@ -149,7 +151,7 @@ def test_arrays__of_two_libraries(other, rng):
 
 
 @each_operation
-def test_arrays__out_of_torch(operation, rng):
+def test_out_accepts_tensors(operation, rng):
     torch = needed("torch")
     given = operation.draw(rng, (5,), 7)
     ref = operation(given, CHAIN, 1.5)
@@ -167,7 +169,7 @@ def test_arrays__out_of_torch(operation, rng):
 
 
 @each_operation
-def test_arrays__out_of_torch_counts_as_written(operation, rng):
+def test_out_increments_version_of_tensors(operation, rng):
     """So that autograd refuses to go back to what was in there."""
     torch = needed("torch")
     given = operation.draw(rng, (5,), 7)
@@ -182,7 +184,7 @@ def test_arrays__out_of_torch_counts_as_written(operation, rng):
         product.sum().backward()
 
 
-def test_arrays__out_that_cannot_be_written(rng):
+def test_out_rejects_arrays_that_cannot_be_written(rng):
     torch, jax = needed("torch"), framework("jax")
     p, q = _pair(rng)
     with pytest.raises(ValueError, match=r"out: the array is read-only"):
@@ -200,7 +202,7 @@ def test_arrays__out_that_cannot_be_written(rng):
 # -- what frameworks do that others do not ---------------------------------------------------------
 
 
-def test_torch__requires_grad(rng):
+def test_functions_reject_tensors_that_require_grad(rng):
     torch = needed("torch")
     p, q = (torch.from_numpy(x) for x in _pair(rng))
     for leaf in (p.requires_grad_(), torch.nn.Parameter(p.detach())):
@@ -210,7 +212,7 @@ def test_torch__requires_grad(rng):
         assert fastemd.emd(p.detach(), q, CHAIN, 2).shape == (3,)
 
 
-def test_torch__conjugate_and_negative_bits(rng):
+def test_functions_accept_negative_bit_and_reject_complex_tensors(rng):
     torch = needed("torch")
     p, q = _pair(rng)
     lazy = torch.complex(torch.from_numpy(p), -torch.from_numpy(p)).conj()
@@ -222,7 +224,7 @@ def test_torch__conjugate_and_negative_bits(rng):
 
 
 @pytest.mark.parametrize("library", ["torch", "jax"])
-def test_arrays__half_precision(library, rng):
+def test_functions_accept_half_precision(library, rng):
     theirs = framework(library)
     p, q = (theirs.of(x) for x in _pair(rng))
     half, brain = (
@@ -238,7 +240,7 @@ def test_arrays__half_precision(library, rng):
         fastemd.emd(brain, q, CHAIN, 2)
 
 
-def test_torch__strides_and_offsets(rng):
+def test_functions_accept_strided_tensors(rng):
     torch = needed("torch")
     p, q = _pair(rng, (6, 7))
     ref = fastemd.emd_grad(p[:1], q, CHAIN, 2)
@@ -253,7 +255,7 @@ def test_torch__strides_and_offsets(rng):
         np.testing.assert_array_equal(fastemd.emd_grad(expanded, given, CHAIN, 2), ref)
 
 
-def test_numpy__strides_byte_order_and_read_only(rng):
+def test_functions_accept_strided_swapped_and_read_only_arrays(rng):
     p, q = _pair(rng, (6, 7))
     ref = fastemd.emd_grad(p, q, CHAIN, 2)
     frozen = q.copy()
@@ -264,7 +266,7 @@ def test_numpy__strides_byte_order_and_read_only(rng):
 
 @each_operation
 @pytest.mark.parametrize("inside", [True, False])
-def test_torch__compiler_calls_the_functions_as_they_are(operation, inside, rng):
+def test_functions_are_not_traced_by_torch_compile(operation, inside, rng):
     torch = needed("torch")
     torch._dynamo.reset()
     space = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2], [0, 1, 2, 0.5, 1, 3, 1])
@@ -289,7 +291,7 @@ def test_torch__compiler_calls_the_functions_as_they_are(operation, inside, rng)
     )
 
 
-def test_torch__compiler_calls_the_references_as_they_are(rng):
+def test_exact_emd_and_sinkhorn_are_not_traced_by_torch_compile(rng):
     torch = needed("torch")
     p, q = (torch.from_numpy(x) for x in _pair(rng))
     for function in (fastemd.exact_emd, lambda *args: fastemd.sinkhorn(*args, lam=5.0)):
@@ -300,7 +302,7 @@ def test_torch__compiler_calls_the_references_as_they_are(rng):
         np.testing.assert_array_equal(compiled(p, q), function(p, q, CHAIN)[0])
 
 
-def test_torch__tensors_without_memory(rng):
+def test_functions_reject_tensors_without_memory(rng):
     torch = needed("torch")
     from torch._subclasses import FakeTensorMode
 
@@ -314,7 +316,7 @@ def test_torch__tensors_without_memory(rng):
         torch.vmap(lambda x: fastemd.emd(x, x, CHAIN, 2))(p)
 
 
-def test_jax__tracers_and_deleted_arrays(rng):
+def test_functions_reject_tracers_and_deleted_arrays_of_jax(rng):
     jax, theirs = needed("jax"), framework("jax")
     p = theirs.of(_pair(rng)[0])
     for transform in (jax.jit, jax.vmap, jax.grad):
@@ -326,7 +328,7 @@ def test_jax__tracers_and_deleted_arrays(rng):
         fastemd.emd(p, q, CHAIN, 2)
 
 
-def test_jax__takes_results_without_a_copy(rng, monkeypatch):
+def test_functions_return_arrays_of_jax_without_copy(rng, monkeypatch):
     theirs = framework("jax")
     given = []
     empty = fastemd.arrays.empty
@@ -338,14 +340,14 @@ def test_jax__takes_results_without_a_copy(rng, monkeypatch):
         assert result.unsafe_buffer_pointer() == memory.ctypes.data
 
 
-def test_torch__takes_results_without_a_copy_and_may_write_to_them(rng):
+def test_functions_return_writable_tensors_without_copy(rng):
     torch = needed("torch")
     grad = fastemd.emd_grad(*map(torch.from_numpy, _pair(rng)), CHAIN, 2)
     grad += 1.0
     assert grad.is_contiguous()
 
 
-def test_torch__knows_that_out_was_written(rng):
+def test_out_written_in_place_is_detected_by_autograd(rng):
     """So that autograd refuses what it computed with the numbers before."""
     torch = needed("torch")
     pair = list(map(torch.from_numpy, _pair(rng)))
@@ -372,14 +374,14 @@ class _OnlyDLPack:
         return self.device
 
 
-def test_dlpack__objects_of_no_library_give_numpy(rng):
+def test_functions_return_numpy_for_dlpack_objects_without_library(rng):
     p, q = _pair(rng)
     comp = fastemd.emd_grad(_OnlyDLPack(p), q, CHAIN, 2)
     assert type(comp) is np.ndarray
     np.testing.assert_array_equal(comp, fastemd.emd_grad(p, q, CHAIN, 2))
 
 
-def test_dlpack__objects_on_another_device(rng):
+def test_functions_reject_dlpack_objects_on_other_device(rng):
     p, q = _pair(rng)
     for device, why in (((10, 0), r"\(10, 0\)"), ((2, 0), "CUDA device")):
         with pytest.raises(
@@ -403,7 +405,7 @@ def _failing():
     raise RuntimeError("no namespace today")
 
 
-def test_arrays__namespace_that_takes_no_results(rng):
+def test_functions_reject_namespace_without_from_dlpack(rng):
     p, q = _pair(rng)
     for namespace, message in (
         (_failing, r"its __array_namespace__\(\) raised RuntimeError: no namespace today"),
@@ -422,7 +424,7 @@ def test_arrays__namespace_that_takes_no_results(rng):
             fastemd.emd(p, q, CHAIN, 2, out=bad)
 
 
-def test_arrays__namespace_without_a_name(rng):
+def test_functions_accept_namespace_without_name(rng):
     p, q = _pair(rng)
     nameless = types.SimpleNamespace(from_dlpack=np.from_dlpack)
     pair = [_OfLibrary(x, lambda: nameless) for x in (p, q)]
@@ -431,7 +433,7 @@ def test_arrays__namespace_without_a_name(rng):
         fastemd.emd(p, pair[1], CHAIN, 2)
 
 
-def test_dlpack__errors_that_say_nothing_are_named(rng):
+def test_functions_name_type_of_dlpack_error_without_message(rng):
     class Silent(_OnlyDLPack):
         def __dlpack__(self, **keywords):
             raise BufferError
@@ -441,7 +443,7 @@ def test_dlpack__errors_that_say_nothing_are_named(rng):
         fastemd.emd(p, Silent(q), CHAIN, 2)
 
 
-def test_import__brings_no_framework():
+def test_import_loads_no_framework_for_numpy():
     code = (
         "import sys, numpy, fastemd; fastemd.emd([1, 0], numpy.array([0, 1]), fastemd.Chain(2), 2);"
         "print({'torch', 'jax', 'jaxlib', 'cupy', 'tensorflow'} & set(sys.modules))"
@@ -451,7 +453,7 @@ def test_import__brings_no_framework():
 
 
 @pytest.mark.parametrize("library", ["torch", "jax"])
-def test_arrays__memory_does_not_grow(library, rng):
+def test_functions_do_not_leak_memory(library, rng):
     theirs = framework(library)
     p, q = (theirs.of(x) for x in _pair(rng, (40, 7)))
     assert growth(lambda: fastemd.emd_value_and_grad(p, q, CHAIN, 2)) < 8_000

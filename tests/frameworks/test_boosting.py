@@ -145,7 +145,7 @@ class Recorder(boosting.Objective):
 
 
 @each_weight
-def test_objective__is_the_loss(interface, weighted, rng, monkeypatch):
+def test_objective_agrees_with_emd_loss(interface, weighted, rng, monkeypatch):
     """What every library gets in every round, for the rows in their order, with their weights."""
     monkeypatch.setattr(Recorder, "calls", [])
     halves = _halves(rng, weighted)
@@ -166,7 +166,7 @@ def test_objective__is_the_loss(interface, weighted, rng, monkeypatch):
 
 
 @each_weight
-def test_metric__is_the_mean_loss(interface, weighted, rng):
+def test_metric_is_mean_loss(interface, weighted, rng):
     halves = _halves(rng, weighted)
     _, log, scores = interface.run(halves, **LOSS)
     _, labels, weight = halves[1]
@@ -174,7 +174,7 @@ def test_metric__is_the_mean_loss(interface, weighted, rng):
     np.testing.assert_allclose(log[-1], ref, rtol=1e-6)
 
 
-def test_training__lowers_the_loss_of_other_rows(interface, rng):
+def test_training_lowers_loss_of_test_rows(interface, rng):
     """To less than 0.6 of the untrained; 0.48 is what comes out."""
     halves = _halves(rng)
     untrained = fastemd.emd_loss(np.zeros((200, N)), halves[1].y, CHAIN)[0]
@@ -184,14 +184,14 @@ def test_training__lowers_the_loss_of_other_rows(interface, rng):
     assert np.abs(scores.argmax(1) - halves[1].y).mean() < 0.8  # 1.2 for the middle class
 
 
-def test_training__of_a_tree(interface, rng):
+def test_training_on_tree(interface, rng):
     tree = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2, 2])
     halves = _halves(rng)
     _, log, _ = interface.run(halves, rounds=20, space=tree)
     assert log[-1] < 0.75 * fastemd.emd_loss(np.zeros((200, N)), halves[1].y, tree)[0]
 
 
-def test_training__stops_early(interface, rng):
+def test_training_stops_early(interface, rng):
     halves = _halves(rng)
     _, log, scores = interface.run(halves, rounds=500, stopping=5)
     assert len(log) < 300
@@ -203,7 +203,7 @@ def test_training__stops_early(interface, rng):
 
 @each_weight
 @each_library
-def test_classifier__is_the_native_interface(library, weighted, rng):
+def test_classifier_agrees_with_native_interface(library, weighted, rng):
     halves = _halves(rng, weighted)
     classifier = {"lightgbm": "LGBMClassifier", "xgboost": "XGBClassifier"}[library]
     (_, log, scores), (_, same, others) = (
@@ -214,7 +214,7 @@ def test_classifier__is_the_native_interface(library, weighted, rng):
 
 
 @pytest.mark.filterwarnings("ignore:Cannot compute class probabilities")  # of LGBMClassifier
-def test_pickle__objective_metric_and_model(interface, rng):
+def test_pickle_preserves_objective_metric_and_model(interface, rng):
     halves = _halves(rng)
     scores = rng.standard_normal((200, N))
     for function in (interface.objective(CHAIN, **LOSS), interface.metric(CHAIN, **LOSS)):
@@ -231,7 +231,7 @@ def test_pickle__objective_metric_and_model(interface, rng):
     np.testing.assert_array_equal(model.predict(x), twin.predict(x))
 
 
-def test_classifiers__go_through_scikit_learn(rng):
+def test_classifiers_work_with_scikit_learn(rng):
     """Cloned, and validated on folds."""
     selection = needed("sklearn.model_selection")
     half, _ = _halves(rng)
@@ -242,7 +242,7 @@ def test_classifiers__go_through_scikit_learn(rng):
 
 
 @pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
-def test_objective__of_any_scores(interface, rho, rng):
+def test_objective_is_finite_for_extreme_scores(interface, rho, rng):
     """Positive second derivatives, no step longer than 4."""
     objective = interface.objective(CHAIN, rho, cross_entropy=0.0)
     for dtype in ("f4", "f8"):
@@ -267,14 +267,14 @@ def test_objective__of_any_scores(interface, rho, rng):
         ([True, False, True], TypeError, "labels: expected whole numbers, got ndarray of shape"),
     ],
 )
-def test_objective__refuses_labels(labels, wrong, message, interface):
+def test_objective_rejects_invalid_labels(labels, wrong, message, interface):
     for function in (interface.objective(CHAIN), interface.metric(CHAIN)):
         with pytest.raises(wrong, match=message), np.errstate(all="raise"):
             function(labels, np.zeros((3, N)))
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, N + 1), (3, N - 1), (3 * N,)])
-def test_objective__refuses_another_number_of_classes(shape, interface):
+def test_objective_rejects_other_number_of_classes(shape, interface):
     message = (
         rf"scores: expected shape \(rows, 5\).*got {re.escape(str(shape))}; .* need num_class=5"
     )
@@ -282,7 +282,7 @@ def test_objective__refuses_another_number_of_classes(shape, interface):
         interface.objective(CHAIN)([0, 1, 2], np.zeros(shape))
 
 
-def test_objective__refuses_weights_and_scores(interface):
+def test_objective_rejects_invalid_weights_and_scores(interface):
     objective = interface.objective(CHAIN)
     with pytest.raises(ValueError, match="sample_weight: row 1 is -1"):
         objective([0, 1], np.zeros((2, N)), [1.0, -1.0])
@@ -300,13 +300,15 @@ def test_objective__refuses_weights_and_scores(interface):
         ((CHAIN, 2, -1.0), ValueError, "cross_entropy: expected a finite number >= 0"),
     ],
 )
-def test_arguments__are_checked_at_once(arguments, wrong, message, interface):
+def test_objective_and_metric_validate_arguments_on_construction(
+    arguments, wrong, message, interface
+):
     for function in (interface.objective, interface.metric):
         with pytest.raises(wrong, match=message):
             function(*arguments)
 
 
-def test_training__says_what_is_wrong(interface, rng):
+def test_training_raises_error_of_objective(interface, rng):
     """Through the libraries, too."""
     halves = _halves(rng)
     with pytest.raises(ValueError, match=r"scores: expected shape \(rows, 7\)"):
@@ -355,19 +357,19 @@ def _value(result):
 
 
 @pytest.mark.parametrize("name", ["xgboost", "XGBClassifier"])
-def test_metric_refuses_classes_of_softmax(name, rng):
+def test_metric_rejects_classes_of_softmax(name, rng):
     message = r"scores: expected shape \(rows, 5\).*got \(200,\).*use 'multi:softprob'"
     with pytest.raises(ValueError, match=message):
         INTERFACES[name].run(_halves(rng), objective="multi:softmax")
 
 
 @pytest.mark.parametrize("name", ["lightgbm", "LGBMClassifier"])
-def test_metric_refuses_one_vs_all_probabilities(name, rng):
+def test_metric_rejects_one_vs_all_probabilities(name, rng):
     with pytest.raises(ValueError, match="that do not, as under 'multiclassova'; use 'multiclass'"):
         INTERFACES[name].run(_halves(rng), objective="multiclassova")
 
 
-def test_metric_refuses_ambiguous_scores_of_two_classes(interface):
+def test_metric_rejects_ambiguous_scores_of_two_classes(interface):
     """Both readings of [0.5, 0.5] are the same."""
     metric = interface.metric(fastemd.Chain(2))
     with pytest.raises(ValueError, match=r"may be raw scores or probabilities; use.*base_score=0"):
@@ -376,7 +378,7 @@ def test_metric_refuses_ambiguous_scores_of_two_classes(interface):
 
 
 @each_library
-def test_training_of_two_classes(library, rng, monkeypatch):
+def test_training_with_two_classes(library, rng, monkeypatch):
     """In XGBoost they start at 0.5, so they sum to 1, unless base_score is set."""
     halves = [half._replace(y=half.y // 3) for half in _halves(rng)]
     run, chain = INTERFACES[library].run, fastemd.Chain(2)
@@ -445,7 +447,7 @@ def test_functions_raise_no_floating_point_error(weight, interface, rng):
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-def test_objective_refuses_derivatives_beyond_float32(dtype, interface):
+def test_objective_rejects_derivatives_beyond_float32(dtype, interface):
     scores = np.zeros((3, N), dtype)
     with pytest.raises(ValueError, match=r"scores: the derivatives of row 1 are beyond.*float32"):
         interface.objective(CHAIN)([0, 4, 1], scores, [1, 1e39, 1])
@@ -461,7 +463,7 @@ def _without(halves, *missing):
 
 @pytest.mark.parametrize("missing", [[2], [4], [0, 4], [1, 2, 3]])
 @each_library
-def test_training_of_missing_classes(library, missing, rng):
+def test_training_with_missing_classes(library, missing, rng):
     """The native interfaces know `num_class`."""
     halves = _without(_halves(rng), *missing)
     _, log, scores = INTERFACES[library].run(halves)
@@ -480,7 +482,7 @@ def test_training_of_missing_classes(library, missing, rng):
     ],
 )
 @pytest.mark.parametrize("built_in", [False, True])
-def test_classifier_refuses_missing_classes(built_in, name, missing, rng, monkeypatch):
+def test_classifier_rejects_missing_classes(built_in, name, missing, rng, monkeypatch):
     """Although it has `num_class`; XGBClassifier itself refuses a gap."""
     interface = INTERFACES[name]
     halves = _without(_halves(rng), *missing)
@@ -507,7 +509,7 @@ def test_classifier_accepts_missing_class_in_row_of_weight_0(name, rng):
     np.testing.assert_allclose(log[-1], ref, rtol=1e-6)
 
 
-def test_objective_refuses_two_renumbered_classes(rng, monkeypatch):
+def test_objective_rejects_two_renumbered_classes(rng, monkeypatch):
     """LGBMClassifier makes 0 and 1 of the classes 0 and 3, with five scores."""
     monkeypatch.setitem(LIGHTGBM, "num_class", N)
     halves = _without(_halves(rng), 1, 2, 4)
@@ -518,7 +520,7 @@ def test_objective_refuses_two_renumbered_classes(rng, monkeypatch):
 # -- what they look like ---------------------------------------------------------------------------
 
 
-def test_repr(interface):
+def test_repr_of_objective_and_metric(interface):
     objective, metric = interface.objective(CHAIN), interface.metric(CHAIN, **LOSS)
     assert repr(objective) == f"Objective({CHAIN!r}, rho=2)"
     assert repr(metric) == f"{type(metric).__name__}({CHAIN!r}, rho=1.5, cross_entropy=0.3)"

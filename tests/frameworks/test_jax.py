@@ -34,7 +34,7 @@ def way(request, monkeypatch):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_emd__beside_another_device(known, monkeypatch, rng):
+def test_emd_with_other_default_device(known, monkeypatch, rng):
     """The program has a way for each, and takes that of the CPU."""
     monkeypatch.setattr(programs, "only_the_cpu", lambda: False)
     monkeypatch.setattr(programs, "KNOWN", known)
@@ -75,7 +75,7 @@ def _dense(x, y, rho=1.5):
     return (TREE.weight[:-1] * jnp.abs(flow) ** rho).sum(-1)
 
 
-def test_version__is_known():
+def test_version_of_ffi_is_supported():
     """Otherwise everything still works, but ten times slower."""
     assert xla.version(jax.ffi.include_dir()) in xla.KNOWN
     assert xla.version("nowhere") is None
@@ -84,7 +84,7 @@ def test_version__is_known():
 
 @each_rho
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_emd__is_the_function_on_arrays(rho, dtype, way, rng):
+def test_emd_agrees_with_numpy_function(rho, dtype, way, rng):
     p, q = rng.dirichlet(np.ones(TREE.n_bins), (2, 5)).astype(dtype)
     value, grad = fastemd.emd_value_and_grad(p, q, TREE, rho)
     comp = adapter.emd(p, q, TREE, rho)
@@ -95,7 +95,7 @@ def test_emd__is_the_function_on_arrays(rho, dtype, way, rng):
 
 
 @each_rho
-def test_emd__derivatives(rho, way, rng):
+def test_emd_derivatives_agree_with_numpy_functions(rho, way, rng):
     x, y = _logits(rng)
     order = 1 if rho == 1 else 2
     check_grads = needed("jax.test_util").check_grads
@@ -104,7 +104,7 @@ def test_emd__derivatives(rho, way, rng):
 
 
 @each_rho
-def test_emd__under_transforms(rho, way, rng):
+def test_emd_supports_jit_grad_and_vmap(rho, way, rng):
     x, y = _logits(rng)
     for transform in (
         jax.jit,
@@ -124,7 +124,7 @@ def test_emd__under_transforms(rho, way, rng):
             assert_close(ours, wanted, 1.0, 1e-11)
 
 
-def test_emd__broadcasts_and_sums_the_gradients(rng):
+def test_emd_broadcasts_and_sums_gradients(rng):
     x, y = _logits(rng, (3,))
     comp = jax.grad(lambda x, y: _loss(x[:, None], y).sum() ** 2, (0, 1))(x, y)
     ref = jax.grad(lambda x, y: _dense(x[:, None], y).sum() ** 2, (0, 1))(x, y)
@@ -158,7 +158,7 @@ def test_emd_is_differentiable_twice_in_control_flow(wrapper, rho, rng):
         assert_close(transform(whole(_loss))(x), transform(whole(_dense))(x), 1.0, 1e-11)
 
 
-def test_emd__third_derivative(rng):
+def test_emd_has_no_third_derivative(rng):
     x, y = _logits(rng, ())
 
     def third(loss, rho):
@@ -173,19 +173,19 @@ def test_emd__third_derivative(rng):
             jax.jacfwd(jax.hessian(f))(x, y)
 
 
-def test_emd__gradient_takes_one_pass(rng):
+def test_emd_gradient_takes_one_pass(rng):
     """No Hessian for a gradient, no second pass for the value."""
     x, y = _logits(rng)
     text = str(jax.make_jaxpr(jax.value_and_grad(lambda x: _loss(x, y).sum()))(x))
     assert text.count("ffi_call") == 1
 
 
-def test_emd__adds_nothing_where_there_is_no_mesh(rng):
+def test_emd_adds_no_collectives_without_mesh(rng):
     x, y = _logits(rng)
     assert " add " not in str(jax.make_jaxpr(lambda x: _loss(x, y))(x))
 
 
-def test_emd__types(way):
+def test_emd_returns_type_of_inputs(way):
     p = jnp.full(TREE.n_bins, 1 / TREE.n_bins)
     for given, dtype in (("float16", "float32"), ("bfloat16", "float32"), ("int8", "float64")):
         q = jnp.eye(TREE.n_bins, dtype=given)[0]
@@ -195,14 +195,14 @@ def test_emd__types(way):
     assert grad.dtype == "bfloat16"
 
 
-def test_emd__empty_batch(way):
+def test_emd_accepts_empty_batch(way):
     nothing = jnp.zeros((0, TREE.n_bins))
     assert adapter.emd(nothing, nothing, TREE, 2).shape == (0,)
     grad = jax.grad(lambda p: adapter.emd(p, nothing, TREE, 2).sum())(nothing)
     assert grad.shape == nothing.shape
 
 
-def test_emd__bad_input(way):
+def test_emd_rejects_invalid_input(way):
     p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
     good = {"p": p, "q": p, "space": TREE, "rho": 2}
     for bad, wrong, message in (
@@ -223,7 +223,7 @@ def test_emd__bad_input(way):
     assert np.isnan(adapter.emd(p * np.nan, p, TREE, 2, validate=False)).all()
 
 
-def test_emd__names_the_bad_row_under_jit(way):
+def test_emd_names_invalid_row_under_jit(way):
     p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
     call = jax.jit(lambda p, q: adapter.emd(p, q, TREE, 2))
     with pytest.raises(Exception, match="q: row 1 has a negative mass"):  # the type is JAX's
@@ -231,7 +231,7 @@ def test_emd__names_the_bad_row_under_jit(way):
     np.testing.assert_array_equal(call(p, p), 0.0)  # and goes on
 
 
-def test_emd__interrupted_has_no_result(way, monkeypatch):
+def test_emd_interrupted_raises(way, monkeypatch):
     def interrupted(*args, **keywords):
         raise KeyboardInterrupt
 
@@ -255,7 +255,7 @@ def dropped(monkeypatch):
     return names
 
 
-def test_handler__interrupted_before_it_begins_gives_an_error(dropped):
+def test_handler_interrupted_at_start_returns_error(dropped):
     """Not success, which is what XLA reads in the NULL of a callback that was interrupted."""
     codes, calls = [], []
 
@@ -282,7 +282,7 @@ def test_handler__interrupted_before_it_begins_gives_an_error(dropped):
     assert dropped == ["KeyboardInterrupt"]
 
 
-def test_emd__interrupted_while_it_tells_of_an_error_has_no_result(dropped, monkeypatch):
+def test_emd_interrupted_while_reporting_error_raises(dropped, monkeypatch):
     p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
     monkeypatch.setattr(xla, "_error", _interrupt)
     with pytest.raises(jax.errors.JaxRuntimeError, match="interrupted, there is no result"):
@@ -290,7 +290,7 @@ def test_emd__interrupted_while_it_tells_of_an_error_has_no_result(dropped, monk
     assert dropped == ["KeyboardInterrupt"]
 
 
-def test_emd__keeps_one_of_equal_spaces(rng):
+def test_emd_registers_space_once(rng):
     p = jnp.full(TREE.n_bins, 1 / TREE.n_bins)
     adapter.emd(p, p, fastemd.Chain(5), 2)
     kept = len(adapter._kept)
@@ -298,14 +298,14 @@ def test_emd__keeps_one_of_equal_spaces(rng):
     assert len(adapter._kept) == kept
 
 
-def test_emd__space_lives_with_the_program(rng):
+def test_emd_space_lives_as_long_as_program(rng):
     x, y = _logits(rng)
     call = jax.jit(lambda x, y: adapter.emd(x, y, fastemd.Chain(TREE.n_bins, [1, 2, 3, 4]), 2))
     first = call(jax.nn.softmax(x), jax.nn.softmax(y))
     np.testing.assert_array_equal(first, call(jax.nn.softmax(x), jax.nn.softmax(y)))
 
 
-def test_emd__from_several_threads(rng):
+def test_emd_from_several_threads(rng):
     tree = fastemd.datasets.imagenet_tree()
     p, q = rng.dirichlet(np.ones(tree.n_bins), (2, 512)).astype(np.float32)
     call = jax.jit(jax.value_and_grad(lambda p: adapter.emd(p, q, tree, 2).sum()))
@@ -315,7 +315,7 @@ def test_emd__from_several_threads(rng):
             np.testing.assert_array_equal(comp[1], ref[1])
 
 
-def test_emd__memory_does_not_grow(rng):
+def test_emd_does_not_leak_memory(rng):
     x, y = jax.nn.softmax(_logits(rng, (100,)))
     call = jax.jit(jax.grad(lambda x: adapter.emd(x, y, TREE, 2).sum()))
     assert growth(lambda: call(x).block_until_ready()) < 8_000
@@ -326,7 +326,7 @@ def _run_on_devices(count, code):
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
 
 
-def test_emd__on_several_devices():
+def test_emd_on_several_devices():
     """XLA runs a program for each of them, at once, in threads of its own."""
     _run_on_devices(
         4,
@@ -374,7 +374,7 @@ def agree(comp, ref):
 
 
 @pytest.mark.parametrize(("known", "compiled"), [(True, True), (False, True), (True, False)])
-def test_emd__under_shard_map(known, compiled):
+def test_emd_under_shard_map(known, compiled):
     """Derivatives inside and outside, also where only one argument has a part on each device."""
     _run_on_devices(
         2,
@@ -401,7 +401,7 @@ for function, second, spec in cases if {compiled} else cases[:2]:  # slow withou
     )
 
 
-def test_emd__on_arrays_of_explicit_sharding():
+def test_emd_on_arrays_with_explicit_sharding():
     _run_on_devices(
         2,
         f"""{SPREAD}
@@ -445,7 +445,7 @@ def _case(rng, kind, options):
 @each_target
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_loss__is_the_function_on_arrays(options, kind, reduction, weighted, way, rng):
+def test_emd_loss_agrees_with_numpy_function(options, kind, reduction, weighted, way, rng):
     x, target = _case(rng, kind, options)
     weight = jnp.array(rng.random(4)) if weighted else None
     options = {"reduction": reduction, "sample_weight": weight, **options}
@@ -456,7 +456,7 @@ def test_loss__is_the_function_on_arrays(options, kind, reduction, weighted, way
 
 
 @each_target
-def test_loss__derivatives_under_transforms(kind, way, rng):
+def test_emd_loss_derivatives_under_transforms(kind, way, rng):
     x, target = _case(rng, kind, {})
 
     def loss(x, target):
@@ -481,13 +481,13 @@ def test_loss__derivatives_under_transforms(kind, way, rng):
         assert_close(transform(loss)(x, target), transform(dense)(x, target), 1.0, 1e-10)
 
 
-def test_loss__no_gradient_to_the_target(rng):
+def test_emd_loss_has_no_gradient_in_target(rng):
     x, target = _case(rng, "histograms", {})
     grad = jax.grad(lambda t: adapter.emd_loss(x, t, TREE))(target)
     np.testing.assert_array_equal(grad, 0.0)
 
 
-def test_loss__shapes_and_types(way, rng):
+def test_emd_loss_accepts_shapes_and_types(way, rng):
     x, labels = _case(rng, "labels", {})
     pairs = jnp.broadcast_to(x[:, None], (4, *x.shape))
     whole = adapter.emd_loss(pairs, labels, TREE, reduction="none")
@@ -497,7 +497,7 @@ def test_loss__shapes_and_types(way, rng):
     assert adapter.emd_loss(x[:0], labels[:0], TREE) == 0.0
 
 
-def test_loss__bad_input(way, rng):
+def test_emd_loss_rejects_invalid_input(way, rng):
     x, labels = _case(rng, "labels", {})
     good = {"x": x, "target": labels, "space": TREE}
     for bad, wrong, message in (
@@ -526,7 +526,7 @@ def test_loss__bad_input(way, rng):
 
 
 @pytest.mark.parametrize("container", [list, tuple])
-def test_emd_and_emd_loss_take_lists_of_traced_numbers(container):
+def test_emd_and_emd_loss_accept_lists_of_traced_numbers(container):
     """As the functions of jax.numpy do."""
     chain, x = fastemd.Chain(3), jnp.zeros((2, 3))
 
@@ -546,7 +546,7 @@ def test_emd_and_emd_loss_take_lists_of_traced_numbers(container):
 
 
 @pytest.mark.parametrize("name", ["x", "target", "sample_weight"])
-def test_emd_loss_refuses_sparse_arrays(name, rng):
+def test_emd_loss_rejects_sparse_arrays(name, rng):
     sparse = needed("jax.experimental.sparse")
     x, target = _case(rng, "histograms", {})
     arrays = {"x": x, "target": target, "sample_weight": jnp.ones(4)}
@@ -577,7 +577,7 @@ def test_emd_raises_value_error_outside_of_jit(rng):
         assert str(compiled.value) == f"INVALID_ARGUMENT: {message}"
 
 
-def test_emd_reports_an_internal_error_with_its_type(monkeypatch):
+def test_emd_reports_internal_error_with_type(monkeypatch):
     """Only what is wrong with the arguments is an invalid argument."""
 
     def fail(*args, **keywords):
@@ -591,7 +591,7 @@ def test_emd_reports_an_internal_error_with_its_type(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(4, 1), (2, 4), (4, 4), (3,), (5,)])
 @each_target
-def test_emd_loss_target_does_not_enlarge_the_batch(shape, kind, rng):
+def test_emd_loss_rejects_target_larger_than_batch(shape, kind, rng):
     x, target = _case(rng, kind, {})
     target = jnp.broadcast_to(target[0], (*shape, *target.shape[1:]))
     hint = f"target.squeeze({-1 if kind == 'labels' else -2})"
@@ -604,7 +604,7 @@ def test_emd_loss_target_does_not_enlarge_the_batch(shape, kind, rng):
 
 
 @each_target
-def test_emd_loss_target_broadcasts_to_the_rows(kind, rng):
+def test_emd_loss_broadcasts_target_to_batch(kind, rng):
     x, target = _case(rng, kind, {})
     x = jnp.stack([x, 2 * x])
     tail = target.shape[1:]
@@ -620,7 +620,7 @@ def test_emd_loss_target_broadcasts_to_the_rows(kind, rng):
     "dtype",
     ["int4", "uint4", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"],
 )
-def test_emd_loss_takes_labels_of_every_integer_type(dtype, way, rng):
+def test_emd_loss_accepts_labels_of_every_integer_type(dtype, way, rng):
     x, labels = _case(rng, "labels", {})
     options = {"reduction": "none", "ignore_index": 3}
     comp = adapter.emd_loss(x, labels.astype(dtype), TREE, **options)
@@ -671,16 +671,14 @@ for label, dtype in ((-2**32, "int64"), (2**32, "int64"), (2**63, "uint64"), (2*
         ("int64", 2**70, [0, 1, 2], [True, True, True]),
     ],
 )
-def test_emd_loss_compares_ignore_index_in_the_type_of_the_labels(
-    dtype, ignored, labels, losses, way
-):
+def test_emd_loss_compares_ignore_index_in_type_of_labels(dtype, ignored, labels, losses, way):
     labels = jnp.array(np.array(labels, dtype))
     options = {"ignore_index": ignored, "reduction": "none"}
     comp = adapter.emd_loss(jnp.zeros((3, 3)), labels, fastemd.Chain(3), **options)
     np.testing.assert_array_equal(comp > 0.0, losses)
 
 
-def test_emd_loss_does_not_ignore_a_label_that_is_equal_in_another_type():
+def test_emd_loss_does_not_ignore_label_that_is_equal_after_cast():
     labels = jnp.array([0, 255, 2], "uint8")
     with pytest.raises(ValueError, match="target: row 1 is class 255"):
         adapter.emd_loss(jnp.zeros((3, 3)), labels, fastemd.Chain(3), ignore_index=-1)
@@ -700,7 +698,7 @@ UNREAD = [  # x, the target, its weight; the label 9 is ignored, class 77 does n
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_emd_loss_does_not_read_rows_that_do_not_count(reduction, way, rng):
+def test_emd_loss_does_not_read_ignored_rows(reduction, way, rng):
     x, labels = _case(rng, "labels", {})
     weights = jnp.array([1.0, 3.0, 2.0, 0.5])
     options = {"cross_entropy": 1.0, "reduction": reduction, "ignore_index": 9}
@@ -746,7 +744,7 @@ def test_emd_loss_does_not_read_histograms_of_weight_0(way, rng):
     [("float32", 3e38), ("float64", 1e300), ("float64", 1.7e308), ("float64", 1e-300)],
 )
 @pytest.mark.parametrize("single", [False, True])
-def test_emd_loss_mean_takes_weights_of_any_size(dtype, weight, single, rng):
+def test_emd_loss_mean_accepts_weights_of_any_size(dtype, weight, single, rng):
     x, labels = _case(rng, "labels", {})
     x = x.astype("float32" if single else "float64")
     weights = jnp.array([1.0, 0.25, 0.0, 0.5], dtype)
@@ -761,7 +759,7 @@ def test_emd_loss_mean_takes_weights_of_any_size(dtype, weight, single, rng):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_emd_loss_is_differentiable_in_the_weights(reduction, rng):
+def test_emd_loss_is_differentiable_in_weights(reduction, rng):
     x, labels = _case(rng, "labels", {})
     losses = adapter.emd_loss(x, labels, TREE, reduction="none")
     weights = jnp.array([1.0, 3.0, 0.5, 2.0])
@@ -775,7 +773,7 @@ def test_emd_loss_is_differentiable_in_the_weights(reduction, rng):
     assert jax.grad(loss)(weights.at[1].set(0.0))[1] == 0.0
 
 
-def test_emd_loss_and_emd_ignore_the_error_state_of_numpy(way):
+def test_emd_loss_and_emd_ignore_error_state_of_numpy(way):
     chain = fastemd.Chain(3)
     x = jnp.array([[0.0, -800.0, 300.0], [-jnp.inf, 0.0, 1.0]], "float32")
     p, q = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], "float32")
@@ -793,7 +791,7 @@ def test_emd_loss_and_emd_ignore_the_error_state_of_numpy(way):
     jax.tree.map(np.testing.assert_array_equal, comp, ref)
 
 
-def test_emd_loss_and_emd_ignore_the_error_state_of_numpy_without_x64():
+def test_emd_loss_and_emd_ignore_error_state_of_numpy_without_x64():
     """NumPy would raise where JAX makes float32 of float64."""
     _run_on_devices(
         1,

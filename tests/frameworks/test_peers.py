@@ -33,7 +33,7 @@ CHAINS = [
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=repr)
-def test_emd__of_a_chain_is_scipys_wasserstein_distance(chain, rng):
+def test_emd_of_chain_equals_wasserstein_distance_of_scipy(chain, rng):
     p, q = random_pair(rng, (N_ROWS, chain.n_bins))
     x = _positions(chain)
     ref = [wasserstein_distance(x, x, *row) for row in zip(p, q, strict=True)]
@@ -41,14 +41,14 @@ def test_emd__of_a_chain_is_scipys_wasserstein_distance(chain, rng):
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=repr)
-def test_emd__of_a_chain_at_rho_2_is_half_of_scipys_energy_distance_squared(chain, rng):
+def test_emd_of_chain_at_rho_2_is_half_squared_energy_distance_of_scipy(chain, rng):
     p, q = random_pair(rng, (N_ROWS, chain.n_bins))
     x = _positions(chain)
     ref = [energy_distance(x, x, *row) ** 2 / 2 for row in zip(p, q, strict=True)]
     assert_close(fastemd.emd(p, q, chain.space, 2), ref)
 
 
-def test_emd__is_pots_earth_movers_distance(case, rng):
+def test_emd_equals_emd2_of_pot(case, rng):
     p, q = random_pair(rng, (N_ROWS, case.n_bins))
     cost = naive.cost_matrix(case.ground)
     ref = [ot.emd2(a, b, cost) for a, b in zip(p, q, strict=True)]
@@ -56,7 +56,7 @@ def test_emd__is_pots_earth_movers_distance(case, rng):
 
 
 @pytest.mark.parametrize("n_bins", [2, 5, 60])
-def test_emd_flow__of_a_chain_is_pots_one_dimensional_transport(n_bins, rng):
+def test_emd_flow_of_chain_equals_emd_1d_of_pot(n_bins, rng):
     """Summed over what POT's plan carries across each gap."""
     p, q = random_pair(rng, (n_bins,))
     x = np.arange(float(n_bins))
@@ -66,7 +66,7 @@ def test_emd_flow__of_a_chain_is_pots_one_dimensional_transport(n_bins, rng):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_emd__on_leaves_is_scikit_bios_weighted_unifrac(seed):
+def test_emd_of_leaves_equals_weighted_unifrac_of_scikit_bio(seed):
     rng = np.random.default_rng(seed)
     ground = random_ground(rng, 80)
     parents = set(ground.parent)
@@ -89,7 +89,7 @@ def test_emd__on_leaves_is_scikit_bios_weighted_unifrac(seed):
 
 
 @given(problems(max_nodes=7, n_rows=2))
-def test_emd__is_the_optimum_of_the_linear_programme(problem):
+def test_emd_is_optimum_of_linear_programme(problem):
     case, p, q = problem
     cost = naive.cost_matrix(case.ground)
     ref = [naive.linear_programme(*row, cost) for row in zip(p, q, strict=True)]
@@ -97,7 +97,7 @@ def test_emd__is_the_optimum_of_the_linear_programme(problem):
 
 
 @given(problems(max_nodes=7, n_rows=2))
-def test_emd__costs_what_the_linear_programme_pays_on_the_spaces_own_matrix(problem):
+def test_emd_is_optimum_of_linear_programme_with_cost_matrix(problem):
     """Only fastemd's cost matrix and scipy's solver: no tree formula on the other side."""
     case, p, q = problem
     ref = [naive.linear_programme(*row, case.space.cost_matrix()) for row in zip(p, q, strict=True)]
@@ -105,7 +105,7 @@ def test_emd__costs_what_the_linear_programme_pays_on_the_spaces_own_matrix(prob
 
 
 @given(problems(max_nodes=7, n_rows=1))
-def test_emd_flow__is_a_transport_that_networkx_cannot_beat(problem):
+def test_emd_flow_is_optimal_flow_of_networkx(problem):
     """Network simplex on whole numbers: the cost of the flows is the minimum cost flow's."""
     case, p, q = problem
     units = np.rint((p - q)[0] * 2**10).astype(int)
@@ -120,7 +120,7 @@ def test_emd_flow__is_a_transport_that_networkx_cannot_beat(problem):
 
 @pytest.mark.parametrize("name", EMD_BASELINES)
 @pytest.mark.parametrize("rho", [1, 2, 3.7])
-def test_emd_baselines__every_implementation_solves_the_same_problem(name, rho, small_case, rng):
+def test_baselines_agree_with_naive(name, rho, small_case, rng):
     p, q = random_pair(rng, (5, small_case.n_bins))
     if "torch" in name:
         needed("torch")

@@ -51,7 +51,7 @@ def _frame(dtype, array=P, columns=("cat", "dog", "ant")):
     ids=["frame", "nullable", "pyarrow", "objects in a frame", "unnamed frame", "objects",
          "fractions", "decimals", "masked", "masked nowhere", "lists"],
 )  # fmt: skip
-def test_functions_take_tables_of_numbers(make):
+def test_functions_accept_tables_of_numbers(make):
     value, grad = fastemd.emd_value_and_grad(make(P), make(Q), STAR, 1.5)
     ref = fastemd.emd_value_and_grad(P, Q, STAR, 1.5)
     for ours, theirs in zip((value, grad), ref, strict=True):
@@ -67,7 +67,7 @@ def test_functions_take_tables_of_numbers(make):
 
 
 @pytest.mark.parametrize("dtype", ["int64", "Int64", "int8[pyarrow]", object, "category"])
-def test_emd_loss_takes_columns_of_labels(dtype):
+def test_emd_loss_accepts_columns_of_labels(dtype):
     if "pyarrow" in str(dtype):
         needed("pyarrow")
     labels = pd.Series([2, 0]).astype(dtype)
@@ -78,7 +78,7 @@ def test_emd_loss_takes_columns_of_labels(dtype):
     np.testing.assert_array_equal(grad, ref[1])
 
 
-def test_functions_refuse_missing_entries_in_tables():
+def test_functions_reject_missing_entries_in_tables():
     nullable = _frame("Float64")
     nullable.iloc[1, 2] = pd.NA
     with pytest.raises((TypeError, ValueError), match=r"^q\b.*(index \(1, 2\)|nan at bin 2)"):
@@ -99,7 +99,7 @@ def test_functions_refuse_missing_entries_in_tables():
 
 
 @pytest.mark.parametrize("function", ["emd", "emd_loss", "embed", "sinkhorn", "exact_emd"])
-def test_functions_refuse_columns_in_another_order(function):
+def test_functions_reject_columns_in_other_order(function):
     frame = _frame("float64", columns=("dog", "cat", "ant"))
     calls = {
         "emd": lambda x: fastemd.emd(P, x, STAR, 1),
@@ -118,7 +118,7 @@ def test_functions_refuse_columns_in_another_order(function):
     np.testing.assert_array_equal(call(unrelated), call(P))
 
 
-def test_emd_refuses_a_series_in_another_order():
+def test_emd_rejects_series_in_other_order():
     series = pd.Series(P[0], ["dog", "cat", "ant"])
     message = r"^q: the index of this Series .* another order .* pass series\[list\(space.bins\)\]"
     with pytest.raises(ValueError, match=message):
@@ -129,7 +129,7 @@ def test_emd_refuses_a_series_in_another_order():
     )
 
 
-def test_functions_ignore_a_default_index():
+def test_functions_ignore_default_index():
     """A RangeIndex holds positions, also where nodes have such numbers."""
     space = fastemd.Tree.from_parents([3, 3, 3, -1], bins=[2, 0, 1])
     value = fastemd.emd(pd.DataFrame(P), pd.DataFrame(Q), space, 1)
@@ -139,7 +139,7 @@ def test_functions_ignore_a_default_index():
         fastemd.emd(shuffled, Q, chain, 1)
 
 
-def test_functions_take_columns_named_by_paths():
+def test_functions_accept_columns_named_by_paths():
     frame = pd.DataFrame(P, columns=pd.Index([("a", "y"), ("a", "x"), ("b",)], tupleize_cols=False))
     with pytest.raises(ValueError, match="another order"):
         fastemd.emd(frame, Q, TREE, 1)
@@ -149,7 +149,7 @@ def test_functions_take_columns_named_by_paths():
 
 @pytest.mark.parametrize("make", [scipy.sparse.csr_array, scipy.sparse.csr_matrix,
                                   scipy.sparse.coo_array])  # fmt: skip
-def test_functions_refuse_sparse_arrays_of_scipy(make):
+def test_functions_reject_sparse_arrays_of_scipy(make):
     for call in (
         lambda x: fastemd.emd(P, x, STAR, 1),
         lambda x: fastemd.emd_loss(P, x, STAR),
@@ -159,7 +159,7 @@ def test_functions_refuse_sparse_arrays_of_scipy(make):
             call(make(Q))
 
 
-def test_functions_refuse_sparse_tensors():
+def test_functions_reject_sparse_tensors():
     torch = needed("torch")
     p, q = torch.tensor(P), torch.tensor(Q)
     for sparse in (q.to_sparse(), q[0].to_sparse()):
@@ -170,7 +170,7 @@ def test_functions_refuse_sparse_tensors():
         fastemd.emd(P, sparse, STAR, 1)
 
 
-def test_errors_give_types_and_shapes_but_no_data():
+def test_errors_contain_types_and_shapes_but_no_data():
     secret = "4711.5"
     for bad in ([[secret] * 3] * 2, np.full((2, 3), secret), {"p": secret}, np.full(3, 4711.5j)):
         with pytest.raises(
@@ -184,7 +184,7 @@ def test_errors_give_types_and_shapes_but_no_data():
         fastemd.emd(P, Q, STAR, [4711.5, 2])
 
 
-def test_functions_refuse_columns_of_arrow_in_another_order():
+def test_functions_reject_columns_of_arrow_in_other_order():
     arrow = needed("pyarrow")
     columns = dict(zip(("dog", "cat", "ant"), P.T, strict=True))
     with pytest.raises(ValueError, match="another order"):
@@ -194,20 +194,20 @@ def test_functions_refuse_columns_of_arrow_in_another_order():
     np.testing.assert_array_equal(fastemd.emd(ordered, Q, STAR, 1), ref)
 
 
-def test_functions_refuse_numbered_columns_in_another_order():
+def test_functions_reject_numbered_columns_in_other_order():
     space = fastemd.Tree.from_parents([3, 3, 3, -1], bins=[2, 0, 1])
     with pytest.raises(ValueError, match="another order"):
         fastemd.emd(pd.DataFrame(P, columns=pd.Index([0, 1, 2])), Q, space, 1)
 
 
-def test_plots_refuse_a_series_in_another_order():
+def test_plots_reject_series_in_other_order():
     series = pd.Series([1.0, 0.0, 0.0], ["dog", "cat", "ant"])
     for plot in (fastemd.plotting.plot_flow, lambda *x: fastemd.plotting.plot_gradient(*x, 2)):
         with pytest.raises(ValueError, match="another order"):
             plot(series, Q[0], STAR)
 
 
-def test_functions_take_objects_beyond_float64_as_infinite():
+def test_functions_treat_objects_beyond_float64_as_infinite():
     huge = [[10**400, 0, 0]]
     with pytest.raises(ValueError, match="p: row 0 is not finite, inf at bin 0"):
         fastemd.emd(huge, Q[0], STAR, 1)
@@ -221,13 +221,13 @@ def test_functions_take_objects_beyond_float64_as_infinite():
         fastemd.exact_emd([1, 0], [0, 1], [[0, 10**400], [1, 0]])
 
 
-def test_emd_loss_refuses_objects_that_are_truth_values():
+def test_emd_loss_rejects_boolean_objects():
     with pytest.raises(TypeError, match="target: expected classes of an integer type"):
         fastemd.emd_loss(P, np.array([True, False], object), STAR)
 
 
 @pytest.mark.parametrize("dtype", ["Float64", object, "float64"])
-def test_jax_takes_tables(dtype):
+def test_jax_functions_accept_tables(dtype):
     needed("jax")
     frame, labels = _frame(dtype), pd.Series([2, 0]).astype("Int64")
     value = fastemd.jax.emd(frame, Q, STAR, 1)

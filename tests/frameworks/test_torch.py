@@ -71,7 +71,7 @@ def _dense(x, y, rho=1.5):
 
 @each_rho
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_emd__is_the_function_on_arrays(rho, dtype, rng):
+def test_emd_agrees_with_numpy_function(rho, dtype, rng):
     p, q = rng.dirichlet(np.ones(TREE.n_bins), (2, 5)).astype(dtype)
     tensor = _tensor(p).requires_grad_()
     comp = adapter.emd(tensor, _tensor(q), TREE, rho)
@@ -83,7 +83,7 @@ def test_emd__is_the_function_on_arrays(rho, dtype, rng):
 
 
 @each_rho
-def test_emd__derivatives_to_both(rho, rng):
+def test_emd_gradients_in_p_and_q(rho, rng):
     tensors = _logits(rng)
     assert torch.autograd.gradcheck(lambda x, y: _loss(x, y, rho), tensors)
     if rho != 1:
@@ -91,7 +91,7 @@ def test_emd__derivatives_to_both(rho, rng):
 
 
 @each_rho
-def test_emd__second_derivative_in_both(rho, rng):
+def test_emd_second_derivatives_in_p_and_q(rho, rng):
     """Also mixed ones, and those of a sum that weighs values by what depends on p."""
     x, y = (tensor.detach() for tensor in _logits(rng, ()))
 
@@ -104,7 +104,7 @@ def test_emd__second_derivative_in_both(rho, rng):
         assert_close(ours, wanted, 1.0, 1e-11)
 
 
-def test_emd__product_with_the_hessian(rng):
+def test_emd_hessian_vector_product(rng):
     x, y = (tensor.detach() for tensor in _logits(rng, ()))
     v = _tensor(rng.standard_normal(TREE.n_bins))
     for way in (torch.autograd.functional.vhp, torch.autograd.functional.hvp):
@@ -112,7 +112,7 @@ def test_emd__product_with_the_hessian(rng):
         assert_close(comp, way(lambda x: _dense(x, y, 2), x, v)[1], 1.0, 1e-11)
 
 
-def test_emd__third_derivative(rng):
+def test_emd_has_no_third_derivative(rng):
     x, y = (tensor.detach() for tensor in _logits(rng, ()))
 
     def third(loss, rho):
@@ -125,7 +125,7 @@ def test_emd__third_derivative(rng):
 
 
 @each_rho
-def test_emd__under_the_transforms_of_torch_func(rho, rng):
+def test_emd_supports_transforms_of_torch_func(rho, rng):
     x, y = (tensor.detach() for tensor in _logits(rng))
     grad, vmap, jacrev = torch.func.grad, torch.func.vmap, torch.func.jacrev
     for transform in (
@@ -141,7 +141,7 @@ def test_emd__under_the_transforms_of_torch_func(rho, rng):
         assert_close(transform(lambda x, y: _loss(x, y, rho))(x, y), ref, 1.0, 1e-11)
 
 
-def test_emd__broadcasts_and_sums_the_gradients(rng):
+def test_emd_broadcasts_and_sums_gradients(rng):
     x, y = _logits(rng, (3,))
     comp = torch.autograd.grad(_loss(x[:, None], y).square().sum(), (x, y))
     ref = torch.autograd.grad(_dense(x[:, None], y).square().sum(), (x, y))
@@ -151,7 +151,7 @@ def test_emd__broadcasts_and_sums_the_gradients(rng):
 
 @each_backend
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor, about torch itself
-def test_emd__compiles_as_one_graph(backend, rng):
+def test_emd_compiles_to_one_graph(backend, rng):
     torch._dynamo.reset()
     x, y = _logits(rng)
     compiled = torch.compile(_loss, fullgraph=True, backend=backend)
@@ -162,7 +162,7 @@ def test_emd__compiles_as_one_graph(backend, rng):
     )
 
 
-def test_emd__compiled_takes_no_more_passes(rng, monkeypatch):
+def test_emd_compiled_takes_no_additional_passes(rng, monkeypatch):
     torch._dynamo.reset()
     x, y = _logits(rng)
     monkeypatch.setattr(adapter.operators, "emd_hvp", None)  # a gradient needs no Hessian
@@ -170,7 +170,7 @@ def test_emd__compiled_takes_no_more_passes(rng, monkeypatch):
     torch.autograd.grad(compiled(x, y).sum(), x)
 
 
-def test_emd__compiled_with_derivatives_inside(rng):
+def test_emd_compiled_with_derivatives_inside(rng):
     torch._dynamo.reset()
     x, y = (tensor.detach() for tensor in _logits(rng))
 
@@ -182,7 +182,7 @@ def test_emd__compiled_with_derivatives_inside(rng):
     assert_close(comp, second(_dense)(x), 1.0, 1e-11)
 
 
-def test_emd__compiled_follows_the_space(rng):
+def test_emd_compiled_recompiles_for_other_space(rng):
     """A space is a constant of the program: another one must not meet the old program."""
     torch._dynamo.reset()
     x, y = (tensor.detach().softmax(-1) for tensor in _logits(rng))
@@ -192,7 +192,7 @@ def test_emd__compiled_follows_the_space(rng):
 
 
 @pytest.mark.parametrize("low", ["float16", "bfloat16"])
-def test_emd__low_precision_is_computed_in_float32(low, rng):
+def test_emd_computes_low_precision_in_float32(low, rng):
     x, y = (tensor.detach() for tensor in _logits(rng))
     p = x.softmax(-1).to(getattr(torch, low)).requires_grad_()
     q = y.softmax(-1).to(p.dtype)
@@ -214,7 +214,7 @@ def test_emd__low_precision_is_computed_in_float32(low, rng):
     assert layer.weight.grad.dtype == torch.float32
 
 
-def test_emd__whole_numbers(rng):
+def test_emd_accepts_integers(rng):
     one_hot = torch.eye(TREE.n_bins, dtype=torch.int64, device=PLACE)
     assert adapter.emd(one_hot[0], one_hot[1], TREE, 1).dtype == torch.float64
     p = torch.full((TREE.n_bins,), 1 / TREE.n_bins, device=PLACE)
@@ -222,7 +222,7 @@ def test_emd__whole_numbers(rng):
 
 
 @cpu  # elsewhere numbers are complained of later
-def test_emd__bad_input(rng):
+def test_emd_rejects_invalid_input(rng):
     p = torch.full((2, TREE.n_bins), 1 / TREE.n_bins)
     for bad, wrong, message in (
         ({"p": p.numpy()}, TypeError, "p: expected a torch.Tensor, got ndarray of shape"),
@@ -243,7 +243,7 @@ def test_emd__bad_input(rng):
     adapter.emd(p, 1.01 * p, TREE, 2, validate=np.float32(0.1))
 
 
-def test_emd__on_two_devices():
+def test_emd_rejects_tensors_on_two_devices():
     p = torch.full((2, TREE.n_bins), 1 / TREE.n_bins, device=PLACE)
     devices = "p and q: on different devices:"
     for bad, message in (
@@ -255,7 +255,7 @@ def test_emd__on_two_devices():
                 call(**{"p": p, "q": p, "space": TREE, "rho": 2} | bad)
 
 
-def test_emd__as_if_on_other_devices():
+def test_emd_supports_other_devices():
     from torch._subclasses import FakeTensorMode
 
     loss = adapter.EMDLoss(TREE)
@@ -267,14 +267,14 @@ def test_emd__as_if_on_other_devices():
                 function(another)
 
 
-def test_emd__of_shapes_only():
+def test_emd_of_meta_tensors():
     """The device `meta` has no numbers, and none are computed there."""
     p = torch.empty(2, TREE.n_bins, device="meta", dtype=torch.float16)
     value = adapter.emd(p, p[0], TREE, 2)
     assert (value.device.type, value.shape, value.dtype) == ("meta", (2,), torch.float32)
 
 
-def test_operators__pass_the_checks_of_torch(rng):
+def test_operators_pass_opcheck(rng):
     x, y = (tensor.detach() for tensor in _logits(rng))
     p, q, number = x.softmax(-1), y.softmax(-1), adapter.number_of(TREE)
     operators, labels = torch.ops.fastemd, _tensor([0, 3, 4, 4])
@@ -288,7 +288,7 @@ def test_operators__pass_the_checks_of_torch(rng):
             torch.library.opcheck(operators.emd_loss_hvp.default, (*given, y, *constants))
 
 
-def test_spaces__live_as_long_as_needed(rng):
+def test_spaces_live_as_long_as_referenced(rng):
     p, q = (tensor.detach().softmax(-1).requires_grad_() for tensor in _logits(rng))
     space = fastemd.Chain(5, [1, 2, 3, 0.5])
     number = adapter.number_of(space)
@@ -335,7 +335,7 @@ def _case(rng, kind, options, shape=(4,)):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("method", ["paper", "log"])
-def test_sinkhorn__has_the_gradient_of_the_paper(method, dtype, rng):
+def test_sinkhorn_has_gradient_of_paper(method, dtype, rng):
     p, q = (x.detach().softmax(-1).to(dtype) for x in _logits(rng))
     p.requires_grad_()
     cost = _tensor(rng.random((5, 5)), dtype)
@@ -356,7 +356,7 @@ def test_sinkhorn__has_the_gradient_of_the_paper(method, dtype, rng):
     assert p.grad.dtype == dtype
 
 
-def test_sinkhorn__lets_a_descent_arrive(rng):
+def test_sinkhorn_gradient_descent_converges(rng):
     """Where the plan costs least; an empty bin gives no NaN."""
     x = _tensor([0.0] * 5, torch.float64).requires_grad_()
     q = _tensor([0.0, 0.7, 0.3, 0.0, 0.0], torch.float64)
@@ -371,7 +371,7 @@ def test_sinkhorn__lets_a_descent_arrive(rng):
     assert (p.grad[q == 0] == 0).all()
 
 
-def test_sinkhorn__broadcasts_and_maps(rng):
+def test_sinkhorn_broadcasts_and_supports_vmap(rng):
     p, q = (x.detach().softmax(-1) for x in _logits(rng))
 
     def loss(p, q):
@@ -392,7 +392,7 @@ def test_sinkhorn__broadcasts_and_maps(rng):
         torch.func.vmap(lambda cost: adapter.sinkhorn(p, q, cost, lam=2.0))(costs)
 
 
-def test_sinkhorn__of_rows_that_fail_has_no_gradient():
+def test_sinkhorn_gradient_is_zero_for_failed_rows():
     p = _tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]).requires_grad_()
     q = _tensor([[0.0, 0.5, 0.5], [0.5, 0.5, 0.0]])
     value = adapter.sinkhorn(p, q, fastemd.Chain(3), lam=200.0, max_iter=3)
@@ -401,14 +401,14 @@ def test_sinkhorn__of_rows_that_fail_has_no_gradient():
     assert p.grad.isnan().any(-1).tolist() == [True, False]
 
 
-def test_sinkhorn__under_autocast_keeps_its_precision(rng):
+def test_sinkhorn_ignores_autocast(rng):
     p, q = (x.detach().softmax(-1).float() for x in _logits(rng))
     ref = adapter.sinkhorn(p, q, TREE, lam=2.0)
     with torch.autocast(PLACE, torch.bfloat16):
         torch.testing.assert_close(adapter.sinkhorn(p, q, TREE, lam=2.0), ref)
 
 
-def test_sinkhorn__refuses(rng):
+def test_sinkhorn_rejects_invalid_input(rng):
     p, q = (x.softmax(-1) for x in _logits(rng))
     value = adapter.sinkhorn(p, q.detach(), TREE, lam=2.0)
     (grad,) = torch.autograd.grad(value.square().sum(), p, create_graph=True)
@@ -432,7 +432,7 @@ def test_sinkhorn__refuses(rng):
 @each_target
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_loss__is_the_function_on_arrays(options, kind, reduction, weighted, rng):
+def test_emd_loss_agrees_with_numpy_function(options, kind, reduction, weighted, rng):
     x, target = _case(rng, kind, options)
     weight = _tensor(rng.random(4)) if weighted else None
     options = {"reduction": reduction, **options}
@@ -447,7 +447,7 @@ def test_loss__is_the_function_on_arrays(options, kind, reduction, weighted, rng
 
 @each_option
 @each_target
-def test_loss__derivatives(options, kind, rng):
+def test_emd_loss_derivatives(options, kind, rng):
     x, target = _case(rng, kind, options)
     loss = adapter.EMDLoss(TREE, **{"reduction": "none", **options})
     weight = _tensor(rng.random(4)).requires_grad_()
@@ -464,7 +464,7 @@ def test_loss__derivatives(options, kind, rng):
 
 @each_target
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.func.hessian, about torch
-def test_loss__under_transforms(kind, rng):
+def test_emd_loss_supports_transforms_of_torch_func(kind, rng):
     x, target = _case(rng, kind, {}, (3, 4))
     loss = adapter.EMDLoss(TREE, 1.5, cross_entropy=0.5)
     grad, vmap, jacrev = torch.func.grad, torch.func.vmap, torch.func.jacrev
@@ -498,7 +498,7 @@ def _dense_loss(x, target, rho, cross_entropy):
 
 @each_backend
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_loss__compiles_as_one_graph(backend, rng):
+def test_emd_loss_compiles_to_one_graph(backend, rng):
     torch._dynamo.reset()
     x, target = _case(rng, "labels", {})
     loss = adapter.EMDLoss(TREE, cross_entropy=1.0, ignore_index=0)
@@ -510,7 +510,7 @@ def test_loss__compiles_as_one_graph(backend, rng):
 
 
 @pytest.mark.parametrize("low", ["float16", "bfloat16"])
-def test_loss__low_precision_is_computed_in_float32(low, rng):
+def test_emd_loss_computes_low_precision_in_float32(low, rng):
     x, target = _case(rng, "histograms", {})
     x, target = (tensor.to(getattr(torch, low)) for tensor in (x, target))
     x.requires_grad_()
@@ -520,7 +520,7 @@ def test_loss__low_precision_is_computed_in_float32(low, rng):
     assert x.grad.dtype == x.dtype
 
 
-def test_loss__broadcasts_and_takes_every_shape(rng):
+def test_emd_loss_broadcasts_and_accepts_any_batch_shape(rng):
     x, target = _case(rng, "labels", {}, (3, 4))
     loss = adapter.EMDLoss(TREE, reduction="none")
     ref = loss(x, target)
@@ -532,7 +532,7 @@ def test_loss__broadcasts_and_takes_every_shape(rng):
         assert adapter.EMDLoss(TREE, reduction=reduction)(x[:0], target[:0]) == 0
 
 
-def test_loss__is_a_module(rng):
+def test_emd_loss_is_module(rng):
     loss = adapter.EMDLoss(TREE, 1.5, cross_entropy=0.5, ignore_index=0)
     x, target = _case(rng, "labels", {})
     assert not loss.state_dict()
@@ -547,7 +547,7 @@ def test_loss__is_a_module(rng):
 
 
 @cpu
-def test_loss__bad_input(rng):
+def test_emd_loss_rejects_invalid_input(rng):
     x, target = _case(rng, "labels", {})
     for options, wrong, message in (
         ({"space": 3}, TypeError, "space: expected"),
@@ -588,7 +588,7 @@ def test_loss__bad_input(rng):
             loss(*inputs)
 
 
-def test_loss__on_two_devices(rng):
+def test_emd_loss_rejects_tensors_on_two_devices(rng):
     x, target = _case(rng, "labels", {})
     weight, place = torch.ones(4, device=PLACE), x.device
     devices = "x and target: on different devices:"
@@ -602,7 +602,7 @@ def test_loss__on_two_devices(rng):
             adapter.EMDLoss(TREE)(*inputs)
 
 
-def test_loss__ignores_only_classes(rng):
+def test_emd_loss_ignore_index_applies_to_labels_only(rng):
     x, target = _case(rng, "labels", {})
     for ignored, given in ((0.5, target), (0, x.softmax(-1).detach())):
         with pytest.raises((TypeError, ValueError), match="ignore_index"):
@@ -610,7 +610,7 @@ def test_loss__ignores_only_classes(rng):
 
 
 @hardware
-def test_loss__trains_a_net():
+def test_emd_loss_trains_network():
     torch.manual_seed(0)
     inputs = torch.randn(64, 8)
     target = (inputs @ torch.randn(8, TREE.n_bins)).argmax(-1).to(PLACE)
@@ -629,7 +629,7 @@ def test_loss__trains_a_net():
 
 
 @cpu
-def test_operators__leave_torch_its_number_of_threads():
+def test_operators_preserve_number_of_threads_of_torch():
     """Numba sets it once, when it starts its own threads of an OpenMP library that both use."""
     code = """
 import torch, fastemd, fastemd.torch
@@ -642,7 +642,7 @@ assert torch.get_num_threads() == 1
 
 
 @cpu
-def test_loss__memory_does_not_grow(rng):
+def test_emd_loss_does_not_leak_memory(rng):
     x, target = _case(rng, "labels", {}, (40, 4))
     x.requires_grad_()
     loss = adapter.EMDLoss(TREE)
@@ -676,7 +676,7 @@ torch.distributed.destroy_process_group()
 
 
 @cpu
-def test_loss__in_two_processes_of_distributed_data_parallel(tmp_path):
+def test_emd_loss_in_distributed_data_parallel(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", WORKER]
     workers = [
         subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")], stderr=subprocess.PIPE)
@@ -693,7 +693,7 @@ def test_loss__in_two_processes_of_distributed_data_parallel(tmp_path):
 @pytest.mark.parametrize("kind", ["labels", "histograms", "ignored labels"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf])
-def test_emd_loss_module_does_not_read_rows_that_do_not_count(kind, reduction, junk, rng):
+def test_emd_loss_module_does_not_read_ignored_rows(kind, reduction, junk, rng):
     """Loss, gradient and second derivatives of a row of weight 0 are 0, whatever it holds."""
     x, _ = _logits(rng)
     labels, idle = _tensor([0, 3, 4, 4]), _tensor([False, True, False, True])
@@ -725,7 +725,7 @@ def _first_and_second(loss, x, v):
     return grad, torch.autograd.grad((grad * v).sum(), x)[0]
 
 
-def test_emd_loss_module_does_not_read_rows_under_transforms(rng):
+def test_emd_loss_module_does_not_read_ignored_rows_under_transforms(rng):
     x, _ = _logits(rng)
     x = x.detach()
     x[1] = torch.nan
@@ -760,7 +760,7 @@ def test_emd_loss_module_ignores_equal_labels_only(kind, label, ignored, reducti
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_emd_loss_module_takes_weights_of_any_size(dtype, rng):
+def test_emd_loss_module_accepts_weights_of_any_size(dtype, rng):
     x, _ = _logits(rng)
     x, labels = x.detach().float(), _tensor([0, -100, 4, 4])
     loss = adapter.EMDLoss(TREE, ignore_index=-100)
