@@ -1,4 +1,4 @@
-"""Hypothesis profile and the handful of fixed ground spaces that most tests run through."""
+"""Hypothesis profiles, fixtures, and the fixed ground spaces of most tests."""
 
 import os
 
@@ -10,7 +10,7 @@ from tests.support import device, naive
 from tests.support.operations import OPERATIONS
 from tests.support.strategies import RHOS, chain_case, random_ground, tree_case
 
-# The first example of a test may compile a kernel: a deadline or a slow-data check would blame it.
+# No deadline and no check of slow data, since the first example of a test may compile a kernel.
 settings.register_profile(
     "local", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -56,7 +56,7 @@ def _binary(levels):
     return naive.Ground(parent, weight, list(range(n // 2, n)))
 
 
-MANY, SOME = (60, 20) if device.SIMULATED else (300, 100)  # the simulator takes its time
+MANY, SOME = (60, 20) if device.SIMULATED else (300, 100)  # the simulator is slow
 
 CASES = {
     "chain of 1": chain_case(1),
@@ -86,7 +86,7 @@ def case(request):
 
 @pytest.fixture(params=["chain of 7", "every node a bin"], ids=["chain", "tree"])
 def small_case(request):
-    """One chain and one tree, where the kind of space is all that matters."""
+    """One chain and one tree, for tests in which only the kind of space matters."""
     return CASES[request.param]
 
 

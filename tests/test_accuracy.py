@@ -14,13 +14,13 @@ from tests.support.strategies import chain_case, random_ground, random_pair, tre
 pytestmark = pytest.mark.any_backend
 
 SEEDS = range(40 if SIMULATED else 200)
-# float32: 1e-6 is promised, but float64 inside leaves only the rounding of the result.
+# float32: 1e-6 is documented, but float64 inside leaves only the rounding of the result.
 ONE_ROUNDING = 2.0**-24 * 1.001
 RHO = [1, 2, 3, 1.5]  # integers are exact, 1.5 is computed to 50 digits
 
 
 def _problem(seed):
-    """A chain or a tree of up to 60 bins and the power, from the seed alone."""
+    """Return a chain or a tree of up to 60 bins and the power, for a seed."""
     rng = np.random.default_rng(seed)
     n_bins = int(rng.integers(2, 61))
     if seed % 2:
@@ -31,17 +31,17 @@ def _problem(seed):
 
 
 def _dirichlet(rng, case, rho):
-    """Masses with all their digits, whose sums round. At rho = 1, where a flow's sign matters, as
+    """Return masses with all digits, whose sums round. At rho = 1, where a flow's sign matters, as
     well: no random flow is as small as the rounding errors, which is asserted."""
     p, q = rng.dirichlet(np.full(case.n_bins, 0.5), 2)
     flows = [abs(x) for x in naive.exact_flow(p, q, case.ground).values()]
-    # Edges above all bins or none carry nothing but the rounding of the two sums.
+    # The flow of edges above all bins or none is the rounding error of the two sums.
     assert all(x > Fraction(10) ** -9 for x in flows if x > Fraction(10) ** -15)
     return p, q
 
 
 def _relative(comp, exact):
-    """The largest error of `comp` relative to the largest exact entry."""
+    """Return the largest error of `comp` relative to the largest exact entry."""
     errors = [abs(Fraction(float(c)) - e) for c, e in zip(comp, exact, strict=True)]
     largest = max(abs(e) for e in exact)
     return float(max(errors) / largest) if largest else float(max(errors))
@@ -56,7 +56,7 @@ def test_emd_float64_has_relative_error_below_1e_13(seed, backend):
 
 
 def _float32_pair(rng, n_bins):
-    """Masses of 24 binary digits, q the same ones elsewhere: neither differences nor sums of them
+    """Return masses of 24 binary digits, in other bins for q: neither differences nor sums of them
     fit into float32, but all are exact in float64."""
     p = (rng.integers(2**24, size=n_bins) * rng.choice([1.0, 2.0**-6], n_bins)).astype(np.float32)
     return p, rng.permutation(p)
@@ -132,13 +132,13 @@ def test_emd_of_long_chain_is_accurate(rho, rng, backend):
     for a, b in zip(p.tolist(), q.tolist(), strict=True):
         flow += Fraction(a) - Fraction(b)
         exact += Fraction(abs(float(flow)) ** rho)
-    exact -= Fraction(abs(float(flow)) ** rho)  # there is no edge after the last bin
+    exact -= Fraction(abs(float(flow)) ** rho)  # no edge follows the last bin
     assert _relative([backend.emd(p, q, fastemd.Chain(n), rho)], [exact]) <= 1e-12
 
 
 @pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
 def test_functions_float32_is_rounded_float64(operation, small_case, rho, rng):
-    """Masses with all their digits: whatever is rounded twice shows."""
+    """Masses with all digits reveal double rounding."""
     n = small_case.n_bins
     single = [rng.dirichlet(np.ones(n), 40).astype(np.float32) for _ in operation.arrays]
     double = [x.astype(np.float64) for x in single]

@@ -1,4 +1,4 @@
-"""Bad shapes, types, powers, spaces and `out`: refused before any number is looked at."""
+"""Invalid shapes, types, powers, spaces and `out` raise before any value is read."""
 
 import re
 
@@ -19,8 +19,8 @@ each_of_two = pytest.mark.parametrize(
 CHAIN = fastemd.Chain(5)
 
 
-def _assert_refused(operation, arrays, error, match=None, rho=2, space=CHAIN, shape=(4,), **keys):
-    """With checks on or off, for every way to pass `out`, which stays as it was."""
+def _assert_rejected(operation, arrays, error, match=None, rho=2, space=CHAIN, shape=(4,), **keys):
+    """Assert an error with and without validation and `out`, which remains unchanged."""
     buffers = [np.full(s, SENTINEL) for s in operation.shapes(shape, CHAIN)]
     for validate in (True, False):
         for out in (None, operation.out(buffers)):
@@ -35,7 +35,7 @@ def test_functions_reject_wrong_number_of_bins(operation, shape, rng):
     for i, name in enumerate(operation.arrays):
         arrays = operation.draw(rng, (4,), 5)
         arrays[i] = np.ones(shape)
-        _assert_refused(operation, arrays, ValueError, rf"\b{name}\b.*{re.escape(str(shape))}")
+        _assert_rejected(operation, arrays, ValueError, rf"\b{name}\b.*{re.escape(str(shape))}")
         with pytest.raises(ValueError, match=r"\b5\b"):
             operation(arrays, CHAIN, 2)
 
@@ -46,16 +46,16 @@ def test_functions_reject_scalars(operation, rng):
         arrays = operation.draw(rng, (4,), 5)
         for scalar in (1.0, np.float64(1.0), np.array(1.0)):
             arrays[i] = scalar
-            _assert_refused(operation, arrays, ValueError, rf"\b{name}\b")
+            _assert_rejected(operation, arrays, ValueError, rf"\b{name}\b")
 
 
 @each_of_two
 @pytest.mark.parametrize("shapes", [((2, 5), (3, 5)), ((2, 3, 5), (2, 5)), ((0, 5), (3, 5))])
 def test_functions_reject_incompatible_batch_shapes(operation, shapes):
     arrays = [np.ones(shapes[0]), np.ones(shapes[1]), np.ones(5)][: len(operation.arrays)]
-    # Named as the arrays' shapes or as the batches'; both are in the message.
+    # The message has the shapes of the arrays or of the batches.
     first, second = (re.escape(str(s)[:2]) for s in shapes)
-    _assert_refused(operation, arrays, ValueError, rf"{first}.*{second}", shape=(2,))
+    _assert_rejected(operation, arrays, ValueError, rf"{first}.*{second}", shape=(2,))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_functions_reject_non_real_arrays(operation, bad, rng):
     for i, name in enumerate(operation.arrays):
         arrays = operation.draw(rng, (4,), 5)
         arrays[i] = bad
-        _assert_refused(operation, arrays, TypeError, rf"\b{name}\b")
+        _assert_rejected(operation, arrays, TypeError, rf"\b{name}\b")
 
 
 @each
@@ -91,7 +91,7 @@ def test_functions_reject_ragged_lists(operation, rng):
     for i, name in enumerate(operation.arrays):
         arrays = operation.draw(rng, (2,), 5)
         arrays[i] = [[1.0] * 5, [1.0] * 4]
-        _assert_refused(operation, arrays, (TypeError, ValueError), name, shape=(2,))
+        _assert_rejected(operation, arrays, (TypeError, ValueError), name, shape=(2,))
 
 
 @each_with_rho
@@ -117,13 +117,13 @@ def test_functions_reject_ragged_lists(operation, rng):
     ids=repr,
 )
 def test_functions_reject_invalid_rho(operation, rho, error, rng):
-    _assert_refused(operation, operation.draw(rng, (4,), 5), error, r"\brho\b", rho=rho)
+    _assert_rejected(operation, operation.draw(rng, (4,), 5), error, r"\brho\b", rho=rho)
 
 
 @each
 @pytest.mark.parametrize("space", [None, 5, "chain", np.eye(5), fastemd.Chain])
 def test_functions_reject_invalid_space(operation, space, rng):
-    _assert_refused(operation, operation.draw(rng, (4,), 5), TypeError, r"\bspace\b", space=space)
+    _assert_rejected(operation, operation.draw(rng, (4,), 5), TypeError, r"\bspace\b", space=space)
 
 
 @each_with_rho
@@ -176,7 +176,7 @@ def test_functions_reject_invalid_out(operation, make, error, rng):
         buffers[i] = make(shape)
         with pytest.raises(error, match="out"):
             operation(arrays, CHAIN, 2, out=operation.out(buffers))
-        for buffer in buffers:  # the good one of a pair was not written, either
+        for buffer in buffers:  # the valid array of a pair was not written either
             if isinstance(buffer, np.ndarray):
                 assert (buffer.astype(complex) == buffer.dtype.type(SENTINEL)).all()
 

@@ -1,4 +1,4 @@
-"""Shapes, layouts, types and `out`: a batch is its rows, however it lies in memory."""
+"""Shapes, memory layouts and types: a batch gives the results of its rows."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,7 +48,7 @@ def test_functions_of_any_number_of_bins(operation, kind, rng):
 
 @hardware
 def test_functions_of_large_batch(operation, small_case, rng):
-    """Enough work to be dealt to threads, or to blocks, each with an end of its own."""
+    """Enough work for several threads or blocks, each with an incomplete last tile."""
     arrays = operation.draw(rng, (14001,), small_case.n_bins)
     assert_agrees(operation, arrays, small_case, 1.5)
     whole = operation(arrays, small_case.space, 1.5)
@@ -62,7 +62,7 @@ def test_functions_of_large_batch(operation, small_case, rng):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_bins", [3, 4, 33, 66, 1025])
 def test_functions_with_streaming_stores_agree_with_small_batch(kind, dtype, n_bins, rng, backend):
-    """From 8 MiB on, results are staged and carried off line by line, wherever lines start."""
+    """Results of 8 MiB and more are staged and streamed in cache lines, at any alignment."""
     space = fastemd.Chain(n_bins)
     if kind == "tree":
         space = tree_case(random_ground(rng, n_bins + n_bins // 2, n_bins)).space
@@ -87,7 +87,7 @@ def test_functions_with_streaming_stores_agree_with_small_batch(kind, dtype, n_b
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("bad", [0, 8, 777, 4500, 11111, -9, -1])
 def test_functions_with_streaming_stores_raise_for_invalid_row(bad, n_threads, rng, backend):
-    """What the tile before it staged must not go astray."""
+    """Staged results of the tile before it must not be written elsewhere."""
     n_bins = 1001
     batch = 2 * STREAM_FROM // (4 * n_bins) + 5
     p, q = np.resize(rng.dirichlet(np.ones(n_bins), 50).astype(np.float32), (2, batch, n_bins))
@@ -107,7 +107,7 @@ def test_functions_with_streaming_stores_raise_for_invalid_row(bad, n_threads, r
 @cpu
 @pytest.mark.parametrize(("n_bins", "dtype"), [(1024, np.float32), (512, np.float64)])
 def test_functions_of_rows_one_page_apart(n_bins, dtype, rng, backend):
-    """Rows that would crowd in the cache are copied before they are swept."""
+    """Rows that map to the same cache sets are copied before the sweep."""
     space = fastemd.Chain(n_bins)
     p, q = rng.dirichlet(np.ones(n_bins), (2, 21)).astype(dtype)
     v = rng.normal(size=p.shape).astype(dtype)
@@ -147,7 +147,7 @@ BROADCAST = [
     pytest.param(((40, 1), (1, 33), ()), marks=hardware),
     ((2, 3, 4), (4,), (3, 1)),
     ((2, 1, 4), (1, 3, 1), (2, 3, 4)),
-    ((2, 1, 3, 1), (1, 4, 1, 5), (5,)),  # no two axes of these can be made one
+    ((2, 1, 3, 1), (1, 4, 1, 5), (5,)),  # no two axes can be merged
     ((2, 1, 3, 1, 2), (4, 1, 5, 1), (4, 1, 1, 2)),
     ((0,), (), ()),
     ((0,), (1,), (0,)),
@@ -170,7 +170,7 @@ def test_functions_broadcast_like_numpy(operation, small_case, shapes, rng):
 
 
 def _gap_before(x):
-    """The same numbers one byte off any alignment."""
+    """Return the same values at an address one byte off any alignment."""
     raw = np.zeros(x.nbytes + 1, np.uint8)
     view = raw[1:].view(x.dtype).reshape(x.shape)
     view[...] = x
@@ -205,7 +205,7 @@ def test_functions_do_not_depend_on_memory_layout(operation, small_case, layout,
     arrays = operation.draw(rng, (5, 4), small_case.n_bins)
     ref = operation(arrays, small_case.space, 1.5)
     _assert_equal(operation([layout(x) for x in arrays], small_case.space, 1.5), ref)
-    # And one array beside others that are contiguous.
+    # Only one array has the layout, the others are contiguous.
     _assert_equal(operation([layout(arrays[0]), *arrays[1:]], small_case.space, 1.5), ref)
 
 
@@ -265,7 +265,7 @@ def test_functions_accept_read_only_broadcast_row(operation, small_case, rng):
 
 @cpu
 def test_functions_do_not_depend_on_number_of_threads(operation, small_case, rng):
-    """Enough work that it is dealt to threads."""
+    """Enough work for several threads."""
     arrays = operation.draw(rng, (9001,), small_case.n_bins)
     ref = operation(arrays, small_case.space, 3.7)
     threads = numba.get_num_threads()

@@ -1,4 +1,4 @@
-"""Optimal transport: the value is the least, the plan is a plan."""
+"""Exact optimal transport: the value is minimal and the transport plan valid."""
 
 import numpy as np
 import ot
@@ -80,7 +80,7 @@ def test_exact_emd_with_costs_and_masses_of_very_different_size(p, q, cost, ref)
 
 @st.composite
 def wide_problems(draw):
-    """Masses over 12 decades, costs over 20, some of them 0."""
+    """Draw masses over 12 decades and costs over 20, some of them 0."""
     n = draw(st.integers(2, 6))
 
     def numbers(lowest, highest, count):
@@ -177,7 +177,7 @@ def test_exact_emd_agrees_with_pot_in_any_units(scale, rng):
     cost = rng.random((15, 15)) / scale
     value, plan = fastemd.exact_emd(p, q, cost)
     assert_close(value, (plan * cost).sum(axis=(-2, -1)))
-    # In POT's own units: with costs of 1e-12 it stops before the optimum.
+    # POT gets costs of order 1: with costs of 1e-12 it stops before the optimum.
     p, q, cost = p / scale, q / scale, cost * scale
     ref = [ot.emd2(a / a.sum(), b / b.sum(), cost) * a.sum() for a, b in zip(p, q, strict=True)]
     assert_close(value, ref, rtol=1e-9)

@@ -31,7 +31,7 @@ def test_emd_flow_of_chain_is_difference_of_cumulative_sums(rng, backend):
 
 
 def test_emd_flow_is_ordered_like_nodes(backend):
-    """Two leaves below an inner node, one beside it; every edge has a flow of its own."""
+    """Two leaves below an inner node, one beside it; every edge has another flow."""
     space = fastemd.Tree.from_parents([-1, 0, 1, 1, 0], [0, 5, 1, 2, 4])
     comp = backend.emd_flow([0.5, 0.25, 0.25], [0.0, 0.0, 1.0], space)
     flow_of_length = {1: 0.5, 2: 0.25, 4: -0.75, 5: 0.75}
@@ -48,7 +48,7 @@ def test_emd_flow_of_float32_and_one_node(case, rng, backend):
 
 @given(problems(), rhos)
 def test_emd_flow_determines_emd(problem, rho, backend):
-    """Weights times powers of the flows are the value: also through edges of length 0."""
+    """The lengths times powers of the flows sum to the value, also with edges of length 0."""
     case, p, q = problem
     flow = backend.emd_flow(p, q, case.space)
     comp = (case.space.weight[:-1] * np.abs(flow) ** rho).sum(axis=-1)
@@ -80,7 +80,7 @@ def test_embed_is_isometry(problem, rho, backend):
     case, p, q = problem
     points = backend.embed(p, case.space, rho), backend.embed(q, case.space, rho)
     comp = (np.abs(points[0] - points[1]) ** rho).sum(axis=-1)
-    # A difference of rounded coordinates: relative to these, not to the difference.
+    # The error of a difference of rounded coordinates is relative to the coordinates.
     size = (np.abs(points[0]) ** rho).sum(axis=-1).max()
     assert_close(comp, backend.emd(p, q, case.space, rho), size, rtol=1e-11)
 

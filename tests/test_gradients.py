@@ -51,13 +51,13 @@ def test_emd_grad_rows_sum_to_zero(case, rho, dtype, rng, backend):
     p, q = random_pair(rng, (6, case.n_bins), dtype)
     comp = backend.emd_grad(p, q, case.space, rho).astype(np.float64)
     size = naive.size("emd_grad", (p, q), case.ground, rho)
-    # Every entry is rounded once to the dtype, after arithmetic in float64.
+    # Every entry is rounded once to the type, after arithmetic in float64.
     bound = case.n_bins * size * (np.finfo(dtype).eps + 1e-14)
     assert np.abs(comp.sum(axis=-1)).max() <= bound
 
 
 def test_emd_grad_is_derivative_of_emd(small_case, rho, rng, backend):
-    """Along every bin, centred so that mass is conserved; no flow near a kink."""
+    """Along every bin, centred to conserve mass, without flows near a kink."""
     space, n = small_case.space, small_case.n_bins
     p, q = _pair_with_flows_off_zero(rng, small_case)
 
@@ -84,7 +84,7 @@ def test_emd_grad_in_q_has_opposite_sign(case, rho, rng, backend):
 
 @project
 def test_emd_grad_is_exactly_zero_if_p_equals_q(case, rho, project, rng, backend):
-    """The subgradient with sgn(0) = 0, not rho w at rho = 1 nor NaN below 2."""
+    """The subgradient has sgn(0) = 0, not rho w at rho = 1 or NaN below 2."""
     p = rng.random((5, case.n_bins))
     comp = backend.emd_grad(p, p, case.space, rho, project=project)
     np.testing.assert_array_equal(comp, np.zeros((5, case.n_bins)))
@@ -146,7 +146,7 @@ def test_emd_value_and_grad_equals_emd_and_emd_grad(case, rho, rng, backend):
 
 
 def test_emd_grad_descent_step_lowers_value(case, rng, backend):
-    """What a gradient is for, checked without any formula."""
+    """A step along the negative gradient lowers the value."""
     p, q = random_pair(rng, (5, case.n_bins))
     value, grad = backend.emd_value_and_grad(p, q, case.space, 2)
     moved = p - 1e-7 * grad

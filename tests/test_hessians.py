@@ -54,7 +54,7 @@ def test_emd_hessian_is_derivative_of_emd_grad(small_case, rho, project, rng, ba
     p, q = _pair_with_flows_off_zero(rng, small_case)
 
     def slope(x):
-        # Unprojected steps change the mass, which validation would refuse.
+        # Unprojected steps change the mass, which validation would reject.
         return backend.emd_grad(x, q, space, rho, project=project, validate=False)
 
     ref = [
@@ -113,7 +113,7 @@ def test_hessians_vanish_at_rho_1(operation, case, project, rng):
 @each
 @pytest.mark.parametrize("rho", [1.5, 2.5, 3.7])
 def test_hessians_of_edges_without_flow_are_zero(operation, case, rho, rng):
-    """Not infinity for rho < 2."""
+    """For rho < 2 the curvature is 0 by convention, not infinite."""
     arrays = operation.draw(rng, (3,), case.n_bins)
     arrays[1] = arrays[0]
     comp = operation(arrays, case.space, rho)[0]
@@ -124,7 +124,7 @@ def test_hessians_of_edges_without_flow_are_zero(operation, case, rho, rng):
     ("flow", "curvature"),
     [
         (0.0, 0.0),
-        (5e-324, 0.0),  # below the smallest normal number: as good as no flow
+        (5e-324, 0.0),  # subnormal flows are treated as 0
         (2e-308, 0.0),
         (4.0**-511, 0.75 * 2.0**511),
     ],

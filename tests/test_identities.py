@@ -1,4 +1,4 @@
-"""What must hold whatever the implementation: metric, homogeneity, and trees that are the same."""
+"""Identities: metric, homogeneity, and equivalent trees."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from tests.support.strategies import (
 
 pytestmark = pytest.mark.any_backend
 
-# Whose results do not depend on which edges a tree has, only on its distances.
+# Operations whose results depend on the distances only, not on the edges of a tree.
 INVARIANT = [operation for operation in OPERATIONS if operation.tails != ("E",)]
 each = pytest.mark.parametrize("operation", INVARIANT, ids=lambda operation: operation.name)
 
@@ -51,7 +51,7 @@ def test_emd_is_homogeneous_in_mass(problem, rho, factor, backend):
     case, p, q = problem
     comp = backend.emd(p * factor, q * factor, case.space, rho)
     ref = factor**rho * backend.emd(p, q, case.space, rho)
-    # A factor that rounds turns flows that were zero into rounding errors.
+    # Powers of two, as other factors turn flows of zero into rounding errors.
     size = case.space.weight.sum() * (factor * p.sum(axis=-1).max()) ** rho
     assert_close(comp, ref, size)
 
@@ -141,7 +141,7 @@ def test_functions_do_not_depend_on_unary_nodes(operation, data, ground, rho):
 @each
 @given(data=st.data(), ground=grounds(max_nodes=8), rho=rhos)
 def test_functions_do_not_depend_on_stems_and_leaves_without_bins(operation, data, ground, rho):
-    """A new root above the old one and a dead branch somewhere: no mass goes there."""
+    """A new root above the old one and a branch without bins, through which no mass flows."""
     arrays = _arrays(data, operation, len(ground.bin_node))
     n, where = len(ground.parent), data.draw(st.integers(0, len(ground.parent) - 1))
     root = ground.parent.index(-1)

@@ -1,4 +1,4 @@
-"""What `import fastemd` imports, and what it leaves until it is used."""
+"""`import fastemd` loads submodules and frameworks only when they are used."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Sizes at which recursion, quadratic work or 32-bit counts would show."""
+"""Sizes at which recursion, quadratic work or 32-bit overflow would fail."""
 
 import networkx as nx
 import numpy as np
@@ -11,7 +11,7 @@ from tests.support.strategies import random_pair
 
 
 def _oracle(parent, weight, bin_node, p, q, rho):
-    """Value and projected gradient of topologically numbered nodes, level by level in numpy."""
+    """Compute value and projected gradient, with nodes in topological order, by level in NumPy."""
     depth = np.zeros(len(parent), np.int64)
     ancestor, alive = parent.copy(), np.flatnonzero(parent >= 0)
     while alive.size:
@@ -83,7 +83,7 @@ def test_functions_on_tree_of_1_000_000_nodes(rng):
 
 
 def test_second_derivatives_on_large_tree(rng):
-    """hvp, diagonal and flows never form an N x N matrix: 100,000 bins would need 80 GB."""
+    """No function forms an N x N matrix, which would need 80 GB for 100,000 bins."""
     n = 100_000
     space = fastemd.Chain(n)
     p, q = random_pair(rng, (2, n), total=2**30)
@@ -104,7 +104,7 @@ def test_second_derivatives_on_large_tree(rng):
 
 
 def test_functions_of_many_edges_compute_rows_one_by_one(rng, monkeypatch):
-    """Where eight rows at once would need too much scratch; all give the same bits either way."""
+    """Eight rows at once would need too much scratch; the bits of the results are the same."""
     space = fastemd.Tree.from_parents(np.append(-1, rng.integers(0, np.arange(1, 500))))
     p, q = random_pair(rng, (11, space.n_bins))
     v = rng.integers(-4, 5, p.shape) / 4
@@ -121,7 +121,7 @@ def test_functions_of_many_edges_compute_rows_one_by_one(rng, monkeypatch):
 
 
 def test_constructors_accept_deep_trees():
-    """100,000 levels, far past Python's recursion limit; a dendrogram of 5,000 single merges."""
+    """100,000 levels, beyond the recursion limit of Python; 5,000 single merges."""
     graph = nx.path_graph(100_000, create_using=nx.DiGraph)
     tree = fastemd.Tree.from_networkx(graph)
     assert (tree.depth, tree.bins) == (99_999, (99_999,))

@@ -69,7 +69,7 @@ def test_emd_loss_derivatives_agree_with_torch(
     gradient = torch.func.jacrev(loss)(given).numpy()
     hessian = torch.func.jacrev(torch.func.jacrev(loss))(given).numpy()
     hessian = np.einsum("bkbl->bkl", hessian)
-    if normalize is None:  # of what conserves the mass
+    if normalize is None:  # derivatives along directions that conserve the mass
         centre = np.eye(n) - 1 / n
         gradient, hessian = gradient @ centre, centre @ hessian @ centre
     keywords["reduction"] = "sum"
@@ -112,7 +112,7 @@ def _product(backend, x, target, space):
 @pytest.mark.parametrize("n_bins", [1, 2, 15, 16, 17, 33, 100])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_emd_loss_of_any_number_of_bins(n_bins, dtype, rng, backend):
-    """Around the lines and blocks that rows are read in."""
+    """Numbers of bins around the sizes of cache lines and tiles."""
     for case in (
         chain_case(n_bins),
         tree_case(naive.Ground([n_bins] * n_bins + [-1], [1.0] * n_bins + [0.0], range(n_bins))),
@@ -153,7 +153,7 @@ def test_emd_loss_of_extreme_logits(small_case, labelled, dtype, rng, backend):
 
 
 def test_emd_loss_of_masked_classes_equals_low_logits(small_case, rng, backend):
-    """As if they were not there: the same as with very low logits."""
+    """Logits of -inf give the same as very low logits."""
     n = small_case.n_bins
     x, target = _problem(rng, (20, n))
     masked = rng.random((20, n)) < 0.4
@@ -200,7 +200,7 @@ def test_emd_loss_reduces_like_torch(small_case, reduction, weighted, ignore_ind
 
 
 def test_emd_loss_reductions_agree_with_cross_entropy_of_torch(rng, backend):
-    """On a space without lengths only the cross entropy is left."""
+    """On a space with lengths 0 only the cross entropy remains."""
     torch = pytest.importorskip("torch")
     space, (x, target) = fastemd.Chain(6, np.zeros(5)), _problem(rng, (13, 6))
     target[3] = -100
@@ -298,7 +298,7 @@ def test_emd_loss_accepts_labels_of_any_integer_type(kind, rng, backend):
 
 
 def test_emd_loss_accepts_any_memory_layout(rng, backend):
-    """Fortran order, strides, read-only, float16: as a copy, and untouched."""
+    """Fortran order, strides, read-only, float16: as with a copy, and inputs are unchanged."""
     x, target = _problem(rng, (20, 14))
     space = fastemd.Chain(7)
     for given in (np.asfortranarray(x[:, :7]), x[:, ::2], x[::-1, :7], x[:, :7].astype("f2")):
@@ -313,7 +313,7 @@ def test_emd_loss_accepts_any_memory_layout(rng, backend):
 @hardware
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 def test_emd_loss_of_large_batch_equals_parts(labelled, rng, backend):
-    """In parallel, fetched ahead and streamed, and with rows a page apart."""
+    """In parallel, prefetched and streamed, and with rows one page apart."""
     space = fastemd.Chain(1024)
     x, target = _problem(rng, (2501, 1024), "softmax", labelled, np.float32)
     target = target if labelled else target.astype(np.float32)
@@ -339,7 +339,7 @@ def test_emd_loss_allocates_only_the_gradient(rng, backend):
 
 @hardware
 def test_emd_loss_decreases_from_bad_start(rng, backend):
-    """Softmax regression by plain gradient descent, all classes mistaken at first."""
+    """Softmax regression by gradient descent, with all predictions wrong at first."""
     n, space = 8, fastemd.Chain(8)
     labels = np.repeat(np.arange(n), 4)
     features = np.eye(n)[labels] + 0.05 * rng.standard_normal((labels.size, n))
@@ -366,7 +366,7 @@ def _with(entry, value, of=GOOD):
 THIRDS = np.full((4, 3), 1 / 3)
 
 
-@cpu  # elsewhere they come later and know less, see test_cuda.py
+@cpu  # other backends raise later with less detail, see test_cuda.py
 @pytest.mark.parametrize(
     ("x", "target", "keywords", "message"),
     [
@@ -462,7 +462,7 @@ def test_emd_loss_hvp_names_invalid_row_of_v(backend):
         backend.emd_loss_hvp(GOOD, [0] * 4, _with((1, 2), np.inf), CHAIN)
 
 
-FLAT = fastemd.Chain(2, gaps=[0])  # only the cross entropy is left
+FLAT = fastemd.Chain(2, gaps=[0])  # only the cross entropy remains
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -471,7 +471,7 @@ FLAT = fastemd.Chain(2, gaps=[0])  # only the cross entropy is left
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, -3.0])
 def test_losses_do_not_read_ignored_rows(normalize, kind, reduction, junk, dtype, rng, backend):
-    """A row of weight 0 or with the ignored label has loss 0 and gradient 0, whatever it holds."""
+    """A row of weight 0 or with the ignored label has loss 0 and gradient 0, for any content."""
     x, target = _problem(rng, (20, 7), normalize, kind != "histograms", dtype)
     idle = rng.random(20) < 0.5
     idle[[3, 4]] = True, False
@@ -537,7 +537,7 @@ def test_emd_loss_ignores_rows_before_scaling_weights(rng, backend):
      ("uint64", 1, 1 - 2**64), ("uint64", 0, -(2**70))],
 )  # fmt: skip
 def test_emd_loss_ignores_equal_labels_only(kind, label, ignored, backend):
-    """A number that the type of the labels cannot hold ignores none."""
+    """An index outside the range of the label type ignores no row."""
     x, target = np.zeros((3, 200)), np.array([label] * 3, kind)
     space, keywords = fastemd.Chain(200), {"reduction": "none", "cross_entropy": 1.0}
     loss = backend.emd_loss(x, target, space, ignore_index=ignored, **keywords)[0]
@@ -609,7 +609,7 @@ def test_emd_loss_accepts_labels_if_rows_equal_bins(backend):
 @pytest.mark.parametrize("least", [1e-100, 1e-160, 1e-300, 5e-324])
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
 def test_cross_entropy_of_tiny_shares(least, labelled, backend):
-    """As far as float64 goes, and without NaN."""
+    """Derivatives are exact up to overflow, and never NaN."""
     x = np.array([least, 1.0, 1.0])
     v, n = np.array([1.0, 2.0, -4.0]), 3
     space, target = fastemd.Chain(n, [0, 0]), 0 if labelled else np.array([0.5, 0.5, 0.0])
@@ -687,7 +687,7 @@ def test_emd_loss_derivatives_with_target_mass_close_to_1(normalize, rng, backen
 
 
 def test_emd_loss_of_largest_logits(backend):
-    """The cross entropy is infinite where float64 has no number for it; the rest is as it is."""
+    """The cross entropy is infinite if it exceeds float64; other results are exact."""
     x = 1.7e308 * np.array([[1.0, -1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     space, keywords = fastemd.Chain(2), {"cross_entropy": 1.0, "reduction": "none"}
     loss, grad = backend.emd_loss(x, [1, 1, 1, 0], space, **keywords)
@@ -731,7 +731,7 @@ def test_emd_loss_mean_accepts_weights_of_any_size(labelled, size, rng, backend)
 
 
 def test_losses_do_not_modify_arguments(rng):
-    """A call can be made again, with other ignored rows."""
+    """A call may be repeated with other ignored rows."""
     x, target = _problem(rng, (6, 4))
     call = LossCall(fastemd.Chain(4), 2, "softmax", 1.0, x=x, target=target)
     ref = call.values_and_derivatives("loss", None, "sum")
@@ -744,13 +744,13 @@ def test_losses_do_not_modify_arguments(rng):
 @pytest.mark.parametrize("mask", [-np.inf, -1e9])
 @pytest.mark.parametrize("normalize", ["softmax", "l1"])
 def test_cross_entropy_treats_negative_target_masses_as_zero(mask, normalize, backend):
-    """They are within the tolerance, but a masked class would make them large or infinite."""
+    """They are within the tolerance, but their terms of masked classes would be infinite."""
     x = np.array([[0.0, mask, 0.5], [0.0, 1.0, 0.5]])
     if normalize == "l1":
         x = np.exp(x)
     target = np.array([[1.0, -4e-6, 4e-6], [-3e-6, 1.0, 3e-6]])
     positive = np.maximum(target, 0.0)
-    space = fastemd.Chain(3, [0, 0])  # only the cross entropy is left
+    space = fastemd.Chain(3, [0, 0])  # only the cross entropy remains
     keywords = {"cross_entropy": 1.0, "normalize": normalize, "reduction": "none"}
     comp = backend.emd_loss(x, target, space, **keywords)
     for ours, theirs in zip(comp, backend.emd_loss(x, positive, space, **keywords), strict=True):
@@ -760,7 +760,7 @@ def test_cross_entropy_treats_negative_target_masses_as_zero(mask, normalize, ba
 
 
 def test_losses_read_rows_of_smallest_weight(backend):
-    """A mean divides the weights; what is not 0 must not become so, or the row is not read."""
+    """A mean divides the weights: a positive weight must not underflow to 0."""
     x = _with((0, 1), np.nan)
     for reduction in ("mean", "sum", "none"):
         with pytest.raises(ValueError, match="row 0"):

@@ -1,4 +1,4 @@
-"""The oracles against one another, so that a mistake is not made twice in the same place."""
+"""The oracles agree with one another."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_exact_transport_agrees_with_linear_programme(n_bins, rng):
 
 
 def test_is_optimal_transport_accepts_cheapest_vertices_only(rng):
-    """Few different costs, so that some problems have several optimal vertices."""
+    """Costs have few values, so that some problems have several optimal vertices."""
     n_optimal = []
     for _ in range(20):
         p, q = rng.multinomial(60, [0.2, 0.3, 0.5], 2)

@@ -1,4 +1,4 @@
-"""`out=`: of every kind, and overlapping the inputs."""
+"""`out=` of every memory layout, and overlapping the inputs."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ KINDS = {
 
 
 def _memory(array):
-    """A copy of all bytes of the array that `array` is a view of."""
+    """Return a copy of all bytes of the array that `array` is a view of."""
     while array.base is not None:
         array = array.base
     return array.ravel(order="K").view(np.uint8).copy()
@@ -60,7 +60,7 @@ def test_out_accepts_any_memory_layout(operation, small_case, kind, rng):
     for ours, buffer, theirs, before in zip(comp, buffers, ref, around, strict=True):
         assert ours is buffer
         np.testing.assert_array_equal(buffer, theirs)
-        buffer[...] = SENTINEL  # nothing beside it was written
+        buffer[...] = SENTINEL  # memory around the buffer is unchanged
         np.testing.assert_array_equal(_memory(buffer), before)
 
 
@@ -94,7 +94,7 @@ def test_out_of_empty_batch(operation, small_case, rng):
 
 
 def _shifted(x, rows):
-    """A copy of x and a buffer for as large a result, `rows` rows apart in the same memory."""
+    """Return a copy of x and a buffer of its size, `rows` rows apart in the same memory."""
     memory = np.empty((len(x) + abs(rows), *x.shape[1:]))
     first, second = memory[: len(x)], memory[abs(rows) :]
     view, buffer = (first, second) if rows >= 0 else (second, first)
@@ -119,7 +119,7 @@ def test_out_may_overlap_input(operation, small_case, rows, rng):
 
 @each
 def test_out_may_start_at_address_of_p(operation, small_case, rng):
-    """From the same address on, whatever the shape of the result."""
+    """The buffer starts at the address of p, for any shape of the result."""
     drawn = operation.draw(rng, (37,), small_case.n_bins)
     ref = operation(drawn, small_case.space, 1.5)
     for buffer_of in range(len(ref)):
@@ -223,7 +223,7 @@ def test_out_rejects_expanded_tensors(backend):
 
 @each
 def test_functions_do_not_raise_under_errstate(operation, small_case, rng):
-    """What the numbers do inside is not an error of the user's."""
+    """Overflow and underflow inside are no errors of the user."""
     tiny, huge = np.finfo(np.float64).smallest_subnormal, 1e300
     for size in (tiny, 1e-200, 1.0, huge):
         for dtype in (np.float64, np.float32, np.longdouble):

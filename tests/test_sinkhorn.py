@@ -1,4 +1,4 @@
-"""Sinkhorn distances: against plain NumPy, POT and the linear programme; failures are reported."""
+"""Sinkhorn distances agree with NumPy, POT and the linear programme, and report failures."""
 
 import itertools
 
@@ -23,7 +23,7 @@ each_method = pytest.mark.parametrize("method", METHODS)
 
 
 def _problem(rng, n_rows=5, n=12):
-    """Soft histograms, some with empty bins, and a cost that is not symmetric."""
+    """Return histograms, some with empty bins, and a cost that is not symmetric."""
     p, q = rng.dirichlet(np.ones(n), (2, n_rows))
     p[1, 3] = q[2, 4] = q[1, 3] = 0.0
     p, q = (x / x.sum(axis=-1, keepdims=True) for x in (p, q))
@@ -195,7 +195,7 @@ def test_sinkhorn_reports_failure_without_warning(dtype, lam, rng, backend):
 
 
 def test_sinkhorn_error_includes_mass_without_finite_cost(backend):
-    """Every way between the two halves underflows to 0, but nothing overflows."""
+    """All kernel entries between the two halves underflow to 0, but nothing overflows."""
     cost = np.kron(1 - np.eye(2), np.ones((2, 2)))
     p, q = np.array([0.3, 0.3, 0.2, 0.2]), np.full(4, 0.25)
     printed = backend.sinkhorn(p, q, cost, lam=1000, max_iter=50)
@@ -232,7 +232,7 @@ def test_sinkhorn_gradient_is_gradient_of_regularised_minimum(method, rng, backe
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", ["matrix", "tree"])
 def test_sinkhorn_at_large_lambda_equals_exact_emd(kind, seed, backend):
-    """Whole-number costs, so that the second-best plan is a unit away: 50 problems in all."""
+    """Integer costs, so that the second-best transport plan costs 1 more: 50 problems in all."""
     rng = np.random.default_rng(seed)
     if kind == "matrix":
         cost, n = rng.integers(1, 10, (8, 8)).astype(float), 8
@@ -252,7 +252,7 @@ def test_sinkhorn_at_large_lambda_equals_exact_emd(kind, seed, backend):
 @cpu
 @pytest.mark.parametrize("finest", [False, True])
 def test_sinkhorn_of_continuous_costs_at_large_lambda_equals_exact_emd(finest, backend):
-    """50 problems. The entropy makes a plan dearer by at most log(N) / lam: lam follows from it."""
+    """50 problems. The entropy adds at most log(N) / lam to the cost, which determines lam."""
     rng = np.random.default_rng(1)
     for _ in range(50):
         p, q = rng.dirichlet(np.ones(8), 2)
@@ -285,7 +285,7 @@ def test_sinkhorn_log_accepts_any_units(lam, mass, unit, rng, backend):
     p, q, cost = _problem(rng)
     keywords = {"max_iter": 30 if SIMULATED else 300, "method": "log"}
     ref = backend.sinkhorn(p, q, cost, lam=lam, **keywords)
-    if mass * unit > 1e300:  # the value as such would be beyond all numbers
+    if mass * unit > 1e300:  # the value would overflow
         mass = 1.0
     comp = backend.sinkhorn(p * mass, q * mass, cost * unit, lam=lam / unit, **keywords)
     np.testing.assert_allclose(comp.error, ref.error, rtol=1e-6, atol=1e-9)
@@ -309,10 +309,10 @@ def test_sinkhorn_log_accepts_zero_costs(lam, n, backend):
 @pytest.mark.parametrize("pots", ["sinkhorn", "sinkhorn_log"])
 @pytest.mark.parametrize("lam", [0.5, 5, 50])
 def test_sinkhorn_agrees_with_pot(method, pots, lam, rng, backend):
-    import ot  # which a machine with a GPU may lack
+    import ot  # may be missing on a machine with a GPU
 
     p, q, cost = _problem(rng)
-    p, q = p[[0, 3, 4]], q[[0, 3, 4]]  # POT's log domain knows no empty bins
+    p, q = p[[0, 3, 4]], q[[0, 3, 4]]  # the log domain of POT does not support empty bins
     comp = backend.sinkhorn(p, q, cost, lam=lam, max_iter=20_000, tol=1e-13, method=method)
     for row, (a, b) in enumerate(zip(p, q, strict=True)):
         options = {"numItermax": 20_000, "stopThr": 1e-13, "log": True, "warn": False}

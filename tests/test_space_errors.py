@@ -1,4 +1,4 @@
-"""Bad trees: the error names the node."""
+"""Invalid spaces: the error names the node."""
 
 from decimal import Decimal
 

@@ -1,4 +1,4 @@
-"""Chain and Tree: what they hold, and how they are built from what users have."""
+"""Chain and Tree: attributes, and construction from every kind of description."""
 
 import copy
 import pickle
@@ -28,7 +28,7 @@ def test_spaces_preserve_distances_of_description(case):
     assert (space.n_nodes, space.n_bins) == (len(ground.parent), len(ground.bin_node))
     assert space.bins == tuple(ground.bin_node)
     assert_close(naive.cost_matrix(comp), naive.cost_matrix(ground), rtol=1e-14)
-    # The same edges: nodes are told apart by the length of their edge and of all above it.
+    # Equal edges: nodes are identified by the lengths of the edges to the root.
     assert _signatures(comp) == _signatures(ground)
 
 
@@ -51,7 +51,7 @@ def test_spaces_are_in_post_order(case):
     assert space.parent[root] == -1
     assert space.weight[root] == 0.0
     assert all(space.parent[i] > i for i in range(root))
-    # Every subtree is one piece that ends with its top.
+    # Every subtree is contiguous and ends with its root.
     below = np.ones(space.n_nodes, int)
     for i in range(root):
         below[space.parent[i]] += below[i]
@@ -79,7 +79,7 @@ def test_cost_matrix_agrees_with_shortest_paths_of_networkx(case):
 
 @pytest.mark.parametrize("stem", [0.0, 1.0, 1e8, 1e15])
 def test_cost_matrix_is_accurate_for_short_paths_far_from_root(stem):
-    """Two leaves at distance 0.3 below a stem of any length: no difference of large numbers."""
+    """Two leaves at distance 0.3 below a stem of any length, without cancellation."""
     tree = fastemd.Tree.from_parents([-1, 0, 1, 1, 0], [0, stem, 0.1, 0.2, 4])
     short, first, second = 0.1 + 0.2, stem + 4.1, stem + 4.2
     ref = [[0, short, first], [short, 0, second], [first, second, 0]]
@@ -133,7 +133,7 @@ def test_spaces_hash_by_identity(case):
 )
 def test_spaces_survive_copying_and_pickling(case, duplicate, rng):
     p, q = random_pair(rng, (3, case.n_bins))
-    for used in (False, True):  # with nothing cached, and with all that a call may have cached
+    for used in (False, True):  # without and with cached layouts
         if used:
             fastemd.emd_grad(p, q, case.space, 2)
         other = duplicate(case.space)
@@ -243,7 +243,7 @@ def test_from_paths_builds_hierarchy_of_names():
 
 
 def test_from_paths_distinguishes_equal_names_by_prefix():
-    """The same name under two parents, or twice in one path, is another node."""
+    """The same name under two parents, or twice in one path, denotes different nodes."""
     tree = fastemd.Tree.from_paths([("a", "x"), ("b", "x"), ("x", "x"), (1, 2)])
     ref = np.full((4, 4), 4.0) - 4 * np.eye(4)
     np.testing.assert_array_equal(tree.cost_matrix(), ref)
@@ -285,7 +285,7 @@ def test_chain_has_bin_k_on_node_k():
 
 @pytest.mark.parametrize(("dtype", "ulps"), [(np.float64, 1), (np.float64, 500), (np.float32, 500)])
 def test_from_linkage_accepts_inversions_within_rounding(dtype, ulps):
-    """As fastcluster's Ward linkage of vectors gives them: a part higher than its cluster."""
+    """Ward linkage of vectors by fastcluster may give a part that is higher than its cluster."""
     merges = np.array([[0, 1, 0.1, 2], [4, 2, 0.1, 3], [5, 3, 0.3, 4]], dtype)
     merges[0, 2] += ulps * np.spacing(merges[0, 2])
     assert merges[1, 2] < merges[0, 2]

@@ -1,4 +1,4 @@
-"""Bad numbers: the error names the argument, the first bad row and what is wrong."""
+"""Invalid values: the error names the argument, the first invalid row and the reason."""
 
 import re
 
@@ -11,7 +11,7 @@ from tests.support.operations import BY_NAME, OPERATIONS, assert_close
 
 pytestmark = pytest.mark.any_backend
 
-# Work for all threads, and many good rows before the bad one.
+# Work for all threads, and many valid rows before the invalid one.
 B = 6 if SIMULATED else 14001
 
 PAIRS = [operation for operation in OPERATIONS if "q" in operation.arrays]
@@ -21,12 +21,12 @@ each_of_two = pytest.mark.parametrize("operation", PAIRS, ids=lambda operation: 
 NOT_FINITE = [np.nan, np.inf, -np.inf]
 
 
-def _spoil(arrays, operation, name, row, bin_, value):
+def _invalidate(arrays, operation, name, row, bin_, value):
     arrays[operation.arrays.index(name)][row, bin_] = value
 
 
-def _assert_refused(operation, arrays, space, match, error=ValueError, rho=1.5):
-    """The error, with and without `out`, whose contents are then undefined."""
+def _assert_rejected(operation, arrays, space, match, error=ValueError, rho=1.5):
+    """Assert the error, with and without `out`, whose contents are then undefined."""
     with pytest.raises(error, match=match):
         operation(arrays, space, rho)
     batch = np.broadcast_shapes(*(x.shape[:-1] for x in arrays))
@@ -37,7 +37,7 @@ def _assert_refused(operation, arrays, space, match, error=ValueError, rho=1.5):
 
 
 def _deferred(match):
-    """What matches where, as on a device, the tolerance given is checked later."""
+    """Return the message of calls with a tolerance, which devices validate later."""
     return match if DEVICE == "cpu" else r"^row \d+ of an earlier call"
 
 
@@ -49,8 +49,8 @@ def _deferred(match):
 def test_functions_reject_negative_mass(operation, name, row, bin_, dtype, small_case, rng):
     name = name if name in operation.arrays else "p"
     arrays = operation.draw(rng, (B,), small_case.n_bins, dtype)
-    _spoil(arrays, operation, name, row, bin_, -0.25)
-    _assert_refused(operation, arrays, small_case.space, rf"\b{name}\b.*\brow {row}\b.*negative")
+    _invalidate(arrays, operation, name, row, bin_, -0.25)
+    _assert_rejected(operation, arrays, small_case.space, rf"\b{name}\b.*\brow {row}\b.*negative")
 
 
 @each
@@ -61,8 +61,8 @@ def test_functions_reject_negative_mass(operation, name, row, bin_, dtype, small
 def test_functions_reject_nonfinite_values(operation, name, value, bin_, dtype, small_case, rng):
     name = name if name in operation.arrays else "p"
     arrays = operation.draw(rng, (B,), small_case.n_bins, dtype)
-    _spoil(arrays, operation, name, B - 1, bin_, value)
-    _assert_refused(operation, arrays, small_case.space, rf"\b{name}\b.*\brow {B - 1}\b.*finite")
+    _invalidate(arrays, operation, name, B - 1, bin_, value)
+    _assert_rejected(operation, arrays, small_case.space, rf"\b{name}\b.*\brow {B - 1}\b.*finite")
 
 
 @each_of_two
@@ -72,15 +72,15 @@ def test_functions_reject_nonfinite_values(operation, name, value, bin_, dtype, 
 def test_functions_reject_unequal_masses(operation, row, factor, dtype, small_case, rng):
     arrays = operation.draw(rng, (B,), small_case.n_bins, dtype)
     arrays[1][row] *= dtype(factor)
-    _assert_refused(operation, arrays, small_case.space, rf"\brow {row}\b.*mass")
+    _assert_rejected(operation, arrays, small_case.space, rf"\brow {row}\b.*mass")
 
 
 @each_of_two
 def test_functions_reject_equal_infinite_masses(operation, small_case, rng):
-    """inf - inf is not a number, which compares with nothing."""
+    """inf - inf is NaN, which is not larger than any tolerance."""
     arrays = operation.draw(rng, (3,), small_case.n_bins)
     arrays[0][1, 2] = arrays[1][1, 2] = np.inf
-    _assert_refused(operation, arrays, small_case.space, r"\brow 1\b.*finite")
+    _assert_rejected(operation, arrays, small_case.space, r"\brow 1\b.*finite")
 
 
 @each
@@ -90,10 +90,10 @@ def test_functions_name_first_invalid_row(operation, small_case, rng):
     arrays[0][first, 1] = -1.0
     arrays[-1][[first + 1, B - 1], 0] = np.nan
     match = rf"\bp\b.*\brow {first}\b.*negative"
-    _assert_refused(operation, arrays, small_case.space, match)
+    _assert_rejected(operation, arrays, small_case.space, match)
     arrays[-1][second, 0] = np.nan
     match = rf"\b{operation.arrays[-1]}\b.*\brow {second}\b.*finite"
-    _assert_refused(operation, arrays, small_case.space, match)
+    _assert_rejected(operation, arrays, small_case.space, match)
 
 
 @each_of_two
@@ -103,11 +103,11 @@ def test_functions_name_invalid_row_of_broadcast_batch(operation, small_case, rn
     p, q, v = p[:, :1].copy(), q[:1].copy(), v
     arrays = [p, q, v][: len(operation.arrays)]
     p[2, 0, 1] = np.nan
-    _assert_refused(operation, arrays, small_case.space, r"\bp\b.*row \(2, 0\).*finite")
+    _assert_rejected(operation, arrays, small_case.space, r"\bp\b.*row \(2, 0\).*finite")
     p[2, 0, 1] = 0.0
     p[2] = q[0, 0]
     q[0, 2, 0] = -1.0
-    _assert_refused(operation, arrays, small_case.space, r"\bq\b.*row \(0, 2\).*negative")
+    _assert_rejected(operation, arrays, small_case.space, r"\bq\b.*row \(0, 2\).*negative")
 
 
 @each_of_two
@@ -137,7 +137,7 @@ def test_emd_names_invalid_value_and_bin(text, small_case, rng, backend):
         ((np.float64, np.float64), 1.1e-5, True),
         ((np.float32, np.float32), 1e-4, False),
         ((np.float32, np.float32), 1e-3, True),
-        ((np.float32, np.float64), 1e-4, False),  # the coarser one counts
+        ((np.float32, np.float64), 1e-4, False),  # the coarser type determines it
         ((np.float64, np.float32), 1e-3, True),
         ((np.float16, np.float64), 1e-2, False),
         ((np.float64, np.float16), 1e-1, True),
@@ -155,7 +155,7 @@ def test_functions_tolerance_is_relative_to_type_and_mass(
     arrays[0][:, 1], arrays[1][:, 4] = mass, mass * (1 + off)
     arrays = arrays[: len(operation.arrays)]
     if refused:
-        _assert_refused(operation, arrays, small_case.space, r"row 0\b.*mass")
+        _assert_rejected(operation, arrays, small_case.space, r"row 0\b.*mass")
     else:
         assert all(np.isfinite(x).all() for x in operation(arrays, small_case.space, 1.5))
 
@@ -163,11 +163,11 @@ def test_functions_tolerance_is_relative_to_type_and_mass(
 @each
 @pytest.mark.parametrize("value", [-0.0, 0.0, 5e-324, 1e-300, 1e100])
 def test_functions_accept_unusual_valid_values(operation, value, small_case):
-    """Minus zero, rows without any mass, the tiniest and large masses; and any finite v."""
+    """Minus zero, rows of mass 0, subnormal and large masses, and any finite v."""
     arrays = [np.full((3, small_case.n_bins), value) for _ in operation.arrays]
     if "v" in operation.arrays:
         arrays[2][...] = -7.0
-    # At rho = 3 everything vanishes with the flow.
+    # At rho = 3 all results vanish with the flow.
     for result in operation(arrays, small_case.space, 3):
         assert np.isfinite(result).all()
         assert (not result.any()) == (value == 0.0 or "q" in operation.arrays)
@@ -194,7 +194,7 @@ def test_functions_accept_negative_masses_within_the_tolerance(
         assert_close(ours, theirs, rtol=1e-12 if dtype == np.float64 else 1e-6)
     row[4] *= dtype(1.2)
     match = rf"\b{name}\b.*\brow 8\b.*negative"
-    _assert_refused(operation, arrays, small_case.space, match)
+    _assert_rejected(operation, arrays, small_case.space, match)
     operation(arrays, small_case.space, 2.5, validate=2 * tolerance)
     row[3], row[4] = 0.0, dtype(-1e-300 if dtype == np.float64 else -1e-38)
     operation(arrays, small_case.space, 2.5)
@@ -206,7 +206,7 @@ def test_functions_accept_negative_masses_within_the_tolerance(
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("exponent", range(-22, -8))
 def test_functions_compare_masses_up_to_any_tolerance(name, dtype, exponent):
-    """Also below the rounding errors of sums in the type of the rows."""
+    """Including tolerances below the rounding errors of sums in the type of the rows."""
     operation, off = BY_NAME[name], 2.0**exponent
     chain = fastemd.Chain(20_000 if not SIMULATED else 200)
     arrays = [np.zeros((9, chain.n_bins), dtype) for _ in operation.arrays]
@@ -239,7 +239,7 @@ def test_functions_accept_float32_probabilities_as_float64(rng, backend):
 def test_functions_validate_other_types(operation, dtype, small_case):
     arrays = [np.ones((5, small_case.n_bins), dtype) for _ in operation.arrays]
     arrays[0][4, 0] = -1
-    _assert_refused(operation, arrays, small_case.space, r"\bp\b.*\brow 4\b.*negative")
+    _assert_rejected(operation, arrays, small_case.space, r"\bp\b.*\brow 4\b.*negative")
 
 
 @each
@@ -248,7 +248,7 @@ def test_functions_validate_any_memory_layout(operation, small_case, rng):
     arrays[0][39, 1, 2] = -1.0
     for view in (np.asfortranarray, lambda x: x[..., ::-1].copy()[..., ::-1]):
         views = [view(x) for x in arrays]
-        _assert_refused(operation, views, small_case.space, r"\bp\b.*row \(39, 1\).*negative")
+        _assert_rejected(operation, views, small_case.space, r"\bp\b.*row \(39, 1\).*negative")
 
 
 @pytest.mark.parametrize("name", ["emd", "embed"])

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.any_backend
 
 EMD = BY_NAME["emd"]
 STAR = fastemd.Tree.from_parents([-1, 0, 0, 0], [0, 1, 2, 4])
-# Two pairs of leaves at distance 1 from their parents, which hang 3 below the root.
+# Two pairs of leaves at distance 1 from their parents, which are at distance 3 from the root.
 PAIRS = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2], [0, 3, 3, 1, 1, 1, 1])
 
 
@@ -33,7 +33,7 @@ def test_emd_float32_is_rounded_float64(case, rho, rng, backend):
     comp = backend.emd(p, q, case.space, rho)
     assert comp.dtype == np.float32
     ref = naive.emd(p, q, case.ground, rho)
-    # Half a unit in the last place, and a little for values that round the other way.
+    # Half a unit in the last place, and a margin for values that round the other way.
     np.testing.assert_allclose(comp, ref, rtol=2.0**-24 * 1.01, atol=0)
 
 
@@ -68,7 +68,7 @@ def test_emd_between_single_bins_is_ground_distance_for_every_rho(case, rho, bac
 
 
 def test_emd_is_exactly_zero_if_p_equals_q(case, rho, rng, backend):
-    p = rng.random((5, case.n_bins))  # masses whose sums do round
+    p = rng.random((5, case.n_bins))  # masses whose sums round
     np.testing.assert_array_equal(backend.emd(p, p, case.space, rho), np.zeros(5))
     np.testing.assert_array_equal(backend.emd(0 * p, 0 * p, case.space, rho), np.zeros(5))
 
@@ -134,10 +134,10 @@ def test_emd_of_one_row_is_numpy_scalar(small_case, rng, backend):
 @pytest.mark.parametrize("name", ["emd", "emd_grad", "emd_hessian", "emd_hessian_diag", "emd_hvp"])
 @pytest.mark.parametrize("kind", ["chain", "tree"])
 def test_functions_are_finite_if_power_overflows_on_edge_of_length_0(name, kind):
-    """3^999 and 2^998 are beyond float64; on an edge without length they cost nothing."""
+    """3^999 and 2^998 exceed float64; on an edge of length 0 the cost is 0."""
     if kind == "chain":
         case = chain_case(3, [0.0, 1.0])
-    else:  # bins on inner nodes hang on edges of length 0
+    else:  # bins on inner nodes have edges of length 0
         case = tree_case(naive.Ground([1, 3, 3, -1], [0.0, 1.0, 1.0, 0.0], [0, 1, 2]))
     arrays = [np.array(x) for x in ([3.0, 0.0, 1.0], [0.0, 3.0, 1.0], [1.0, 2.0, -1.0])]
     operation = BY_NAME[name]

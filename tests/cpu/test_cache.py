@@ -1,4 +1,4 @@
-"""The kernels' cache on disk: it serves later processes, and its failures cost only time."""
+"""The cache of kernels on disk: later processes use it, and its failures only cost time."""
 
 import compileall
 import contextlib
@@ -36,14 +36,14 @@ def add_two(x):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where a new process that has warned of nothing caches its kernels."""
+    """Return the cache folder of a process that has not warned yet."""
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(caching, "_warned", False)
     return caching.folders()[0]
 
 
 def _is_loaded(function=add_one, digest=b"1"):
-    """Whether a function, whose results are checked, comes from the cache."""
+    """Check the results of a function and return whether it comes from the cache."""
     kernel = caching.compiled(function, SIGNATURE, digest)
     assert kernel(1.0) == function(1.0)
     return bool(kernel.stats.cache_hits)
@@ -120,7 +120,7 @@ def test_load_overload_detects_damage_at_every_byte(folder):
 
 
 def test_load_overload_ignores_pickle_of_other_class(folder):
-    """The digest is right, what is in the file is not, as from another version of Numba."""
+    """The digest is valid but the content is not, as after an update of Numba."""
     _is_loaded()
     file = _only_file(folder)
     key = file.read_bytes()[caching.SIZE : 2 * caching.SIZE]
@@ -205,7 +205,7 @@ def test_compiled_loads_no_outdated_code_after_failed_write(operation, number, f
         patch.setattr(Path, operation, _refuse(number))
         with pytest.warns(RuntimeWarning, match="set NUMBA_CACHE_DIR"):
             assert not _is_loaded(digest=b"2")
-    assert _only_file(folder)  # no part of the new one
+    assert _only_file(folder)  # no part of the new file
     assert _is_loaded(digest=b"1")
     assert not _is_loaded(digest=b"2")
 
@@ -228,7 +228,7 @@ def test_compiled_raises_errors_of_the_compiler(folder, monkeypatch):
 
 @pytest.fixture
 def two_folders(folder, tmp_path, monkeypatch):
-    """Beside the module and the user's."""
+    """Return the folder of the package and that of the user."""
     monkeypatch.setattr(config, "CACHE_DIR", "")
     monkeypatch.setattr(caching, "__file__", str(tmp_path / "package" / "caching.py"))
     monkeypatch.setattr(caching, "user_cache_dir", lambda *args: str(tmp_path / "user"))
@@ -261,7 +261,7 @@ def test_folders_without_home_are_package_folder(two_folders, monkeypatch):
 
 
 def test_folders_of_bundled_package_are_user_folder(two_folders, monkeypatch, tmp_path):
-    """A bundle may be unpacked to another temporary folder every time."""
+    """A bundle may be unpacked to a new temporary folder at every start."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     (found,) = caching.folders()
     assert found.parent == two_folders[1].parent
@@ -309,7 +309,7 @@ def test_digest_of_code_covers_all_kernel_modules():
 
 
 def _run(code, folder=None, **environment):
-    """What Python prints, and its warnings; `folder`, where it starts, comes first on its path."""
+    """Return the output of Python, started in `folder`, and its number of warnings."""
     command = [sys.executable, "-c", code]
     environment = {**os.environ, **environment}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -339,7 +339,7 @@ print(fastemd.sinkhorn(p[:2], p[2:4], fastemd.Chain(300).cost_matrix(), lam=1.0)
 
 
 def test_cache_is_not_used_after_kernel_source_changes(tmp_path):
-    """An edit of a file whose functions a kernel calls must change the result."""
+    """Editing a module whose functions a kernel calls must change the result."""
     shutil.copytree(PACKAGE, tmp_path / "fastemd", ignore=shutil.ignore_patterns("__pycache__"))
     cache = str(tmp_path / "cache")
     assert _run(FIRST_CALL, tmp_path, NUMBA_CACHE_DIR=cache) == ("1.0", 0)
@@ -395,7 +395,7 @@ def _zip(folder):
 
 
 def _only_bytecode(folder):
-    """As in a bundle: there is no source."""
+    """Compile a package to bytecode and delete its source, as in a bundle."""
     assert compileall.compile_dir(folder, quiet=2, legacy=True)
     for path in folder.rglob("*.py"):
         path.unlink()

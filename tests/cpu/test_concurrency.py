@@ -11,7 +11,9 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "support" / "concurrency.py"
 SCENES = ["threads", "nested", "forked", "forked_while_busy", "spawned", "users_threads_stay"]
 LAYERS = ["workqueue", "omp", "default"]
-if sys.platform == "linux" and platform.machine() == "x86_64":  # else there is no wheel
+if (
+    sys.platform == "linux" and platform.machine() == "x86_64"
+):  # tbb has wheels for this platform only
     LAYERS.append("tbb")
 
 

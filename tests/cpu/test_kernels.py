@@ -1,4 +1,4 @@
-"""The machinery under the functions: powers in lanes, what an import loads."""
+"""Powers and exponentials in SIMD lanes, edge functions, and the order of the edges."""
 
 import math
 import subprocess
@@ -59,7 +59,7 @@ def test_power_error_is_within_bound(y, rng):
     ("a", "y", "result"),
     [
         (0.0, 0.5, 0.0),
-        (5e-324, 0.5, 0.0),  # no normal number
+        (5e-324, 0.5, 0.0),  # subnormal
         (2.0**-1022, 0.5, 2.0**-511),
         (1.0, 1e300, 1.0),
         (4.0, 1.7e308, np.inf),
@@ -97,7 +97,7 @@ def test_exp_below_error_is_within_bound(like, bound, rng):
     _exp_lanes(x, like, out)
     within = x > -707
     exact = np.exp(x.astype(np.longdouble))
-    if like.itemsize == 4:  # the error of log2 e counts as often as it is multiplied
+    if like.itemsize == 4:  # the error of log2(e) grows with the argument
         bound = bound * np.maximum(1.0, -x / 64)
     assert (np.abs(out / exact - 1) <= bound)[within].all()
 
@@ -112,7 +112,7 @@ def test_exp_below_of_special_values(like):
 
 
 def test_layout_orders_edges_by_level():
-    """Inner edges, the deepest first; otherwise every edge waits for the one before."""
+    """Inner edges start with the deepest level, so that no edge waits for the one before."""
     space = fastemd.datasets.imagenet_tree()
     parent, n_bins = space.layout("levels").edges.parent, space.n_bins
     level = np.zeros(parent.size + 1, int)
@@ -135,7 +135,7 @@ def test_import_loads_no_framework_and_compiles_nothing():
 @pytest.mark.parametrize("x", [-0.3, 0.0, 2.0])
 @pytest.mark.parametrize("rho", [1.0, 1.5, 2.0, 3.7])
 def test_edge_functions_run_on_python_floats(x, rho):
-    """One source for lanes, CUDA and Python: the chain of two bins has one edge."""
+    """Lanes, CUDA and Python share one source; the chain of two bins has one edge."""
     p, q, chain = [max(x, 0.0), 2.0], [max(-x, 0.0), 2.0 + x], fastemd.Chain(2, [0.7])
     grad = fastemd.emd_grad(p, q, chain, rho, project=False)
     cost = edges.COSTS[{1.0: "1", 2.0: "2"}.get(rho, "any")]

@@ -45,7 +45,7 @@ def test_layout_bounds_number_of_children(n_leaves):
 
 @device
 def test_functions_return_arrays_on_device(operation, small_case, rng):
-    """Of the caller's kind; in the simulator, an array that is read on the way is an error."""
+    """The results have the type of the inputs; in the simulator, reading an array is an error."""
     given = [on_device(x) for x in operation.draw(rng, (2,), small_case.n_bins)]
     rho = (2,) if operation.takes_rho else ()
     results = getattr(fastemd, operation.name)(*given, small_case.space, *rho)
@@ -81,8 +81,8 @@ def test_functions_without_shared_memory(operation, small_case, rng, monkeypatch
 def test_functions_do_not_synchronize(small_case, rng, monkeypatch):
     from fastemd.kernels.cuda import numba_cuda
 
-    def waits(index):
-        raise AssertionError("somebody waits")
+    def synchronise(index):
+        raise AssertionError("synchronised")
 
     space = small_case.space
     given = {op: [on_device(x) for x in op.draw(rng, (2,), space.n_bins)] for op in OPERATIONS}
@@ -95,7 +95,7 @@ def test_functions_do_not_synchronize(small_case, rng, monkeypatch):
         fastemd.emd_loss(x, labels, space, sample_weight=on_device([0.5, 1]), ignore_index=-1)
         for method in ("paper", "log"):
             fastemd.sinkhorn(*given[OPERATIONS[0]], space, lam=1, max_iter=20, method=method)
-        with pytest.raises(AssertionError, match="somebody waits"):
+        with pytest.raises(AssertionError, match="synchronised"):
             fastemd.emd(*given[OPERATIONS[0]], space, 2, validate=True)
     fastemd.synchronize()
 
@@ -246,7 +246,7 @@ def test_functions_raise_for_invalid_row_on_synchronize(name, small_case, rng):
     function, given = getattr(fastemd, name), (on_device(p), on_device(q), small_case.space, 2)
     with pytest.raises(ValueError, match="p: row 1 has a negative mass"):
         function(*given, validate=True)
-    fastemd.synchronize()  # nothing is left of that
+    fastemd.synchronize()  # the error was raised already
     function(*given)
     with pytest.raises(ValueError, match=r"row \d+ of an earlier call on cuda:0 was bad"):
         fastemd.synchronize()
@@ -343,7 +343,7 @@ def test_emd_loss_is_nan_for_nonfinite_weight(weights, small_case, rng):
         fastemd.synchronize()
 
 
-# ------------------------------------------------------------------------------ arrays of others
+# ------------------------------------------------------------------------------ invalid arrays
 
 
 @simulator
@@ -362,8 +362,8 @@ def test_functions_reject_arrays_on_different_devices(small_case, rng):
         fastemd.exact_emd(on_device(p), on_device(q), small_case.space)
 
 
-class Stranger:
-    """An array on a device whose library nobody knows."""
+class UnknownArray:
+    """An array on a device, of an unknown library."""
 
     @property
     def __cuda_array_interface__(self):
@@ -372,7 +372,7 @@ class Stranger:
 
 def test_functions_reject_device_array_of_unknown_library():
     with pytest.raises(TypeError, match=r"p: cannot read .* on a CUDA device, where arrays of"):
-        fastemd.emd(Stranger(), Stranger(), CHAIN, 2)
+        fastemd.emd(UnknownArray(), UnknownArray(), CHAIN, 2)
 
 
 def test_functions_without_numba_cuda_name_the_extra(monkeypatch):
@@ -385,7 +385,7 @@ def test_functions_without_numba_cuda_name_the_extra(monkeypatch):
 
 
 class Pending(DeviceArray):
-    """An array whose numbers are there as soon as it was waited for, as of JAX's."""
+    """An array whose values are ready only after synchronisation, like those of JAX."""
 
     def __init__(self, array):
         super().__init__(np.full(array.shape, -7).astype(array.dtype))
@@ -397,7 +397,7 @@ class Pending(DeviceArray):
 
 @simulator
 def test_functions_synchronize_arrays_of_jax(monkeypatch, rng):
-    """For those of the user, and for those that are cast or broadcast."""
+    """Both the arrays of the user and their casts and broadcasts."""
     make = devices.LIBRARIES["device"]
 
     def pending(array):
@@ -425,7 +425,7 @@ def jax_on_device(monkeypatch):
     from tests.support import simulator
 
     def refuse(*args):
-        raise AssertionError("memory that JAX does not keep")
+        raise AssertionError("memory that JAX does not own")
 
     simulator.take_jax(monkeypatch)
     monkeypatch.setattr(numba_cuda, "empty", refuse)
@@ -494,7 +494,7 @@ def test_sinkhorn_returns_arrays_of_jax(method, jax_on_device, rng):
 
 
 class OnDevice:
-    """XLA's side of a call of a handler, with memory of the host for that of a device."""
+    """Calls a handler like XLA, with memory of the host in place of device memory."""
 
     def __init__(self, name):
         self.xla, programs = needed("fastemd.jax.xla"), needed("fastemd.jax.programs")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu_check`: its runner with steps that do next to nothing."""
+"""`python -m benchmarks.gpu_check`: the runner, with trivial steps."""
 
 import os
 import subprocess

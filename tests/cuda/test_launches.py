@@ -35,7 +35,7 @@ def test_launches_are_configured_once_without_warning():
 
 
 class Exporter:
-    """An array on a device that takes any stream for a handle, as JAX does."""
+    """An array on a device that treats any stream as a handle, like JAX."""
 
     array = np.arange(6.0).reshape(2, 3)
 
@@ -61,7 +61,7 @@ cuda.compile_ptx(lambda: None, (), cc=(9, 0))
 
 
 def test_cuda_extras_exclude_numpy_2_5_while_numba_cuda_fails_with_it():
-    """If this fails, numba-cuda needs `numpy.row_stack` no longer, and the extras no limit."""
+    """If this fails, numba-cuda no longer needs `numpy.row_stack`: remove the limit."""
     done = _run("-c", COMPILE_WITHOUT_ROW_STACK)
     assert done.returncode == 0 or "row_stack" in done.stderr, done.stderr
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())

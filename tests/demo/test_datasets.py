@@ -56,7 +56,7 @@ def test_imagenet_graph_has_no_unary_node(graph: Any) -> None:
 def test_imagenet_graph_has_height_13_and_longest_path_20(graph: Any) -> None:
     assert nx.dag_longest_path_length(graph) == 13
     undirected = graph.to_undirected()
-    # In a tree the node farthest from any node is one end of a longest path.
+    # In a tree, the node farthest from any node is an end of a longest path.
     _, end = farthest(undirected, next(iter(graph)))
     distance, other = farthest(undirected, end)
     assert distance == 20
@@ -121,8 +121,8 @@ def test_imagenet_tree_includes_licence() -> None:
 
 # --- tools/build_imagenet_tree.py ---
 
-# Worked out by hand. Mineral is above no class, which leaves entity with one child, like chordate.
-# Cat's parent animal is a shortcut past pet; dog keeps pet, its last parent, which leaves
+# By hand. Mineral is an ancestor of no class, which leaves entity with one child, like chordate.
+# Cat's parent animal is a shortcut past pet. Dog retains pet, its last parent, which leaves
 # vertebrate with one child, Rex.
 NOUNS = """\
   1 This software and database is being provided to you, the LICENSEE, by
@@ -198,7 +198,7 @@ def test_contract_preserves_order_of_unique_parents(build: Any) -> None:
     parents = {"r": [], "s": ["r"], "t": ["r"], "u": ["s", "t"]}
     parents |= {"x": ["s", "u", "r"], "y": ["s", "t"], "z": ["t"]}
     spliced = build.contract(parents, {"x", "y", "z"})
-    assert spliced["x"] == ["s", "t", "r"]  # u stood second; its parents s and t take that place
+    assert spliced["x"] == ["s", "t", "r"]  # u was second; its parents s and t replace it there
     assert "u" not in spliced
 
 

@@ -104,7 +104,7 @@ def test_main_prints_version(capsys):
 
 
 def _interrupt_after(monkeypatch, module, name, calls):
-    """Let the first calls of a function pass; the next one is interrupted."""
+    """Interrupt a function after the first calls."""
     function, count = getattr(module, name), iter(range(calls))
 
     def interrupted(*arguments, **keywords):
@@ -150,7 +150,7 @@ def test_table1_saves_finished_rows_on_interrupt(tmp_path, capsys, monkeypatch):
     assert command_line.main(["table1", "--quick", "--folder", str(tmp_path)]) == 130
     lines = (tmp_path / "fastemd-table1.csv").read_text().splitlines()
     printed = capsys.readouterr()
-    assert len(lines) == 1 + n + 1 + 1  # the header, a row of the table, a cell of the next one
+    assert len(lines) == 1 + n + 1 + 1  # the header, one row of the table, one cell of the next row
     assert len(re.findall(r"^SD, 2 iterations .*\d", printed.out, re.M)) == 1
     assert "SD, 5 iterations" not in printed.out
     assert f"Numbers: {tmp_path / 'fastemd-table1.csv'}" in printed.out
@@ -160,7 +160,7 @@ def test_table1_saves_finished_rows_on_interrupt(tmp_path, capsys, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_main_exits_with_130_on_ctrl_c(tmp_path):
     command = [sys.executable, "-m", "fastemd", "figure3", "--folder", str(tmp_path)]
-    # The background jobs of a shell ignore Ctrl-C, and so do the processes that they start.
+    # Background jobs of a shell ignore Ctrl-C, and so do the processes they start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, before)

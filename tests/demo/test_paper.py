@@ -25,7 +25,7 @@ def test_figure3_quick_writes_table_and_picture(tmp_path, capsys):
     assert not any(int(row["failed"]) for row in rows if row["method"] == "log")
     for row in rows:
         assert np.isnan(float(row["ratio"])) == (row["failed"] == row["rows"])
-    # With enough iterations for a small lambda, entropy makes the plan dearer than the best.
+    # With enough iterations at a small lambda, entropy makes the transport plan more expensive.
     assert 1.0 < float(rows[0]["ratio"]) < 2.0
 
 
@@ -39,7 +39,9 @@ def test_table1_quick_writes_table_and_picture(tmp_path, capsys):
     times = {(row["gradient"], row["implementation"]): row["milliseconds"] for row in rows}
     assert float(times["EMD^2", "fastemd"]) < float(times["SD, 5 iterations", "fastemd"])
     assert times["EMD^2", table1.NO_CUDA] == ""
-    assert not any(row["implementation"] == table1.PAPER for row in rows)  # of another batch
+    assert not any(
+        row["implementation"] == table1.PAPER for row in rows
+    )  # in a batch of other size
 
 
 def test_table1_states_scaled_and_missing_baselines(monkeypatch):

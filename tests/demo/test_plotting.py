@@ -1,4 +1,4 @@
-"""The pictures show the right numbers at the right places."""
+"""The plots show the right values at the right places."""
 
 import matplotlib as mpl
 import networkx as nx
@@ -22,12 +22,12 @@ def _close():
 
 
 def _collection(ax, kind):
-    """The first collection of a kind that was drawn."""
+    """Return the first collection of a kind in the axes."""
     return next(c for c in ax.collections if isinstance(c, kind))
 
 
 def _values(ax, kind):
-    """The numbers that a kind of collection is coloured by."""
+    """Return the values that colour a collection."""
     (values,) = [
         c.get_array() for c in ax.collections if type(c) is kind and c.get_array() is not None
     ]
@@ -172,7 +172,7 @@ def test_plot_tree_enlarges_margins_for_long_names():
     _assert_labels_inside(ax, ax.figure.bbox)
     nodes = np.concatenate(_collection(ax, LineCollection).get_segments())
     heights = ax.transData.transform(nodes)[:, 1]
-    assert np.ptp(heights) > 72.0  # the tree itself is still there, pixels
+    assert np.ptp(heights) > 72.0  # the tree remains visible, in pixels
 
 
 def test_plot_tree_preserves_limits_of_axes_of_user():

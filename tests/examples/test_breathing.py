@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 @pytest.fixture
 def breathing():
-    """The script as a module; it sets numbers of threads, which the other tests want back."""
+    """Import the script, and restore the numbers of threads that it sets."""
     torch = needed("torch")
     threads = torch.get_num_threads(), numba.get_num_threads()
     import breathing_psd
@@ -25,7 +25,7 @@ def breathing():
 
 
 def run(module, folder, monkeypatch, stop_after=None):
-    """Run the quick form; which folds each training saw."""
+    """Run the quick form and return the folds of each training."""
     seen, train = [], module.train
 
     def spy(clips, loss, rate, seed, training, test, n_steps):

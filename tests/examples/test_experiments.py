@@ -1,4 +1,4 @@
-"""What the experiments on real data share, in examples/experiments.py."""
+"""The code that the experiments on real data share, in examples/experiments.py."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_runs_resume_after_interrupt(tmp_path):
     runs = experiments.Runs(path, {"epochs": 2}, 3)
     assert runs.get("a", 1, lambda: [1.5, np.nan]).tolist()[0] == 1.5
     runs.get("b", 1, lambda x: np.full((2, 2), x), 3.0)
-    path.write_text(path.read_text() + '["c", [0.')  # killed while it wrote
+    path.write_text(path.read_text() + '["c", [0.')  # as if killed while writing
     again = experiments.Runs(path, {"epochs": 2}, 3)
     np.testing.assert_array_equal(again.get("a", 1, _never), [1.5, np.nan])
     np.testing.assert_array_equal(again.get("b", 1, _never), np.full((2, 2), 3.0))

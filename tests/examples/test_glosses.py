@@ -23,7 +23,7 @@ def test_wordnet_glosses_quick_learns_and_saves_results(tmp_path):
     assert printed.count("| CE | 2 |") == 2
     with (tmp_path / "wordnet_glosses.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * 2 * 2 * 2  # losses, ways to choose a rate, seeds, epochs
+    assert len(rows) == 3 * 2 * 2 * 2  # losses, rates, seeds, epochs
     at_end = [float(row["top-1"]) for row in rows if row["epoch"] == "2"]
     assert 0.03 < min(at_end) < max(at_end) < 0.5
     assert (tmp_path / "wordnet_glosses.png").read_bytes().startswith(b"\x89PNG")

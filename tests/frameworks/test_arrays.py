@@ -1,4 +1,4 @@
-"""The one door: arrays of other libraries in, the same kind out, without a copy."""
+"""Functions accept arrays of every library and return arrays of the same library without a copy."""
 
 import gc
 import subprocess
@@ -127,7 +127,9 @@ def test_functions_leave_inputs_alive_and_results_outlive_them(library, operatio
     del arrays, x
     gc.collect()
     assert all(x() is None for x in gone)
-    scratch = [np.full((64, 7), 7.0) for _ in range(20)]  # over what was freed by mistake
+    scratch = [
+        np.full((64, 7), 7.0) for _ in range(20)
+    ]  # overwrite memory that was freed too early
     for ours, wanted in zip(comp, ref, strict=True):
         np.testing.assert_array_equal(np.asarray(ours), wanted)
     del scratch
@@ -156,7 +158,7 @@ def test_out_accepts_tensors(operation, rng):
     given = operation.draw(rng, (5,), 7)
     ref = operation(given, CHAIN, 1.5)
     tensors = [torch.from_numpy(x) for x in given]
-    for step in (1, 2):  # side by side, and every other entry
+    for step in (1, 2):  # contiguous, and every other entry
         buffers = [torch.full((*x.shape[:-1], x.shape[-1] * step), 7.0, dtype=torch.float64)
                    for x in ref]  # fmt: skip
         outs = [x[..., ::step] for x in buffers]
@@ -170,7 +172,7 @@ def test_out_accepts_tensors(operation, rng):
 
 @each_operation
 def test_out_increments_version_of_tensors(operation, rng):
-    """So that autograd refuses to go back to what was in there."""
+    """Autograd then raises if it needs the previous values."""
     torch = needed("torch")
     given = operation.draw(rng, (5,), 7)
     outs = [torch.ones(x.shape, dtype=torch.float64) for x in operation(given, CHAIN, 1.5)]
@@ -199,7 +201,7 @@ def test_out_rejects_arrays_that_cannot_be_written(rng):
         fastemd.emd(*tensors, CHAIN, 2, out=torch.empty(3))
 
 
-# -- what frameworks do that others do not ---------------------------------------------------------
+# -- features of single frameworks ----------------------------------------------------------------
 
 
 def test_functions_reject_tensors_that_require_grad(rng):
@@ -348,7 +350,7 @@ def test_functions_return_writable_tensors_without_copy(rng):
 
 
 def test_out_written_in_place_is_detected_by_autograd(rng):
-    """So that autograd refuses what it computed with the numbers before."""
+    """Autograd raises in a backward pass that needs the previous values."""
     torch = needed("torch")
     pair = list(map(torch.from_numpy, _pair(rng)))
     out = torch.ones(pair[0].shape, dtype=pair[0].dtype)
@@ -360,7 +362,7 @@ def test_out_written_in_place_is_detected_by_autograd(rng):
 
 
 class _OnlyDLPack:
-    """Neither a NumPy array nor of a library with a namespace."""
+    """An array with DLPack only, without a namespace."""
 
     def __init__(self, array, device=(1, 0)):
         self.array, self.device = array, device
@@ -391,7 +393,7 @@ def test_functions_reject_dlpack_objects_on_other_device(rng):
 
 
 class _OfLibrary(_OnlyDLPack):
-    """Of a library whose namespace is what `namespace` returns."""
+    """An array of a library with the namespace that `namespace` returns."""
 
     def __init__(self, array, namespace):
         super().__init__(array)

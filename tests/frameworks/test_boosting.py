@@ -42,7 +42,7 @@ def _halves(rng, weighted=False):
     return [Half(x[h], y[h], weight[h] if weighted else None) for h in halves]
 
 
-# -- the four interfaces: train on one half; the model, how well it did, its scores of the other ---
+# -- the four interfaces: train on one half; return the model, its metric, scores of the other -----
 
 
 def _lightgbm(halves, objective, metric, rounds, stopping):
@@ -61,7 +61,7 @@ def _lightgbm_classifier(halves, objective, metric, rounds, stopping):
     log, (half, other) = {}, halves
     model = lightgbm.LGBMClassifier(
         **LIGHTGBM, n_estimators=rounds, objective=objective, metric="None"
-    )  # else it stops by the logloss of what are no probabilities
+    )  # otherwise it stops by the logloss of scores that are no probabilities
     model.fit(
         half.x, half.y, sample_weight=half.weight, eval_set=[other[:2]], eval_metric=metric,
         eval_sample_weight=[other.weight], callbacks=_callbacks(log, stopping),
@@ -107,7 +107,7 @@ class Interface(NamedTuple):
     train: Callable
     objective: Callable
     metric: Callable
-    built_in: str  # the objective of the library itself
+    built_in: str  # the objective of the library
 
     def run(self, halves, rounds=20, stopping=None, objective=None, space=CHAIN, **loss):
         objective = objective or self.objective(space, **loss)
@@ -133,7 +133,7 @@ def interface(request):
 
 
 class Recorder(boosting.Objective):
-    """What the library got, and what it was computed from."""
+    """Records the results passed to the library, and their inputs."""
 
     calls: ClassVar[list] = []  # the library trains with a copy
 
@@ -146,7 +146,7 @@ class Recorder(boosting.Objective):
 
 @each_weight
 def test_objective_agrees_with_emd_loss(interface, weighted, rng, monkeypatch):
-    """What every library gets in every round, for the rows in their order, with their weights."""
+    """The derivatives of every round, with the rows in order and their weights."""
     monkeypatch.setattr(Recorder, "calls", [])
     halves = _halves(rng, weighted)
     interface.run(halves, rounds=3, objective=Recorder(CHAIN, **LOSS))
@@ -161,7 +161,7 @@ def test_objective_agrees_with_emd_loss(interface, weighted, rng, monkeypatch):
         floored = np.maximum(np.abs(exact), np.abs(wanted) / 4)
         assert_close(hess, weight * floored, rtol=rtol)
     first, *_, last = (scores for scores, *_ in Recorder.calls)
-    assert np.ptp(first, axis=1).max() == 0  # all classes start alike
+    assert np.ptp(first, axis=1).max() == 0  # all classes start with equal scores
     assert np.ptp(last, axis=1).min() > 0
 
 
@@ -175,13 +175,13 @@ def test_metric_is_mean_loss(interface, weighted, rng):
 
 
 def test_training_lowers_loss_of_test_rows(interface, rng):
-    """To less than 0.6 of the untrained; 0.48 is what comes out."""
+    """To less than 0.6 of the untrained loss; measured: 0.48."""
     halves = _halves(rng)
     untrained = fastemd.emd_loss(np.zeros((200, N)), halves[1].y, CHAIN)[0]
     _, log, scores = interface.run(halves, rounds=40)
     assert log[-1] < 0.6 * untrained
     assert log[-1] < 0.9 * log[4]
-    assert np.abs(scores.argmax(1) - halves[1].y).mean() < 0.8  # 1.2 for the middle class
+    assert np.abs(scores.argmax(1) - halves[1].y).mean() < 0.8  # the middle class has 1.2
 
 
 def test_training_on_tree(interface, rng):
@@ -232,7 +232,7 @@ def test_pickle_preserves_objective_metric_and_model(interface, rng):
 
 
 def test_classifiers_work_with_scikit_learn(rng):
-    """Cloned, and validated on folds."""
+    """Clone them and cross-validate."""
     selection = needed("sklearn.model_selection")
     half, _ = _halves(rng)
     objective = boosting.xgboost_objective(CHAIN)
@@ -243,7 +243,7 @@ def test_classifiers_work_with_scikit_learn(rng):
 
 @pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
 def test_objective_is_finite_for_extreme_scores(interface, rho, rng):
-    """Positive second derivatives, no step longer than 4."""
+    """Second derivatives are positive, and no step exceeds 4."""
     objective = interface.objective(CHAIN, rho, cross_entropy=0.0)
     for dtype in ("f4", "f8"):
         scores = rng.choice([-1e4, -3, 0, 1, 30], (300, N)).astype(dtype)
@@ -309,13 +309,13 @@ def test_objective_and_metric_validate_arguments_on_construction(
 
 
 def test_training_raises_error_of_objective(interface, rng):
-    """Through the libraries, too."""
+    """The libraries pass on the error."""
     halves = _halves(rng)
     with pytest.raises(ValueError, match=r"scores: expected shape \(rows, 7\)"):
         interface.run(halves, space=fastemd.Chain(7))
 
 
-# -- what metrics get: raw scores, or the probabilities of built-in objectives --------------------
+# -- inputs of metrics: raw scores, or probabilities of built-in objectives ------------------------
 
 
 @each_weight
@@ -351,7 +351,7 @@ def test_metric_reads_raw_scores_unless_all_rows_are_probabilities(interface):
 
 
 def _value(result):
-    """The number in what any metric returns."""
+    """Return the value in the result of any metric."""
     entries = result if isinstance(result, tuple) else (result,)
     return next(entry for entry in entries if isinstance(entry, float))
 
@@ -370,7 +370,7 @@ def test_metric_rejects_one_vs_all_probabilities(name, rng):
 
 
 def test_metric_rejects_ambiguous_scores_of_two_classes(interface):
-    """Both readings of [0.5, 0.5] are the same."""
+    """[0.5, 0.5] is the same as scores and as probabilities."""
     metric = interface.metric(fastemd.Chain(2))
     with pytest.raises(ValueError, match=r"may be raw scores or probabilities; use.*base_score=0"):
         metric([0, 1], [[0.5, 0.5], [0.44, 0.56]])
@@ -379,7 +379,7 @@ def test_metric_rejects_ambiguous_scores_of_two_classes(interface):
 
 @each_library
 def test_training_with_two_classes(library, rng, monkeypatch):
-    """In XGBoost they start at 0.5, so they sum to 1, unless base_score is set."""
+    """In XGBoost the scores start at 0.5 and sum to 1, unless base_score is set."""
     halves = [half._replace(y=half.y // 3) for half in _halves(rng)]
     run, chain = INTERFACES[library].run, fastemd.Chain(2)
     monkeypatch.setitem(globals(), "N", 2)
@@ -393,7 +393,7 @@ def test_training_with_two_classes(library, rng, monkeypatch):
 
 
 def test_metric_is_inf_for_probability_0_at_label(interface):
-    """With cross entropy; not if the row has no weight."""
+    """Only with cross entropy, and if the row has a weight."""
     p, labels = np.array([[0.5, 0.5, 0, 0, 0], [0, 0, 0, 0.5, 0.5]]), [0, 0]
     assert np.isinf(_value(interface.metric(CHAIN, **LOSS)(labels, p)))
     for metric, read in ((interface.metric(CHAIN), 2), (interface.metric(CHAIN, **LOSS), 1)):
@@ -405,7 +405,7 @@ def test_metric_is_inf_for_probability_0_at_label(interface):
 
 @pytest.mark.parametrize("label", [np.nan, np.inf, -1.0, 17.0])
 def test_functions_ignore_rows_of_weight_0(label, interface):
-    """Whatever their labels and scores are, also if the others are probabilities."""
+    """For any labels and scores, also if other rows are probabilities."""
     labels, weight = np.array([1.0, label, 3.0]), [1.0, 0.0, 2.0]
     for scores in (np.arange(15.0).reshape(3, 5) % 4, np.full((3, 5), 0.2)):
         scores[1] = 7.0
@@ -433,7 +433,7 @@ def test_functions_accept_pandas(dtype, interface, rng):
 
 @pytest.mark.parametrize("weight", [1.0, 1e-30, 1e-38, 1e-44, 1e-300, 1e30])
 def test_functions_raise_no_floating_point_error(weight, interface, rng):
-    """LightGBM casts the derivatives to float32, which may raise, too."""
+    """LightGBM casts the derivatives to float32, which may raise as well."""
     scores = rng.choice([-1e4, -300, -100, 0, 1, 30], (300, N))
     labels, weights = rng.integers(0, N, 300), np.full(300, weight)
     weights[::7] *= 1e-5
@@ -464,7 +464,7 @@ def _without(halves, *missing):
 @pytest.mark.parametrize("missing", [[2], [4], [0, 4], [1, 2, 3]])
 @each_library
 def test_training_with_missing_classes(library, missing, rng):
-    """The native interfaces know `num_class`."""
+    """The native interfaces have `num_class`."""
     halves = _without(_halves(rng), *missing)
     _, log, scores = INTERFACES[library].run(halves)
     ref = fastemd.emd_loss(scores, halves[1].y, CHAIN)[0]
@@ -483,7 +483,7 @@ def test_training_with_missing_classes(library, missing, rng):
 )
 @pytest.mark.parametrize("built_in", [False, True])
 def test_classifier_rejects_missing_classes(built_in, name, missing, rng, monkeypatch):
-    """Although it has `num_class`; XGBClassifier itself refuses a gap."""
+    """Although it has `num_class`; XGBClassifier itself rejects a gap."""
     interface = INTERFACES[name]
     halves = _without(_halves(rng), *missing)
     if len(missing) < 3:
@@ -510,14 +510,14 @@ def test_classifier_accepts_missing_class_in_row_of_weight_0(name, rng):
 
 
 def test_objective_rejects_two_renumbered_classes(rng, monkeypatch):
-    """LGBMClassifier makes 0 and 1 of the classes 0 and 3, with five scores."""
+    """LGBMClassifier maps the classes 0 and 3 to 0 and 1, with five scores."""
     monkeypatch.setitem(LIGHTGBM, "num_class", N)
     halves = _without(_halves(rng), 1, 2, 4)
     with pytest.raises(ValueError, match="which LGBMClassifier makes of any two classes"):
         INTERFACES["LGBMClassifier"].run(halves)
 
 
-# -- what they look like ---------------------------------------------------------------------------
+# -- repr ------------------------------------------------------------------------------------------
 
 
 def test_repr_of_objective_and_metric(interface):

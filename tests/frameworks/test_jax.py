@@ -1,4 +1,4 @@
-"""fastemd.jax: derivatives, JAX's transforms, both ways into its programs, errors."""
+"""fastemd.jax: derivatives, transforms, FFI and callback, errors."""
 
 import concurrent.futures
 import ctypes
@@ -26,7 +26,7 @@ each_rho = pytest.mark.parametrize("rho", [1, 1.5, 2, 3.7])
 
 @pytest.fixture(params=[True, False], ids=["XLA's interface", "pure_callback"])
 def way(request, monkeypatch):
-    """The way into JAX's programs."""
+    """Run a test with the FFI and with the callback."""
     jax.clear_caches()
     monkeypatch.setattr(programs, "KNOWN", request.param)
     yield
@@ -35,7 +35,7 @@ def way(request, monkeypatch):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_emd_with_other_default_device(known, monkeypatch, rng):
-    """The program has a way for each, and takes that of the CPU."""
+    """The program has a branch for each device and runs that of the CPU."""
     monkeypatch.setattr(programs, "only_the_cpu", lambda: False)
     monkeypatch.setattr(programs, "KNOWN", known)
     jax.clear_caches()
@@ -70,13 +70,13 @@ def _ancestors():
 
 
 def _dense(x, y, rho=1.5):
-    """The same in plain JAX."""
+    """Compute the EMD in plain JAX."""
     flow = (jax.nn.softmax(x) - jax.nn.softmax(y)) @ _ancestors().T
     return (TREE.weight[:-1] * jnp.abs(flow) ** rho).sum(-1)
 
 
 def test_version_of_ffi_is_supported():
-    """Otherwise everything still works, but ten times slower."""
+    """With an unknown version everything works, but ten times slower."""
     assert xla.version(jax.ffi.include_dir()) in xla.KNOWN
     assert xla.version("nowhere") is None
     assert programs.KNOWN
@@ -174,7 +174,7 @@ def test_emd_has_no_third_derivative(rng):
 
 
 def test_emd_gradient_takes_one_pass(rng):
-    """No Hessian for a gradient, no second pass for the value."""
+    """A gradient computes no Hessian, and the value needs no second pass."""
     x, y = _logits(rng)
     text = str(jax.make_jaxpr(jax.value_and_grad(lambda x: _loss(x, y).sum()))(x))
     assert text.count("ffi_call") == 1
@@ -226,9 +226,9 @@ def test_emd_rejects_invalid_input(way):
 def test_emd_names_invalid_row_under_jit(way):
     p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
     call = jax.jit(lambda p, q: adapter.emd(p, q, TREE, 2))
-    with pytest.raises(Exception, match="q: row 1 has a negative mass"):  # the type is JAX's
+    with pytest.raises(Exception, match="q: row 1 has a negative mass"):  # of a type of JAX
         call(p, p.at[1].multiply(-1)).block_until_ready()
-    np.testing.assert_array_equal(call(p, p), 0.0)  # and goes on
+    np.testing.assert_array_equal(call(p, p), 0.0)  # and continues
 
 
 def test_emd_interrupted_raises(way, monkeypatch):
@@ -247,7 +247,7 @@ def _interrupt(*args):
 
 @pytest.fixture
 def dropped(monkeypatch):
-    """The names of what Python could not raise."""
+    """Record the names of exceptions that Python could not raise."""
     names = []
     monkeypatch.setattr(
         sys, "unraisablehook", lambda unraisable: names.append(unraisable.exc_type.__name__)
@@ -256,7 +256,7 @@ def dropped(monkeypatch):
 
 
 def test_handler_interrupted_at_start_returns_error(dropped):
-    """Not success, which is what XLA reads in the NULL of a callback that was interrupted."""
+    """An interrupted callback returns NULL, which XLA would treat as success."""
     codes, calls = [], []
 
     def create_error(error):
@@ -271,7 +271,7 @@ def test_handler_interrupted_at_start_returns_error(dropped):
     handler = xla.handler(lambda *given: calls.append(given))
     assert handler(frame) is None
     tracer = sys.gettrace()
-    sys.settrace(_interrupt)  # as Ctrl-C would, where the callback begins
+    sys.settrace(_interrupt)  # like Ctrl-C at the start of the callback
     try:
         result = handler(frame)
     finally:
@@ -327,7 +327,7 @@ def _run_on_devices(count, code):
 
 
 def test_emd_on_several_devices():
-    """XLA runs a program for each of them, at once, in threads of its own."""
+    """XLA runs one program per device, concurrently in its threads."""
     _run_on_devices(
         4,
         """
@@ -375,7 +375,7 @@ def agree(comp, ref):
 
 @pytest.mark.parametrize(("known", "compiled"), [(True, True), (False, True), (True, False)])
 def test_emd_under_shard_map(known, compiled):
-    """Derivatives inside and outside, also where only one argument has a part on each device."""
+    """Derivatives inside and outside, also if only one argument is sharded."""
     _run_on_devices(
         2,
         f"""{SPREAD}
@@ -527,7 +527,7 @@ def test_emd_loss_rejects_invalid_input(way, rng):
 
 @pytest.mark.parametrize("container", [list, tuple])
 def test_emd_and_emd_loss_accept_lists_of_traced_numbers(container):
-    """As the functions of jax.numpy do."""
+    """Like the functions of jax.numpy."""
     chain, x = fastemd.Chain(3), jnp.zeros((2, 3))
 
     def distance(a, to_array):
@@ -556,7 +556,7 @@ def test_emd_loss_rejects_sparse_arrays(name, rng):
 
 
 def test_emd_raises_value_error_outside_of_jit(rng):
-    """With the message of NumPy's function; under jit XLA's code stands before it."""
+    """With the message of the NumPy function; under jit, XLA adds a status code in front."""
     p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
     q = p.at[1].multiply(2)
     with pytest.raises(ValueError) as numpy:  # noqa: PT011
@@ -578,7 +578,7 @@ def test_emd_raises_value_error_outside_of_jit(rng):
 
 
 def test_emd_reports_internal_error_with_type(monkeypatch):
-    """Only what is wrong with the arguments is an invalid argument."""
+    """Other errors are not reported as invalid arguments."""
 
     def fail(*args, **keywords):
         raise KeyError("lost")
@@ -792,7 +792,7 @@ def test_emd_loss_and_emd_ignore_error_state_of_numpy(way):
 
 
 def test_emd_loss_and_emd_ignore_error_state_of_numpy_without_x64():
-    """NumPy would raise where JAX makes float32 of float64."""
+    """NumPy would raise in the cast from float64 to float32."""
     _run_on_devices(
         1,
         """

@@ -1,4 +1,4 @@
-"""Data as it lies: data frames, columns of objects, masked and sparse arrays."""
+"""Data frames, columns of objects, masked and sparse arrays as inputs."""
 
 import decimal
 import fractions
@@ -130,7 +130,7 @@ def test_emd_rejects_series_in_other_order():
 
 
 def test_functions_ignore_default_index():
-    """A RangeIndex holds positions, also where nodes have such numbers."""
+    """A RangeIndex is a position, also if nodes have such numbers as names."""
     space = fastemd.Tree.from_parents([3, 3, 3, -1], bins=[2, 0, 1])
     value = fastemd.emd(pd.DataFrame(P), pd.DataFrame(Q), space, 1)
     np.testing.assert_array_equal(value, fastemd.emd(P, Q, space, 1))

@@ -1,4 +1,4 @@
-"""fastemd.torch: derivatives, torch's transforms and compiler, types, errors."""
+"""fastemd.torch: derivatives, transforms, compiler, types, errors."""
 
 import copy
 import gc
@@ -27,7 +27,7 @@ each_backend = pytest.mark.parametrize("backend", ["eager", "aot_eager", "induct
 
 
 def _tensor(data, dtype=None):
-    """A tensor where the tests compute."""
+    """Return a tensor on the device of the tests."""
     return torch.tensor(data, dtype=dtype, device=PLACE)
 
 
@@ -45,12 +45,12 @@ def _logits(rng, shape=(4,), n=TREE.n_bins):
 
 
 def _waited_for(result):
-    fastemd.synchronize()  # where it is not computed at once
+    fastemd.synchronize()  # on a device, calls are asynchronous
     return result
 
 
 def _loss(x, y, rho=1.5):
-    """Of softmax outputs: what moves the masses apart is not a derivative of anything."""
+    """Return the EMD of softmax outputs: derivatives must conserve the mass."""
     return adapter.emd(x.softmax(-1), y.softmax(-1), TREE, rho)
 
 
@@ -64,7 +64,7 @@ def _ancestors(dtype):
 
 
 def _dense(x, y, rho=1.5):
-    """The same in plain torch."""
+    """Compute the EMD in plain torch."""
     flow = (x.softmax(-1) - y.softmax(-1)) @ _ancestors(x.dtype).T
     return (_tensor(TREE.weight[:-1]) * flow.abs() ** rho).sum(-1)
 
@@ -92,7 +92,7 @@ def test_emd_gradients_in_p_and_q(rho, rng):
 
 @each_rho
 def test_emd_second_derivatives_in_p_and_q(rho, rng):
-    """Also mixed ones, and those of a sum that weighs values by what depends on p."""
+    """Including mixed ones, and those of a sum whose weights depend on p."""
     x, y = (tensor.detach() for tensor in _logits(rng, ()))
 
     def weighed(loss):
@@ -183,7 +183,7 @@ def test_emd_compiled_with_derivatives_inside(rng):
 
 
 def test_emd_compiled_recompiles_for_other_space(rng):
-    """A space is a constant of the program: another one must not meet the old program."""
+    """A space is a constant of the program, so another one requires recompilation."""
     torch._dynamo.reset()
     x, y = (tensor.detach().softmax(-1) for tensor in _logits(rng))
     compiled = torch.compile(adapter.emd, fullgraph=True, backend="eager")
@@ -221,7 +221,7 @@ def test_emd_accepts_integers(rng):
     assert adapter.emd(p, one_hot[1], TREE, 1).dtype == torch.float32
 
 
-@cpu  # elsewhere numbers are complained of later
+@cpu  # other backends report invalid rows later
 def test_emd_rejects_invalid_input(rng):
     p = torch.full((2, TREE.n_bins), 1 / TREE.n_bins)
     for bad, wrong, message in (
@@ -268,7 +268,7 @@ def test_emd_supports_other_devices():
 
 
 def test_emd_of_meta_tensors():
-    """The device `meta` has no numbers, and none are computed there."""
+    """Tensors on the device `meta` have no values, and none are computed."""
     p = torch.empty(2, TREE.n_bins, device="meta", dtype=torch.float16)
     value = adapter.emd(p, p[0], TREE, 2)
     assert (value.device.type, value.shape, value.dtype) == ("meta", (2,), torch.float32)
@@ -297,7 +297,7 @@ def test_spaces_live_as_long_as_referenced(rng):
     assert adapter.number_of(twin) == number
     del space
     gc.collect()
-    assert adapter.operators.space_of(number).n_bins == 5  # its twin answers
+    assert adapter.operators.space_of(number).n_bins == 5  # its equal space remains registered
     del twin
     gc.collect()
     first = torch.autograd.grad(value.square().sum(), p, create_graph=True)[0]
@@ -357,7 +357,7 @@ def test_sinkhorn_has_gradient_of_paper(method, dtype, rng):
 
 
 def test_sinkhorn_gradient_descent_converges(rng):
-    """Where the plan costs least; an empty bin gives no NaN."""
+    """To the minimum of the cost; an empty bin gives no NaN."""
     x = _tensor([0.0] * 5, torch.float64).requires_grad_()
     q = _tensor([0.0, 0.7, 0.3, 0.0, 0.0], torch.float64)
     for _ in range(300):
@@ -452,7 +452,7 @@ def test_emd_loss_derivatives(options, kind, rng):
     loss = adapter.EMDLoss(TREE, **{"reduction": "none", **options})
     weight = _tensor(rng.random(4)).requires_grad_()
 
-    def of_any(y):  # l1 and None take what is positive and, for None, of mass 1
+    def of_any(y):  # l1 and None require positive inputs, None also mass 1
         return loss(x * torch.exp(y) if options.get("normalize") else y, target, weight)
 
     if options.get("normalize", "") is None:
@@ -616,7 +616,7 @@ def test_emd_loss_trains_network():
     target = (inputs @ torch.randn(8, TREE.n_bins)).argmax(-1).to(PLACE)
     net = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Tanh(), torch.nn.Linear(64, 5))
     with torch.no_grad():
-        net[2].bias += torch.tensor([3.0, -3, 0, 1, -1])  # a bad start
+        net[2].bias += torch.tensor([3.0, -3, 0, 1, -1])  # most classes are wrong at first
     inputs, net = inputs.to(PLACE), net.to(PLACE)
     loss, optimizer = adapter.EMDLoss(TREE), torch.optim.SGD(net.parameters(), lr=0.3)
     for _ in range(1000):
@@ -630,7 +630,7 @@ def test_emd_loss_trains_network():
 
 @cpu
 def test_operators_preserve_number_of_threads_of_torch():
-    """Numba sets it once, when it starts its own threads of an OpenMP library that both use."""
+    """Numba sets it once, when it starts threads of the OpenMP library that both use."""
     code = """
 import torch, fastemd, fastemd.torch
 torch.set_num_threads(1)
@@ -683,18 +683,18 @@ def test_emd_loss_in_distributed_data_parallel(tmp_path):
         for rank in range(2)
     ]
     for worker in workers:
-        _, complaint = worker.communicate(timeout=300)
-        assert worker.returncode == 0, complaint.decode()[-2000:]
+        _, message = worker.communicate(timeout=300)
+        assert worker.returncode == 0, message.decode()[-2000:]
 
 
-# ------------------------------------------------------------------- rows that do not count
+# ----------------------------------------------------------------------------- ignored rows
 
 
 @pytest.mark.parametrize("kind", ["labels", "histograms", "ignored labels"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf])
 def test_emd_loss_module_does_not_read_ignored_rows(kind, reduction, junk, rng):
-    """Loss, gradient and second derivatives of a row of weight 0 are 0, whatever it holds."""
+    """Loss, gradient and second derivatives of a row of weight 0 are 0, for any content."""
     x, _ = _logits(rng)
     labels, idle = _tensor([0, 3, 4, 4]), _tensor([False, True, False, True])
     soft = _tensor(rng.dirichlet(np.ones(TREE.n_bins), 4))
@@ -720,7 +720,7 @@ def test_emd_loss_module_does_not_read_ignored_rows(kind, reduction, junk, rng):
 
 
 def _first_and_second(loss, x, v):
-    """The gradient of the sum of the losses, and the second derivatives times v."""
+    """Return the gradient of the sum of the losses, and the second derivatives times v."""
     (grad,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
     return grad, torch.autograd.grad((grad * v).sum(), x)[0]
 
@@ -750,7 +750,7 @@ def test_emd_loss_module_does_not_read_ignored_rows_under_transforms(rng):
 )
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_emd_loss_module_ignores_equal_labels_only(kind, label, ignored, reduction):
-    """A number that the type of the labels cannot hold ignores none."""
+    """An index outside the range of the label type ignores no row."""
     x, target = torch.zeros(3, 200, device=PLACE), _tensor([label] * 3, getattr(torch, kind))
     options = {"reduction": reduction, "cross_entropy": 1.0}
     loss = adapter.EMDLoss(fastemd.Chain(200), ignore_index=ignored, **options)(x, target)
@@ -773,7 +773,7 @@ def test_emd_loss_module_accepts_weights_of_any_size(dtype, rng):
 
 
 def test_emd_loss_module_differentiates_weights(rng):
-    """The gradient in the weights is the loss of each row, less the mean in a mean."""
+    """The gradient in the weights is the loss of each row, minus the mean loss for a mean."""
     x, _ = _logits(rng)
     x, labels = x.detach(), _tensor([0, 3, 4, 4])
     rows = adapter.EMDLoss(TREE, reduction="none")(x, labels)

@@ -1,4 +1,4 @@
-"""Compile all CUDA kernels for a kind of space and a type to PTX; a line for each.
+"""Compile all CUDA kernels for a kind of space and a type to PTX, and print one line for each.
 
 ``python tests/support/compile_kernels.py chain f``, for example.
 """
@@ -15,13 +15,13 @@ def main(space, char):
     from numba import cuda
     from numba.cuda import dispatcher
 
-    # It asks the device for what it is told by `cc`, also where there is none.
+    # Numba asks the device for its compute capability, although `cc` is passed.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=CC)
     from fastemd.kernels import cuda_sinkhorn as operations_of_sinkhorn
     from fastemd.kernels.cuda import driver
 
     def state_of(operation, real, result):
-        """The type of the state and of its fields, for matrices of a type."""
+        """Return the type of the state and of its fields, for matrices of a type."""
         matrix, log_matrix, result_matrix = (real, 2), ("d", 2), (result, 2)
         row, count, number, whole = ("d", 1), ("l", 1), ("d", 0), ("l", 0)
         if "prepare" in operation:

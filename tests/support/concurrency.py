@@ -1,4 +1,4 @@
-"""Run by test_concurrency.py in processes of their own: right answers, whoever calls from where."""
+"""Scenes of test_concurrency.py, each run in a process: calls from threads and from processes."""
 
 import ctypes
 import multiprocessing
@@ -27,7 +27,7 @@ def problem(seed):
 
 
 def solve(seed):
-    """Whether a parallel-sized call gives what calls of single rows give."""
+    """Return whether a call large enough to run in parallel agrees with calls of single rows."""
     p, q, space = problem(seed)
     value, grad = fastemd.emd_value_and_grad(p, q, space, 2)
     some = [0, 1, ROWS // 2, ROWS - 1]
@@ -44,7 +44,7 @@ def threads():
 
 
 def forked():
-    solve(0)  # starts the threads that a child does not inherit
+    solve(0)  # starts threads, which a child does not inherit
     context = multiprocessing.get_context("fork")
     with context.Pool(3) as pool:
         return all(pool.map(solve, range(12))) and solve(1)
@@ -53,18 +53,18 @@ def forked():
 def forked_while_busy():
     """Fork while other threads are inside a parallel kernel, as a data loader may.
 
-    The kernels are ready before: a fork while Numba compiles leaves its lock held in the child.
+    The kernels are compiled before: a fork during compilation leaves the lock of Numba held.
     """
     assert all(map(solve, range(2)))
     with ThreadPoolExecutor(4) as pool:
-        busy = [pool.submit(solve, seed) for seed in range(40)]
+        jobs = [pool.submit(solve, seed) for seed in range(40)]
         with multiprocessing.get_context("fork").Pool(2) as children:
             good = all(children.map(solve, range(8)))
-        return good and all(job.result() for job in busy)
+        return good and all(job.result() for job in jobs)
 
 
 def nested():
-    """In a user's pool, whose workers start pools of their own."""
+    """Call from a pool of threads whose workers start further pools."""
 
     def inner(seed):
         with ThreadPoolExecutor(2) as pool:
@@ -81,7 +81,7 @@ def spawned():
 
 
 def users_threads_stay():
-    """And so does NumPy's own error state."""
+    """Return whether the number of threads and the error state of NumPy are preserved."""
     numba.set_num_threads(1)
     with np.errstate(all="raise"):
         before = np.geterr()

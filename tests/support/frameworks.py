@@ -13,13 +13,13 @@ each_library = pytest.mark.parametrize("library", LIBRARIES)
 
 
 def needed(name):
-    """The module; a test is skipped without it, but fails where everything must be installed."""
+    """Return the module, or skip the test if it is missing, except on CI."""
     return importlib.import_module(name) if os.environ.get("CI") else pytest.importorskip(name)
 
 
 class Framework(NamedTuple):
     array: type
-    of: Callable[[Any], Any]  # a NumPy array as one of its own
+    of: Callable[[Any], Any]  # converts a NumPy array
 
     def holds(self, *results):
         return all(isinstance(result, self.array) for result in results)
@@ -38,7 +38,7 @@ def framework(name):
 
 
 def growth(run, calls=100_000):
-    """By how many kB the process grows over so many calls."""
+    """Return by how many kB the process grows over a number of calls."""
     resource = needed("resource")
     for _ in range(1000):
         run()

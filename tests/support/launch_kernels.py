@@ -1,4 +1,4 @@
-"""Launch kernels by numba-cuda as if there was a device, which gets none of them.
+"""Configure launches by numba-cuda as on a device, without launching the kernels.
 
 ``python tests/support/launch_kernels.py`` raises if a launch is not as it should be; see
 test_launches.py.
@@ -35,7 +35,7 @@ def main():
         here.pop()
 
     def current(result):
-        """A function of numba-cuda that needs the context of a device."""
+        """Wrap a function of numba-cuda that needs the context of a device."""
 
         def call(*args, **keywords):
             assert here == [0], "no device is the current one"

@@ -1,7 +1,7 @@
-"""Every oracle of the test suite: plain loops and dense matrices, no fastemd, no numba.
+"""Oracles of the test suite: plain loops and dense matrices, without fastemd and Numba.
 
-A ground space is a `Ground` of plain sequences, its nodes in any order. All functions carry the
-name of the function in fastemd that they check.
+A ground space is a `Ground` of plain sequences, with nodes in any order. A function has the name of
+the function of fastemd that it checks.
 """
 
 import decimal
@@ -28,7 +28,7 @@ class Ground(NamedTuple):
 
 
 def ground(space):
-    """The tree that a fastemd space says it is."""
+    """Return the tree of a fastemd space."""
     return Ground(space.parent.tolist(), space.weight.tolist(), space.bin_node.tolist())
 
 
@@ -41,7 +41,7 @@ def chain(n_bins, gaps=None):
 
 
 def graph(g):
-    """The undirected networkx graph of a tree."""
+    """Return the undirected networkx graph of a tree."""
     result = nx.Graph()
     result.add_nodes_from(range(len(g.parent)))
     for node, parent in enumerate(g.parent):
@@ -51,13 +51,13 @@ def graph(g):
 
 
 def cost_matrix(g):
-    """Shortest path lengths between bins."""
+    """Return the shortest path lengths between bins."""
     lengths = dict(nx.all_pairs_dijkstra_path_length(graph(g)))
     return np.array([[lengths[a][b] for b in g.bin_node] for a in g.bin_node], dtype=np.float64)
 
 
 def reroot(g, root):
-    """The same undirected tree hung from another node."""
+    """Return the same undirected tree with another root."""
     undirected = graph(g)
     parent, weight = [-1] * len(g.parent), [0.0] * len(g.parent)
     for above, below in nx.bfs_edges(undirected, root):
@@ -67,7 +67,7 @@ def reroot(g, root):
 
 
 def relabel(g, order):
-    """The same tree with its node `i` called `order[i]`."""
+    """Return the same tree with node `i` renamed to `order[i]`."""
     parent, weight = [-1] * len(order), [0.0] * len(order)
     for node, above in enumerate(g.parent):
         parent[order[node]] = -1 if above == -1 else order[above]
@@ -76,7 +76,7 @@ def relabel(g, order):
 
 
 def subdivide(g, pieces):
-    """Cut the edge above every node `i` into `pieces[i]` equal ones by unary nodes."""
+    """Divide the edge above every node `i` into `pieces[i]` equal edges by unary nodes."""
     parent, weight = list(g.parent), list(g.weight)
     for node, count in enumerate(pieces):
         if g.parent[node] == -1:
@@ -92,7 +92,7 @@ def subdivide(g, pieces):
 
 
 def ancestors(g):
-    """A without the root's row: A[i, k] = 1 if bin k lies below the edge above node i."""
+    """Return A without the row of the root: A[i, k] = 1 if bin k is below the edge above node i."""
     matrix = np.zeros((len(g.parent), len(g.bin_node)))
     for k, bin_node in enumerate(g.bin_node):
         node = bin_node
@@ -118,7 +118,7 @@ def emd_flow(p, q, g):
 
 
 def _slope(phi, w, rho):
-    phi = np.where(w > 0, phi, 0 * phi)  # an edge of length 0 costs nothing
+    phi = np.where(w > 0, phi, 0 * phi)  # an edge of length 0 has cost 0
     return rho * w * np.sign(phi) * np.abs(phi) ** (rho - 1)
 
 
@@ -170,7 +170,7 @@ def embed(p, g, rho):
 
 
 def size(name, arrays, g, rho):
-    """What rounding errors of a result are relative to: the sum of its terms' sizes."""
+    """Return the scale of rounding errors of a result: the sum of the sizes of its terms."""
     w, masses = _weights(g), [np.abs(np.asarray(x, np.float64)).sum(-1).max() for x in arrays]
     if name in ("emd_flow", "embed"):
         return max(masses) * (w.max(initial=1.0) ** (1 / rho) if name == "embed" else 1.0)
@@ -197,7 +197,7 @@ def one_hot(target, n_bins):
 
 
 def emd_loss_rows(x, target, g, rho=2, normalize="softmax", cross_entropy=0.0):
-    """The losses of all rows and their gradients: a Jacobian times the gradient in p."""
+    """Return the losses of all rows and their gradients: a Jacobian times the gradient in p."""
     p = histogram(x, normalize)
     q = np.broadcast_to(one_hot(target, p.shape[-1]), p.shape)
     value, grad = emd_value_and_grad(p, q, g, rho, project=False)
@@ -226,7 +226,7 @@ def emd_loss_rows(x, target, g, rho=2, normalize="softmax", cross_entropy=0.0):
 
 
 def torch_loss(x, q, g, rho=2, normalize="softmax", cross_entropy=0.0):
-    """The losses of all rows, for torch to differentiate as often as one likes."""
+    """Return the losses of all rows, differentiable by torch."""
     import torch
 
     if normalize == "softmax":
@@ -245,7 +245,7 @@ def torch_loss(x, q, g, rho=2, normalize="softmax", cross_entropy=0.0):
 
 
 def _power(x, exponent):
-    """x >= 0 to a power: exact for an integer, else to 50 digits."""
+    """Return x >= 0 to a power: exact for an integer, otherwise to 50 digits."""
     if exponent == int(exponent):
         return x ** int(exponent)
     if x == 0:
@@ -256,7 +256,7 @@ def _power(x, exponent):
 
 
 def exact_flow(p, q, g):
-    """One row: {node: flow through the edge above it}, as fractions of the floats given."""
+    """Return {node: flow through the edge above it} of one row, as fractions."""
     flow = {node: Fraction(0) for node in _edges(g)}
     for k, bin_node in enumerate(g.bin_node):
         dirt, node = Fraction(float(p[k])) - Fraction(float(q[k])), bin_node
@@ -274,7 +274,7 @@ def exact_emd(p, q, g, rho):
 
 
 def exact_grad(p, q, g, rho, project=True):
-    """A list of N fractions."""
+    """Return a list of N fractions."""
     slope = {}
     for i, x in exact_flow(p, q, g).items():
         sign = (x > 0) - (x < 0)
@@ -299,13 +299,13 @@ def _fractions(values):
 
 
 def _balanced(p, q):
-    """Both histograms as fractions; q is scaled to the mass of p."""
+    """Return both histograms as fractions, with q scaled to the mass of p."""
     p, q = _fractions(p), _fractions(q)
     return p, [x * sum(p) / (sum(q) or 1) for x in q]
 
 
 def transport_vertices(p, q):
-    """All vertices of eq. 2, as {(i, j): mass}: plans on a spanning tree of sources and sinks."""
+    """Yield all vertices of eq. 2, as {(i, j): mass}, by spanning trees of sources and sinks."""
     p, q = _balanced(p, q)
     n = len(p)
     arcs = list(itertools.product(range(n), range(n, 2 * n)))
@@ -327,30 +327,30 @@ def transport_vertices(p, q):
 
 
 def transport_cost(plan, cost):
-    """What a plan costs, as a fraction."""
+    """Return the cost of a transport plan, as a fraction."""
     return sum((moved * Fraction(float(cost[i][j])) for (i, j), moved in plan.items()), Fraction(0))
 
 
 def exact_transport(p, q, cost):
-    """Eq. 1-2 for a few bins, as a fraction: the least cost of all vertices."""
+    """Solve eq. 1-2 for a few bins: the least cost of all vertices, as a fraction."""
     return min(transport_cost(plan, cost) for plan in transport_vertices(p, q))
 
 
 def is_transport_plan(plan, p, q):
-    """Whether the masses of a plan in float64 are those of an exact plan, each of them rounded."""
+    """Return whether a plan in float64 is an exact transport plan with rounded entries."""
     p, q = _balanced(p, q)
     lines = [*zip(plan, p, strict=True), *zip(plan.T, q, strict=True)]
     return (plan >= 0).all() and all(
         abs(sum(_fractions(line)) - mass)
-        <= mass / 2**53 + len(line) * Fraction(1, 2**1075)  # the second below the normal numbers
+        <= mass / 2**53 + len(line) * Fraction(1, 2**1075)  # the second term for subnormal numbers
         for line, mass in lines
     )
 
 
 def is_optimal_transport(plan, cost):
-    """Whether no cycle of more mass on some arcs and less on others makes a plan cheaper.
+    """Return whether no cycle of added and removed mass makes a transport plan cheaper.
 
-    Bellman-Ford in integers, from all nodes at once: the lengths of the shortest paths settle
+    Bellman-Ford in integers, from all nodes at once: the lengths of the shortest paths converge
     after one round per node unless there is a cycle of negative cost.
     """
     n = len(plan)
@@ -377,7 +377,7 @@ def is_optimal_transport(plan, cost):
 
 
 def sinkhorn(p, q, cost, lam, n_iter):
-    """Algorithm 1, line by line; the value and the gradient."""
+    """Run algorithm 1, line by line, and return the value and the gradient."""
     kernel = np.exp(-lam * cost - 1)
     u = np.ones_like(p)
     for _ in range(n_iter):
@@ -392,10 +392,10 @@ def _ratio(mass, sums):
 
 
 def log_sinkhorn(p, q, cost, lam, n_iter):
-    """The same on logarithms; the value, the gradient and the plan.
+    """Run the same on logarithms and return the value, the gradient and the transport plan.
 
-    A large lambda is gone up to in stages: twice as large each, till the plan misses p by 1e-4 or
-    its share of the iterations is used up. A stage starts on the line through the last two ends.
+    A large lambda is reached in stages: each doubles it, and ends if the marginal differs from p by
+    at most 1e-4 or the share of iterations is used. A stage starts by extrapolating the last two.
     """
     lams = [lam]
     while lam * cost.max() > 700 and lams[0] * cost.max() > 100:
@@ -425,7 +425,7 @@ def log_sinkhorn(p, q, cost, lam, n_iter):
 
 
 def linear_programme(p, q, cost):
-    """Eq. 1-2: the least cost of moving the histogram p to q, one row."""
+    """Solve eq. 1-2 for one row: the least cost of moving the histogram p to q."""
     n = len(p)
     sums = np.zeros((2 * n, n * n))
     for k in range(n):
@@ -440,5 +440,5 @@ def linear_programme(p, q, cost):
 
 
 def central_difference(f, x, direction, step):
-    """The derivative of f at x along a direction, up to an error of order step^2."""
+    """Return the derivative of f at x along a direction, with an error of order step^2."""
     return (f(x + step * direction) - f(x - step * direction)) / (2 * step)

@@ -1,4 +1,4 @@
-"""One table of the functions on histograms, so that what holds for all is written once."""
+"""The table of the functions on histograms, for tests that hold for all of them."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ class Operation(NamedTuple):
     arrays: tuple = ("p", "q")
     takes_rho: bool = True
     projects: bool = True
-    tails: tuple = ("N",)  # of the results: "" a number per row, N per bin, E per edge
+    tails: tuple = ("N",)  # shape per row of each result: "" scalar, N bins, E edges
 
     def __call__(self, arrays, space, rho, **keywords):
         """Return the results of the backend, always as a tuple."""
@@ -22,7 +22,7 @@ class Operation(NamedTuple):
         return result if isinstance(result, tuple) else (result,)
 
     def naive(self, arrays, case, rho, **keywords):
-        # Only the answers per edge depend on the order that the space gave its nodes.
+        # Only results per edge depend on the order of the nodes in the space.
         ground = naive.ground(case.space) if self.tails == ("E",) else case.ground
         keywords.pop("validate", None)
         result = getattr(naive, self.name)(*arrays, ground, *self._rho(rho), **keywords)
@@ -36,11 +36,11 @@ class Operation(NamedTuple):
         return [tuple(batch) + tuple(sizes[letter] for letter in tail) for tail in self.tails]
 
     def out(self, buffers):
-        """The argument `out` from a list of buffers."""
+        """Return the argument `out` from a list of buffers."""
         return buffers[0] if len(buffers) == 1 else tuple(buffers)
 
     def draw(self, rng, batch, n_bins, dtype=np.float64):
-        """Good arguments; v is any vector, in quarters so that its sums are exact, too."""
+        """Draw valid arguments; v has multiples of 1/4, so that its sums are exact as well."""
         arrays = random_pair(rng, (*batch, n_bins), dtype)
         v = (rng.integers(-8, 9, (*batch, n_bins)) / 4).astype(dtype)
         return [dict(zip("pqv", [*arrays, v], strict=True))[name] for name in self.arrays]
@@ -60,7 +60,7 @@ BY_NAME = {operation.name: operation for operation in OPERATIONS}
 
 
 def assert_close(comp, ref, size=0.0, rtol=1e-12):
-    """Equal up to `rtol`, relative to the largest entry of the reference or to `size`."""
+    """Assert equality up to `rtol`, relative to the largest entry of the reference or to `size`."""
     comp, ref = np.asarray(comp), np.asarray(ref)
     assert comp.shape == ref.shape
     scale = max(float(np.abs(ref).max(initial=0.0)), float(size))
@@ -68,7 +68,7 @@ def assert_close(comp, ref, size=0.0, rtol=1e-12):
 
 
 def assert_agrees(operation, arrays, case, rho, rtol=1e-12, **keywords):
-    """fastemd and the oracle give the same."""
+    """Assert that fastemd and the oracle agree."""
     comp = operation(arrays, case.space, rho, **keywords)
     ref = operation.naive(arrays, case, rho, **keywords)
     size = naive.size(operation.name, arrays, case.ground, rho)

@@ -1,9 +1,9 @@
-"""Numba's simulator of CUDA with threads that take turns, which is quicker and finds more.
+"""Numba's simulator of CUDA with cooperative threads, which is faster and finds more errors.
 
-Numba starts a thread of Python for every thread of a block, and polls them until all wait at the
+Numba starts a Python thread for every thread of a block, and polls them until all wait at the
 barrier. Here they are greenlets: one runs at a time, from barrier to barrier, in an order that
-changes from one to the next. What lacks a barrier between two threads gets other results, and a
-thread that ends while another one waits is an error. `min` and `max` drop NaN, as on a device.
+changes at every barrier. A missing barrier between two threads changes the results, and a thread
+that ends while another one waits raises an error. `min` and `max` drop NaN, like on a device.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from fastemd.kernels.cuda import block, driver, hessian, losses, sweeps
 
 class Thread(greenlet):
     def __init__(self, function, block, point):
-        super().__init__(np.errstate(all="ignore")(function))  # a device does not warn
+        super().__init__(np.errstate(all="ignore")(function))  # a device has no warnings
         self.blockIdx, self.threadIdx = kernelapi.Dim3(*block), kernelapi.Dim3(*point)
 
     def syncthreads(self):
@@ -47,7 +47,7 @@ class Block(kernel.BlockManager):
 
 
 def least(a, b):
-    """`min` as PTX has it: of NaN and a number, the number."""
+    """Return the minimum like PTX: of NaN and a number, the number."""
     return b if a != a else a if b != b else min(a, b)
 
 
@@ -58,7 +58,7 @@ def most(a, b):
 def drop_nan():
     """Have `min` and `max` drop NaN in the kernels, also in the edge functions."""
     spec = importlib.util.find_spec(edges.__name__)
-    copy = importlib.util.module_from_spec(spec)  # as the CPU's kernels keep NaN
+    copy = importlib.util.module_from_spec(spec)  # a copy, as the kernels of the CPU propagate NaN
     spec.loader.exec_module(copy)
     for module in (copy, block, cuda_sinkhorn, hessian, losses, sweeps):
         module.min, module.max = least, most
@@ -84,7 +84,7 @@ def install(tensors=False):
 
 
 def all_on_device(name):
-    """What finds the library of a class, with all arrays of one library on the device."""
+    """Return a lookup of libraries by class for which all arrays of one are on the device."""
     known = arrays._known_library
 
     @functools.cache
@@ -98,7 +98,7 @@ def all_on_device(name):
 
 
 def take_tensors():
-    """Take torch's tensors on the CPU for tensors on the device."""
+    """Treat torch's tensors on the CPU as tensors on the device."""
     import torch
 
     make, describe = devices.LIBRARIES["torch"], devices.description
@@ -114,7 +114,7 @@ def take_tensors():
 
 
 def take_jax(patch):
-    """Take JAX's arrays on the CPU for arrays on the device, as long as a patch of pytest lasts."""
+    """Treat JAX's arrays on the CPU as arrays on the device, while a monkeypatch lasts."""
 
     def interface(array):
         assert array.is_ready()

@@ -1,8 +1,7 @@
-"""What the tests draw: ground spaces with their plain arrays beside them, and histograms.
+"""Hypothesis strategies of ground spaces, with their plain arrays, and of histograms.
 
-Masses are whole multiples of a power of two, few enough that every sum of them is exact in
-float32: flows that ought to be zero are zero, so the sign of a flow never hangs on rounding, and
-both histograms have exactly the same mass.
+Masses are small multiples of a power of two, so that every sum of them is exact in float32: flows
+that are zero in exact arithmetic are zero, and both histograms have exactly the same mass.
 """
 
 from typing import NamedTuple
@@ -19,7 +18,7 @@ rhos = st.sampled_from(RHOS)
 
 
 class Case(NamedTuple):
-    """A space and what it was built from."""
+    """A space and the tree it was built from."""
 
     space: object
     ground: naive.Ground
@@ -49,7 +48,7 @@ lengths = st.sampled_from([0.0, 0.1, 0.25, 1.0, 1.0, 1.5, 3.0, 7.0])
 
 @st.composite
 def grounds(draw, max_nodes=12):
-    """Any rooted tree: unary nodes, edges of length 0, leaves without and inner nodes with bins."""
+    """Draw a rooted tree, with unary nodes, edges of length 0, and bins on any nodes."""
     n = draw(st.integers(1, max_nodes))
     parent = [-1] + [draw(st.integers(0, i - 1)) for i in range(1, n)]
     weight = [0.0, *draw(st.lists(lengths, min_size=n - 1, max_size=n - 1))]
@@ -70,7 +69,7 @@ def cases(max_nodes=12):
 
 @st.composite
 def histograms(draw, n_bins, n_rows=None, count=2):
-    """`count` arrays (n_rows, n_bins), each row of the same mass in all of them."""
+    """Draw `count` arrays (n_rows, n_bins), each row of the same mass in all of them."""
     rows = draw(st.integers(1, 4)) if n_rows is None else n_rows
     counts = np.array(
         [
@@ -95,7 +94,7 @@ def problems(draw, max_nodes=12, n_rows=None):
 
 
 def random_pair(rng, shape, dtype=np.float64, total=2**12):
-    """Two batches of random histograms of exactly equal mass 1, a third of the bins empty."""
+    """Return two batches of random histograms of exact mass 1, a third of the bins empty."""
     pair = []
     for _ in range(2):
         weights = rng.exponential(size=shape) * (rng.random(shape) < 2 / 3)
@@ -107,7 +106,7 @@ def random_pair(rng, shape, dtype=np.float64, total=2**12):
 
 
 def random_ground(rng, n_nodes, n_bins=None, unary=0.2):
-    """A random tree in post-order-unfriendly labels; by default half of the nodes are bins."""
+    """Return a random tree with shuffled node numbers; by default half of the nodes are bins."""
     parent, weight = [-1], [0.0]
     for node in range(1, n_nodes):
         parent.append(node - 1 if rng.random() < unary else int(rng.integers(node)))

@@ -1,4 +1,4 @@
-"""Against programs that nobody here wrote, and against the linear programme."""
+"""The functions agree with other implementations and with the linear programme."""
 
 import networkx as nx
 import numpy as np
@@ -57,7 +57,7 @@ def test_emd_equals_emd2_of_pot(case, rng):
 
 @pytest.mark.parametrize("n_bins", [2, 5, 60])
 def test_emd_flow_of_chain_equals_emd_1d_of_pot(n_bins, rng):
-    """Summed over what POT's plan carries across each gap."""
+    """The sum of the transport plan of POT across each gap."""
     p, q = random_pair(rng, (n_bins,))
     x = np.arange(float(n_bins))
     plan = ot.emd_1d(x, x, p, q)
@@ -79,7 +79,7 @@ def test_emd_of_leaves_equals_weighted_unifrac_of_scikit_bio(seed):
     root = nodes[ground.parent.index(-1)]
     counts = rng.integers(0, 5, (2, N_ROWS, len(leaves)))
     counts[:, :, 0] += 1
-    # scikit-bio's own checks refuse unary nodes, which its formula has no trouble with.
+    # scikit-bio rejects unary nodes, although its formula supports them.
     ref = [
         weighted_unifrac(a, b, [str(i) for i in leaves], root, normalized=False, validate=False)
         for a, b in zip(*counts, strict=True)
@@ -98,7 +98,7 @@ def test_emd_is_optimum_of_linear_programme(problem):
 
 @given(problems(max_nodes=7, n_rows=2))
 def test_emd_is_optimum_of_linear_programme_with_cost_matrix(problem):
-    """Only fastemd's cost matrix and scipy's solver: no tree formula on the other side."""
+    """The reference uses the cost matrix and the solver of SciPy, and no tree formula."""
     case, p, q = problem
     ref = [naive.linear_programme(*row, case.space.cost_matrix()) for row in zip(p, q, strict=True)]
     assert_close(fastemd.emd(p, q, case.space, 1), ref, rtol=1e-9)
@@ -106,7 +106,7 @@ def test_emd_is_optimum_of_linear_programme_with_cost_matrix(problem):
 
 @given(problems(max_nodes=7, n_rows=1))
 def test_emd_flow_is_optimal_flow_of_networkx(problem):
-    """Network simplex on whole numbers: the cost of the flows is the minimum cost flow's."""
+    """The flows have the cost of the minimum cost flow, by network simplex on integers."""
     case, p, q = problem
     units = np.rint((p - q)[0] * 2**10).astype(int)
     graph = nx.DiGraph(naive.graph(case.ground))
