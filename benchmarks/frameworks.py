@@ -7,6 +7,7 @@ framework.
 import numpy as np
 
 from benchmarks.common import histograms, logits
+from fastemd.backends import BACKENDS
 from fastemd.demo.baselines import ancestor_matrix, installed
 
 
@@ -24,7 +25,7 @@ def small_calls():
     jitted = jax.jit(lambda p, q: fastemd.jax.emd(p, q, chain, 2))
     slope = jax.jit(jax.grad(lambda p, q: fastemd.jax.emd(p, q, chain, 2).sum()))
     leaf = tensors[0].clone().requires_grad_()
-    result = fastemd.arrays.empty(p.shape, p.dtype, 64)
+    result = BACKENDS["jax"].cpu.empty(p.shape, p.dtype)
 
     def backward():
         leaf.grad = None

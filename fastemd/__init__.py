@@ -20,6 +20,7 @@ from fastemd.functions import (
 )
 from fastemd.hessians import emd_hessian, emd_hessian_diag, emd_hvp
 from fastemd.losses import emd_loss, emd_loss_hessian_diag
+from fastemd.sinkhorn import SinkhornResult, sinkhorn
 from fastemd.spaces import Chain, Tree
 
 if TYPE_CHECKING:

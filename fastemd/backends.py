@@ -55,10 +55,13 @@ class _ArrayApi(Backend):
     """Any library of the array API standard, by DLPack."""
 
     def __init__(self, name: str, from_dlpack: Callable[[Any], Any]) -> None:
-        self.name, self.wrap = name, from_dlpack  # type: ignore[method-assign]
+        self.name, self.from_dlpack = name, from_dlpack
 
     def view(self, array: Any) -> Any:
         return np.from_dlpack(array)
+
+    def wrap(self, result: Any) -> Any:
+        return self.from_dlpack(result)
 
 
 class _Torch(Backend):
@@ -96,10 +99,10 @@ class DeviceArray:
         self, array: Any, shape: Shape, dtype: np.dtype[Any], pointer: int,
         strides: Shape | None = None, writeable: bool = True,
     ) -> None:  # fmt: skip
-        self.array, self.shape, self.dtype = array, shape, dtype  # `array` keeps the memory alive
+        self.array, self.shape, self.dtype = array, shape, dtype  # `array` owns the memory
         self.pointer, self.writeable, self.size = pointer, writeable, math.prod(shape)
         contiguous = tuple(dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
-        self.strides = contiguous if strides is None else strides
+        self.strides: Shape = contiguous if strides is None else strides
         self.contiguous = self.size == 0 or all(
             n == 1 or step == wanted
             for n, step, wanted in zip(shape, self.strides, contiguous, strict=True)
@@ -164,6 +167,8 @@ def is_on_cuda(array: Any) -> bool:
 
 class CudaBackend(Backend):
     """The base of backends on a CUDA device; `array` is one of the library's arrays there."""
+
+    index: int
 
     def __init__(self, array: Any) -> None:
         self.index = self.index_of(array)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import arrays, validation
+from fastemd import validation, views
 from fastemd.losses import emd_loss, emd_loss_hessian_diag
 from fastemd.spaces import GroundSpace
 
@@ -37,13 +37,13 @@ class _Loss:
             scores, labels, sample_weight = first, second.get_label(), second.get_weight()
         else:
             scores, labels = second, first
-        scores = arrays.real("scores", scores)
+        scores = views.as_array("scores", scores)
         validation.check_boosted_scores(scores.shape, self.space.n_bins, metric)
         if sample_weight is not None and len(sample_weight) == 0:  # as XGBoost passes none
             sample_weight = None
         if sample_weight is not None:
-            sample_weight = arrays.real("sample_weight", sample_weight)
-        labels = arrays.real("labels", labels)
+            sample_weight = views.as_array("sample_weight", sample_weight)
+        labels = views.as_array("labels", labels)
         labels = validation.check_boosted_labels(labels, sample_weight, *scores.shape)
         return {
             "x": scores, "target": labels, "space": self.space, "rho": self.rho,

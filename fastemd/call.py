@@ -90,12 +90,12 @@ def _is_plain(array: Array) -> bool:
     return type(array) is np.ndarray and array.flags.c_contiguous and array.flags.aligned
 
 
-def resolve(space: GroundSpace, validate: bool | float | None, **inputs: Any) -> Batch:
+def resolve(space: GroundSpace | EdgeLayout, validate: bool | float | None, **inputs: Any) -> Batch:
     """Return the batch of histograms ``p`` and ``q`` and vectors ``v`` over the bins of a space.
 
     Without ``q`` no masses are compared.
     """
-    if not isinstance(space, GroundSpace):
+    if not isinstance(space, (GroundSpace, EdgeLayout)):
         validation.not_a_space(space)
     backend = NUMPY
     rows = _ready_rows(inputs.values(), space.n_bins)

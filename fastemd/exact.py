@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import validation
+from fastemd import backends, validation
 from fastemd.backends import CudaBackend
 from fastemd.eager import eager
 from fastemd.pairs import resolve_pairs
@@ -74,9 +74,9 @@ def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tupl
            [0. , 0. , 0. ],
            [0. , 0. , 0. ]])
     """
-    pairs = resolve_pairs(p, q, cost, True, np.float64)
-    if isinstance(pairs.backend, CudaBackend):
+    if isinstance(backends.backend_of({"p": p}), CudaBackend):
         validation.only_on_cpu("exact distances")
+    pairs = resolve_pairs(p, q, cost, True, np.float64)
     n_rows, n_bins = pairs.p.shape
     solve: Callable[[list[int], list[int]], Flow]
     if isinstance(cost, GroundSpace):

@@ -143,7 +143,7 @@ class LossBatch(Batch):
 
 
 def resolve_loss(
-    space: GroundSpace, loss: Loss, x: Any, target: Any, sample_weight: Any = None,
+    space: GroundSpace | EdgeLayout, loss: Loss, x: Any, target: Any, sample_weight: Any = None,
     ignore_index: int | None = None, *, v: Any = None, tolerance: float | None = None,
 ) -> LossBatch:  # fmt: skip
     """Return the batch of a loss.
@@ -151,7 +151,7 @@ def resolve_loss(
     `v` are vectors, for "loss_product". `tolerance` is for masses that should be 1, by default that
     of their types.
     """
-    if not isinstance(space, GroundSpace):
+    if not isinstance(space, (GroundSpace, EdgeLayout)):
         validation.not_a_space(space)
     arrays = {"x": x, "target": target, "v": v, "sample_weight": sample_weight}
     backend = backends.backend_of({k: a for k, a in arrays.items() if a is not None})

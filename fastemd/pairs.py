@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastemd import backends, validation, views
-from fastemd.backends import Backend, CudaBackend
+from fastemd.backends import Backend
 from fastemd.call import Batch, batch_shape, result_type, run
 from fastemd.kernels.edges import power
 from fastemd.spaces import Chain, GroundSpace
@@ -19,13 +19,13 @@ _any_space = functools.lru_cache(maxsize=8)(Chain)  # to validate masses, for wh
 
 
 class Pairs(NamedTuple):
-    """Validated inputs: rows of histograms and their costs, views of one type on one backend."""
+    """Validated inputs: rows of histograms and their costs, NumPy arrays of one type."""
 
-    p: Any  # (rows, N)
-    q: Any  # (rows, N)
-    cost: Any  # (N, N)
+    p: Array  # (rows, N)
+    q: Array  # (rows, N)
+    cost: Array  # (N, N)
     shape: tuple[int, ...]  # of the batch
-    backend: Backend
+    backend: Backend  # of the arguments
 
 
 @np.errstate(all="ignore")  # sums and conversions may overflow or underflow
@@ -36,7 +36,7 @@ def resolve_pairs(
     validate: bool | float | None,
     dtype: Any = None,
 ) -> Pairs:
-    """Return the inputs in a type, by default float32 if all of them are, else float64."""
+    """Return arguments on the CPU in a type, by default float32 if all are, else float64."""
     dtype = None if dtype is None else validation.check_dtype(dtype)
     if isinstance(cost, GroundSpace):
         backend, space = backends.backend_of({"p": p, "q": q}), cost
@@ -60,13 +60,6 @@ def resolve_pairs(
     if tolerance >= 0.0:
         run("gradient", space.layout("levels"), batch, power(1.0))
     dtype = dtype or result_type([*inputs.values(), *of_type])
-    if isinstance(backend, CudaBackend):
-        p_rows, q_rows = (
-            backend.spread(backend.cast(view, dtype), (*shape, space.n_bins))
-            for view in inputs.values()
-        )
-        p_rows, q_rows = (view.reshape(-1, space.n_bins) for view in (p_rows, q_rows))
-        return Pairs(p_rows, q_rows, matrix, shape, backend)
     p_rows, q_rows = (
         np.maximum(np.broadcast_to(view, (*shape, space.n_bins)), 0)  # negatives are tolerated
         .astype(dtype)

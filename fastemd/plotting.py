@@ -12,7 +12,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import arrays, validation
+from fastemd import validation, views
 from fastemd.functions import emd_flow, emd_grad
 from fastemd.spaces import Chain, GroundSpace
 
@@ -321,7 +321,7 @@ def plot_gradient(
 
 
 def _one_pair(p: ArrayLike, q: ArrayLike, space: GroundSpace) -> tuple[Array, Array]:
-    pair = arrays.histograms("p", p, space), arrays.histograms("q", q, space)
+    pair = views.as_histograms("p", p, space), views.as_histograms("q", q, space)
     for name, array in zip("pq", pair, strict=True):
         validation.check_one_histogram(name, array.shape)
     return pair

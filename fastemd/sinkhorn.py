@@ -1,27 +1,47 @@
 """The Sinkhorn distance (Algorithm 1 of Martinez et al.): a reference that is slow on purpose."""
 
-from collections.abc import Callable
+import contextlib
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import array_api_compat
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from fastemd import pairs, validation
+from fastemd import backends, validation, views
+from fastemd.backends import CudaBackend
 from fastemd.eager import eager
-from fastemd.kernels.sinkhorn import FLUSH, divide, finish, log_divide, log_finish
-from fastemd.pairs import Pairs
-from fastemd.sinkhorn_on_device import Solver
+from fastemd.pairs import resolve_pairs
 from fastemd.spaces import GroundSpace
 
-Array = NDArray[Any]
+Array = Any  # of the namespace `xp` of the array API
+LogSums = Callable[[Array, Array], Array]  # of potentials, where they are needed
 METHODS = ("paper", "log")
-NOTHING = np.empty(0)
+INF = float("inf")
 
 # Where the log domain goes up in stages, in units of lambda times the highest cost: if it is to go
 # beyond REACH, from START on, and not beyond FINEST, where rounding hides as much as entropy does.
 # A stage ends with the error SETTLED. 0.001 left problems unsolved, 0.00001 took a fifth more
 # iterations; factors of 4 for 2, and starting from 700, a quarter more and three times as many.
 REACH, START, FINEST, SETTLED = 700.0, 100.0, 1e8, 1e-4
+
+# The log domain leaves a sum of products to the BLAS unless it is so small that terms may be
+# missing from it. Factors below FLUSH are taken as 0: no product of two others is a denormal
+# number, which would make the BLAS ten times slower. N dropped terms of at most FLUSH do not
+# change a sum above N * TRUST, to the last bit of float64.
+FLUSH, TRUST = 1e-150, 1e-133
+LOG_FLUSH = math.log(FLUSH)
+
+# Exponents of terms in a sum that contains a 1. NumPy's exp takes ten times as long at underflow.
+LOWEST = -700.0
+HIGHEST = 709.78  # exp of it is the largest number, to 0.2 %
+
+# Sums of so few terms are all computed exactly, since a call takes longer than its numbers. Others
+# go in blocks of so many terms, by whether they are to stay in a cache or to fill a GPU.
+FEW, BLOCK, BLOCK_ON_DEVICE = 1 << 13, 1 << 14, 1 << 21
 
 
 class SinkhornResult(NamedTuple):
@@ -37,7 +57,7 @@ class SinkhornResult(NamedTuple):
     """
 
     value: Any
-    grad: Array
+    grad: Any
     n_iter: Any
     converged: Any
     error: Any
@@ -85,7 +105,7 @@ def sinkhorn(
     validate : bool or float, optional
         Whether to check the histograms, by default yes; a float is the relative tolerance between
         two masses, otherwise the root of the coarser type's precision. Costs are always checked.
-        Of arrays on a CUDA device `synchronize` tells the outcome, unless this is True.
+        The call waits for arrays on a CUDA device, so it raises at once for these, too.
 
     Returns
     -------
@@ -160,116 +180,170 @@ def sinkhorn(
     max_iter = validation.check_count("max_iter", max_iter)
     tol = validation.check_amount("tol", tol, zero=True)
     validation.check_choice("method", method, METHODS)
-    library = pairs.library_of(p, q, cost)
-    if library.device is not None:
-        solver = Solver(library, p, q, cost, validate, dtype, in_float64=method == "log")
-        if method == "paper":
-            return SinkhornResult(*solver.as_printed(lam, max_iter, tol))
-        highest = solver.highest()
-        lams = _stages(lam, highest)
-        return SinkhornResult(*solver.with_logarithms(lams, highest, max_iter, tol, SETTLED))
-    given = pairs.checked(p, q, cost, validate, dtype)
-    solve = _as_printed if method == "paper" else _with_logarithms
-    with np.errstate(all="ignore"):
-        result = solve(given, lam, max_iter, tol)
-    rows = {name: array.reshape((*given.batch, *array.shape[1:])) for name, array in result.items()}
-    return SinkhornResult(**{name: given.library.take(array) for name, array in rows.items()})
+    arrays = {"p": p, "q": q} | ({} if isinstance(cost, GroundSpace) else {"cost": cost})
+    backend = backends.backend_of(arrays)
+    if not isinstance(backend, CudaBackend):
+        xp, device, pairs = np, None, resolve_pairs(p, q, cost, validate, dtype)
+    else:
+        if not array_api_compat.is_array_api_obj(p):
+            validation.no_products()
+        xp, device = array_api_compat.array_namespace(p), array_api_compat.device(p)
+        p_on_host, q_on_host = _on_host("p", p), _on_host("q", q)
+        pairs = resolve_pairs(p_on_host, q_on_host, _on_host("cost", cost), validate, dtype)
+    iterate: Any = _iterate_as_printed if method == "paper" else _iterate_on_logarithms
+    with np.errstate(all="ignore"), _computing_with(xp, p):
+        rows = (xp.asarray(array, device=device) for array in pairs[:3])
+        value, grad, n_iter, error = iterate(xp, *rows, lam, max_iter, tol)
+        error = xp.where(xp.isfinite(value), error, xp.nan)
+        fields = value, grad, n_iter, error <= tol, error
+        results = [xp.reshape(x, (*pairs.shape, *x.shape[1:])) for x in fields]
+    wrap = backend.finish if isinstance(backend, CudaBackend) else backend.wrap
+    return SinkhornResult(*map(wrap, results))
 
 
-class _Progress:
-    """How many iterations each row took, and by how much its plan misses `p`."""
-
-    def __init__(self, n_rows: int) -> None:
-        self.n_iter = np.zeros(n_rows, np.int64)
-        self.error = np.full(n_rows, np.inf)
-
-    def iterate(self, step: Callable[..., None], *state: Array, tol: float, limit: int) -> Array:
-        """Let `step` work on rows until their error is at most `tol` or they took `limit` in all.
-
-        The arrays of `state` have a row for each; `step` leaves the error in the last. Returns the
-        first array's rows as they were when each came to its end.
-        """
-        at_end, active = np.empty_like(state[0]), np.arange(len(state[0]))
-        going = self.n_iter < limit
-        while True:
-            if not going.all():
-                at_end[active[~going]] = state[0][~going]
-                active = active[going]
-                state = tuple(array[going] for array in state)
-            if not active.size:
-                return at_end
-            step(*state)
-            error = state[-1]
-            self.n_iter[active] += 1
-            self.error[active] = error
-            going = (error > tol) & np.isfinite(error) & (self.n_iter[active] < limit)
-
-    def report(self, value: Array, grad: Array, tol: float) -> dict[str, Array]:
-        """The fields of the result; a row without a value has failed at last."""
-        self.error[~np.isfinite(value)] = np.nan
-        return {
-            "value": value,
-            "grad": grad,
-            "n_iter": self.n_iter,
-            "converged": self.error <= tol,
-            "error": self.error,
-        }
+def _on_host(name: str, value: Any) -> Any:
+    """Copy an array on a CUDA device to the host, where it is validated."""
+    if isinstance(value, GroundSpace):
+        return value
+    views.as_array(name, value)  # raises for types that cannot be read
+    if array_api_compat.is_torch_array(value):
+        return value.numpy(force=True)
+    return value.get() if array_api_compat.is_cupy_array(value) else np.asarray(value)
 
 
-def _as_printed(given: Pairs, lam: float, max_iter: int, tol: float) -> dict[str, Array]:
-    """Algorithm 1, for all rows that still go on at once."""
-    p, q, cost = given[:3]
-    kernel = np.exp(-lam * cost - 1)
-
-    def step(u: Array, p: Array, q: Array, sums: Array, v: Array, error: Array) -> None:
-        np.matmul(u, kernel, out=sums)
-        divide(q, sums, v, NOTHING)
-        np.matmul(v, kernel.T, out=sums)
-        divide(p, sums, u, error)
-
-    progress = _Progress(len(p))
-    buffers = np.empty_like(p), np.empty_like(p), np.empty(len(p))
-    u = progress.iterate(step, np.ones_like(p), p, q, *buffers, tol=tol, limit=max_iter)
-
-    sums, v, grad = np.empty_like(u), np.empty_like(u), np.empty_like(u)
-    value = np.empty(len(grad), grad.dtype)
-    np.matmul(u, kernel, out=sums)
-    divide(q, sums, v, NOTHING)
-    np.matmul(v, (kernel * cost).T, out=sums)
-    finish(u, sums, lam, value, grad)
-    return progress.report(value, grad, tol)
+@contextlib.contextmanager
+def _computing_with(xp: Any, array: Any) -> Iterator[None]:
+    """Compute at once, on the array's device, in the types that the functions ask for."""
+    with contextlib.ExitStack() as stack:
+        if array_api_compat.is_torch_namespace(xp):
+            torch = sys.modules["torch"]
+            stack.enter_context(torch.autocast(array.device.type, enabled=False))
+        elif array_api_compat.is_cupy_namespace(xp):
+            stack.enter_context(array.device)
+        elif array_api_compat.is_jax_namespace(xp):
+            jax = sys.modules["jax"]
+            scope = jax if hasattr(jax, "enable_x64") else jax.experimental
+            stack.enter_context(scope.enable_x64(True))
+            stack.enter_context(jax.default_matmul_precision("highest"))
+            stack.enter_context(jax.ensure_compile_time_eval())  # also while a function is traced
+        yield
 
 
-def _with_logarithms(given: Pairs, lam: float, max_iter: int, tol: float) -> dict[str, Array]:
-    """The same iterations on ``phi = log(u)`` and ``psi = log(v)``, in stages if `lam` is large."""
-    p, q, cost = (array.astype(np.float64, copy=False) for array in given[:3])
-    progress = _Progress(len(p))
-    lams = _stages(lam, cost.max())
-    lam_before, before, slope = 0.0, np.zeros_like(p), np.zeros_like(p)
+def _iterate(
+    xp: Any, step: Callable[..., tuple[Array, Array]], state: Sequence[Array],
+    constants: Sequence[Array], tol: float, limit: int,
+) -> Sequence[Array]:  # fmt: skip
+    """Iterate every row until its error is at most `tol` or it took `limit` iterations in all.
+
+    `state` is ``(u, n_iter, error)``; ``step(u, *constants)`` returns the next u and the error of
+    this one. Rows that stop do not change any more, and are removed once they are half of the
+    batch: JAX compiles all functions for every new shape.
+    """
+    u, n_iter, error = state
+    going, index = n_iter < limit, xp.cumulative_sum(xp.ones_like(n_iter))
+    stopped = []
+    while True:
+        n_going = int(xp.sum(going))
+        if 2 * n_going <= going.shape[0]:
+            stopped.append([x[~going] for x in (u, n_iter, error, index)])
+            u, n_iter, error, index = (x[going] for x in (u, n_iter, error, index))
+            constants, going = [x[going] for x in constants], going[going]
+        if not n_going:
+            break
+        next_u, next_error = step(u, *constants)
+        if n_going < going.shape[0]:
+            next_u = xp.where(going[:, None], next_u, u)
+            next_error = xp.where(going, next_error, error)
+        u, error, n_iter = next_u, next_error, n_iter + xp.astype(going, n_iter.dtype)
+        going = going & (error > tol) & (error < INF) & (n_iter < limit)
+    *state, index = (xp.concat(pieces) for pieces in zip(*stopped, strict=True))
+    order = xp.argsort(index)
+    return [xp.take(x, order, axis=0) for x in state]
+
+
+def _missed(xp: Any, mass: Array, p: Array, total: Array) -> Array:
+    """Return the error: by how much the plan's mass misses `p`."""
+    return xp.sum(xp.abs(mass - p), axis=-1, dtype=xp.float64) / total
+
+
+def _start(xp: Any, p: Array) -> tuple[Array, Array, Array]:
+    """Return no iterations, an infinite error, and the mass to which errors are relative."""
+    total = xp.sum(p, axis=-1, dtype=xp.float64)
+    n_iter = xp.zeros_like(total, dtype=xp.int64)
+    return n_iter, xp.full_like(total, INF), xp.where(total > 0.0, total, 1.0)
+
+
+def _iterate_as_printed(
+    xp: Any, p: Array, q: Array, cost: Array, lam: float, max_iter: int, tol: float
+) -> tuple[Array, ...]:
+    """Run Algorithm 1 as printed; return the value, gradient, n_iter and error of every row."""
+    kernel = xp.exp(-lam * cost - 1.0)
+
+    def divide(mass: Array, sums: Array) -> Array:
+        return xp.where(mass > 0.0, mass / sums, 0.0)
+
+    def step(u: Array, p: Array, q: Array, total: Array) -> tuple[Array, Array]:
+        sums = divide(q, u @ kernel) @ kernel.T
+        return divide(p, sums), _missed(xp, u * sums, p, total)
+
+    n_iter, error, total = _start(xp, p)
+    state = xp.ones_like(p), n_iter, error
+    u, n_iter, error = _iterate(xp, step, state, (p, q, total), tol, max_iter)
+    v = divide(q, u @ kernel)
+    value = xp.sum(u * (v @ (kernel * cost).T), axis=-1, dtype=xp.float64)
+    return xp.astype(value, p.dtype), xp.log(u) / lam, n_iter, error
+
+
+def _iterate_on_logarithms(
+    xp: Any, p: Array, q: Array, cost: Array, lam: float, max_iter: int, tol: float
+) -> tuple[Array, ...]:
+    """Run it on ``phi = log(u)`` and ``psi = log(v)``, in stages if `lam` is large."""
+    dtype = p.dtype
+    p, q, cost = (xp.astype(x, xp.float64) for x in (p, q, cost))
+    cost_back = xp.reshape(xp.reshape(cost.T, (-1,)), cost.shape)  # contiguous
+    n_iter, error, total = _start(xp, p)
+    constants = p, xp.log(p), xp.log(q), total
+
+    highest = float(xp.max(cost))
+    lams = _stages(lam, highest)
+    lam_before, before, slope = 0.0, xp.zeros_like(p), xp.zeros_like(p)
     for stage, lam in enumerate(lams, 1):
-        phi = before + slope * (lam - lam_before)
-        phi[np.isneginf(before)] = -np.inf
-        at_lam = _LogDomain(lam, cost)
-        buffers = np.empty_like(p), np.empty_like(p), *_scaled(phi), np.empty(len(p))
+        exponents = lam * cost + 1.0
+        kernel = _exp_or_0(xp, -exponents)
+        sum_over_p = _log_sums(xp, lam * cost_back + 1.0, kernel)
+        sum_over_q = _log_sums(xp, exponents, kernel.T)
+        step = functools.partial(_log_step, xp, sum_over_p, sum_over_q)
+        phi = xp.where(before > -INF, before + slope * (lam - lam_before), -INF)
         until = tol if stage == len(lams) else max(tol, SETTLED)
         limit = max_iter * stage // len(lams)
-        phi = progress.iterate(at_lam.step, phi, p, q, *buffers, tol=until, limit=limit)
+        phi, n_iter, error = _iterate(xp, step, (phi, n_iter, error), constants, until, limit)
         slope = (phi - before) / (lam - lam_before)
         lam_before, before = lam, phi
 
-    psi, sums, grad = (np.empty_like(phi) for _ in range(3))
-    value, unit = np.empty(len(phi)), cost.max() or 1.0
-    scaling, shift = _scaled(phi)
-    at_lam.other_side(phi, q, psi, sums, scaling, shift)
-    np.matmul(scaling, (at_lam.kernel * (cost / unit)).T, out=sums)
-    log_finish(phi, psi, shift, sums, at_lam.exponents, cost / unit, lam, value, grad)
-    value *= unit
-    dtype = given.p.dtype
-    return progress.report(value.astype(dtype), grad.astype(dtype), tol)
+    psi, unit = _log_divide(xp, constants[2], sum_over_p(phi, q > 0.0)), highest or 1.0
+    log_costs = _log_sums(xp, exponents, (kernel * cost / unit).T, cost / unit)(psi, phi > -INF)
+    # No entry of the plan is larger than the masses, except for rounding.
+    costs = xp.where(phi > -INF, xp.exp(xp.clip(phi + log_costs, None, HIGHEST)), 0.0)
+    value = xp.sum(costs, axis=-1) * unit
+    return xp.astype(value, dtype), xp.astype(phi / lam, dtype), n_iter, error
+
+
+def _log_step(
+    xp: Any, sum_over_p: LogSums, sum_over_q: LogSums,
+    phi: Array, p: Array, log_p: Array, log_q: Array, total: Array,
+) -> tuple[Array, Array]:  # fmt: skip
+    psi = _log_divide(xp, log_q, sum_over_p(phi, log_q > -INF))
+    log_sums = sum_over_q(psi, (log_p > -INF) | (phi > -INF))
+    return _log_divide(xp, log_p, log_sums), _missed(xp, xp.exp(phi + log_sums), p, total)
+
+
+def _log_divide(xp: Any, log_mass: Array, log_sums: Array) -> Array:
+    """Return the logarithm of a scaling, ``-inf`` on bins without mass."""
+    return xp.where(log_mass > -INF, log_mass - log_sums, -INF)
 
 
 def _stages(lam: float, highest: float) -> list[float]:
-    """The lambdas to go through; `highest` is the highest cost."""
+    """Return the lambdas of all stages; `highest` is the highest cost."""
     lam = min(lam, FINEST / highest) if highest > 0.0 else lam
     lams = [lam]
     if lam * highest > REACH:
@@ -278,35 +352,47 @@ def _stages(lam: float, highest: float) -> list[float]:
     return lams
 
 
-class _LogDomain:
-    """An iteration on logarithms, at one lambda."""
-
-    def __init__(self, lam: float, cost: Array) -> None:
-        self.exponents = lam * cost + 1.0
-        self.back = np.ascontiguousarray(self.exponents.T)
-        self.kernel = np.exp(-self.exponents)
-        self.kernel[self.kernel < FLUSH] = 0.0
-
-    def other_side(
-        self, phi: Array, q: Array, psi: Array, sums: Array, scaling: Array, shift: Array
-    ) -> None:
-        """`psi` from `phi`; `scaling` and `shift` are those of `phi` and then of `psi`."""
-        np.matmul(scaling, self.kernel, out=sums)
-        log_divide(q, sums, shift, phi, self.back, psi, scaling, shift, NOTHING)
-
-    def step(
-        self, phi: Array, p: Array, q: Array, psi: Array, sums: Array, scaling: Array, shift: Array,
-        error: Array,
-    ) -> None:  # fmt: skip
-        self.other_side(phi, q, psi, sums, scaling, shift)
-        np.matmul(scaling, self.kernel.T, out=sums)
-        log_divide(p, sums, shift, psi, self.exponents, phi, scaling, shift, error)
+def _exp_or_0(xp: Any, x: Array) -> Array:
+    """Compute ``exp(x)``, and 0 where it is less than `FLUSH`."""
+    return xp.where(x < LOG_FLUSH, 0.0, xp.exp(xp.maximum(x, LOG_FLUSH)))
 
 
-def _scaled(phi: Array) -> tuple[Array, Array]:
-    """``exp(phi - shift)``, at most 1, and the shift of every row, as `log_divide` gives them."""
-    shift = phi.max(axis=-1, initial=-np.inf)
-    shift[np.isneginf(shift)] = 0.0
-    scaling = np.exp(phi - shift[:, None])
-    scaling[scaling < FLUSH] = 0.0
-    return scaling, shift
+def _log_sums(xp: Any, exponents: Array, kernel: Array, costs: Array | None = None) -> LogSums:
+    """Return a function of potentials, ``log(sum(costs[k] * exp(potential - exponents[k])))``.
+
+    It computes all sums that are `needed`, by the product with `kernel` where that will do.
+    """
+    n_bins = exponents.shape[0]
+
+    def exact(potential: Array, exponents: Array, costs: Array | None = None) -> Array:
+        terms = potential - exponents
+        highest = xp.max(terms, axis=-1, keepdims=True)
+        terms = terms - xp.where(highest > -INF, highest, 0.0)
+        if costs is None:
+            sums = xp.sum(xp.exp(xp.maximum(terms, LOWEST)), axis=-1)
+        else:
+            sums = xp.sum(xp.exp(terms) * costs, axis=-1)
+        return highest[..., 0] + xp.log(sums)
+
+    def log_sums(potential: Array, needed: Array) -> Array:
+        if potential.shape[0] * n_bins**2 <= FEW:
+            return exact(potential[:, None, :], exponents, costs)
+        shift = xp.max(potential, axis=-1, keepdims=True)
+        shift = xp.where(shift > -INF, shift, 0.0)
+        sums = _exp_or_0(xp, potential - shift) @ kernel
+        small = xp.reshape((sums <= n_bins * TRUST) & needed, (-1,))
+        n_small, by_blas = int(xp.sum(small)), shift + xp.log(sums)
+        if not n_small:
+            return by_blas
+        # All blocks are of one size, filled up with other sums: JAX compiles them once.
+        size = max(1, (BLOCK if xp is np else BLOCK_ON_DEVICE) // n_bins)
+        order, blocks = xp.argsort(xp.astype(~small, xp.int8), stable=True), []
+        for i in range(0, n_small, size):
+            row, k = order[i : i + size] // n_bins, order[i : i + size] % n_bins
+            chosen = (xp.take(x, k, axis=0) for x in (exponents, costs) if x is not None)
+            blocks.append(exact(xp.take(potential, row, axis=0), *chosen))
+        place = xp.cumulative_sum(xp.astype(small, xp.int64)) - xp.astype(small, xp.int64)
+        found = xp.reshape(xp.take(xp.concat(blocks), place % n_small), sums.shape)
+        return xp.where(xp.reshape(small, sums.shape), found, by_blas)
+
+    return log_sums

@@ -96,24 +96,20 @@ def as_rows(
     are for one broadcast axis on each side, which gives all pairs. On the CPU the bins are
     contiguous.
     """
-    if isinstance(backend, CudaBackend):
-        views = [backend.cast(view, dtype) for view in inputs]
-    else:
-        views = [_contiguous_bins(view, dtype) for view in inputs]
-        if all(view.shape[:-1] == batch and view.flags.c_contiguous for view in views):
-            return [view.reshape(1, math.prod(batch), view.shape[-1]) for view in views]
+    on_cuda = isinstance(backend, CudaBackend)
+    cast: Any = backend.cast if isinstance(backend, CudaBackend) else _contiguous_bins
+    views: list[Any] = [cast(view, dtype) for view in inputs]
+    if not on_cuda and all(v.shape[:-1] == batch and v.flags.c_contiguous for v in views):
+        return [view.reshape(1, math.prod(batch), view.shape[-1]) for view in views]
     for split in range(max(len(batch), 1)):
         strides = [_row_strides(view, batch, split) for view in views]
-        if all(strides):
+        if None not in strides:
             shape = math.prod(batch[:split]), math.prod(batch[split:])
             pairs = zip(views, strides, strict=True)
             return [_strided(view, (*shape, view.shape[-1]), steps) for view, steps in pairs]
-    shapes = [(*batch, view.shape[-1]) for view in views]
-    if isinstance(backend, CudaBackend):
-        copies = [backend.spread(view, shape) for view, shape in zip(views, shapes, strict=True)]
-        return [copy.reshape(1, -1, copy.shape[-1]) for copy in copies]
-    pairs = zip(views, shapes, strict=True)
-    return [np.broadcast_to(view, shape).reshape(1, -1, shape[-1]) for view, shape in pairs]
+    spread: Any = backend.spread if isinstance(backend, CudaBackend) else np.broadcast_to
+    copies: list[Any] = [spread(view, (*batch, view.shape[-1])) for view in views]
+    return [copy.reshape(1, -1, copy.shape[-1]) for copy in copies]
 
 
 def _contiguous_bins(array: Array, dtype: np.dtype[Any]) -> Array:
@@ -130,10 +126,9 @@ def _row_strides(view: Any, batch: Shape, split: int) -> Shape | None:
     steps = [0] * n_missing + [
         0 if n == 1 else step for n, step in zip(view.shape[:-1], view.strides[:-1], strict=True)
     ]
-    merged = [
-        _merged_stride(batch[axes], steps[axes]) for axes in (slice(split), slice(split, None))
-    ]
-    return None if None in merged else (*merged, view.strides[-1])  # type: ignore[return-value]
+    groups = _merged_stride(batch[:split], steps[:split])
+    rows = _merged_stride(batch[split:], steps[split:])
+    return None if groups is None or rows is None else (groups, rows, view.strides[-1])
 
 
 def _merged_stride(shape: Shape, strides: list[int]) -> int | None:
@@ -144,7 +139,7 @@ def _merged_stride(shape: Shape, strides: list[int]) -> int | None:
     return axes[-1][1] if axes else 0
 
 
-def _strided(view: Any, shape: Shape, strides: Shape) -> Any:
+def _strided(view: Any, shape: Shape, strides: Any) -> Any:
     if isinstance(view, DeviceArray):
         return view.strided(shape, strides)
     return np.lib.stride_tricks.as_strided(view, shape, strides, writeable=False)

@@ -5,7 +5,6 @@ They run on a device as device.py says, say ``NUMBA_ENABLE_CUDASIM=1 python -m p
 
 import contextlib
 import ctypes
-import dataclasses
 import json
 import sys
 
@@ -13,11 +12,18 @@ import numpy as np
 import pytest
 
 import fastemd
-from fastemd import devices
+from fastemd import backends
 from fastemd.layout import MAX_CHILDREN
-from fastemd.losses import LossCall
 from fastemd.registry import number_of
-from tests.support.device import DeviceArray, device, on_device, on_host, simulator
+from tests.support.device import (
+    DeviceArray,
+    DeviceBackend,
+    device,
+    emd_loss_hvp,
+    on_device,
+    on_host,
+    simulator,
+)
 from tests.support.frameworks import needed
 from tests.support.operations import OPERATIONS, assert_agrees
 from tests.support.strategies import random_pair
@@ -88,7 +94,7 @@ def test_functions_do_not_synchronize(small_case, rng, monkeypatch):
     given = {op: [on_device(x) for x in op.draw(rng, (2,), space.n_bins)] for op in OPERATIONS}
     x, labels = on_device(rng.normal(size=(2, space.n_bins))), on_device([0, 1])
     with monkeypatch.context() as patch:
-        patch.setattr(numba_cuda, "wait", waits)
+        patch.setattr(numba_cuda, "wait", synchronise)
         for operation, arrays in given.items():
             rho = (2,) if operation.takes_rho else ()
             getattr(fastemd, operation.name)(*arrays, space, *rho)
@@ -98,14 +104,6 @@ def test_functions_do_not_synchronize(small_case, rng, monkeypatch):
         with pytest.raises(AssertionError, match="synchronised"):
             fastemd.emd(*given[OPERATIONS[0]], space, 2, validate=True)
     fastemd.synchronize()
-
-
-@simulator
-def test_sinkhorn_constants_equal_those_of_cpu():
-    from fastemd.kernels import cuda_sinkhorn, sinkhorn
-
-    for name in ("TRUST", "HIGHEST"):
-        assert getattr(cuda_sinkhorn, name) == getattr(sinkhorn, name)
 
 
 @simulator
@@ -398,16 +396,16 @@ class Pending(DeviceArray):
 @simulator
 def test_functions_synchronize_arrays_of_jax(monkeypatch, rng):
     """Both the arrays of the user and their casts and broadcasts."""
-    make = devices.LIBRARIES["device"]
 
-    def pending(array):
-        return dataclasses.replace(
-            make(array),
-            cast=lambda array, dtype: Pending(array.numbers.astype(dtype)),
-            spread=lambda array, shape: Pending(np.array(np.broadcast_to(array.numbers, shape))),
-        )
+    class PendingBackend(DeviceBackend):
+        def convert(self, array, dtype):
+            return Pending(array.numbers.astype(dtype))
 
-    monkeypatch.setitem(devices.LIBRARIES, "device", pending)
+        def expand(self, array, shape):
+            return Pending(np.array(np.broadcast_to(array.numbers, shape)))
+
+    monkeypatch.setitem(backends.BACKENDS, "device", backends.Row(cuda=PendingBackend))
+    backends._row.cache_clear()
     p, q = random_pair(rng, (1, 3, 1, 3))[0], random_pair(rng, (2, 1, 2, 3), np.float32)[1]
     value = fastemd.emd(Pending(p), Pending(q), CHAIN, 2)
     np.testing.assert_allclose(on_host(value), fastemd.emd(p, q, CHAIN, 2), rtol=1e-12)
@@ -586,8 +584,7 @@ def test_handler_of_loss_writes_to_buffers_of_xla(small_case, labels, counted, d
     np.testing.assert_array_equal(grad, ref[1])
     v, product = rng.normal(size=(3, n)).astype(dtype), np.ones((3, n), dtype)
     assert OnDevice("loss_product")([x, target, *others, v], [product], constants) is None
-    call = LossCall(space, 2, "softmax", 0.5, x=x, target=target, v=v, weight=(*others, None)[0])
-    ref = call.values_and_derivatives("loss_product", None, "none")[1]
+    ref = emd_loss_hvp(x, target, v, space, 2, cross_entropy=0.5, reduction="none", **weights)
     np.testing.assert_allclose(product, ref, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-6)
     fastemd.synchronize()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastemd import devices
+from fastemd import backends
 
 SCRIPT = Path(__file__).parents[1] / "support" / "launch_kernels.py"
 
@@ -48,8 +48,9 @@ class Exporter:
 
 
 def test_description_passes_valid_stream_to_dlpack():
-    described = devices.description(Exporter())
-    assert described.__array_interface__ == Exporter.array.__array_interface__
+    view, array = backends.DeviceArray.of(Exporter()), Exporter.array
+    assert (view.shape, view.strides, view.dtype) == (array.shape, array.strides, array.dtype)
+    assert view.pointer == array.ctypes.data
 
 
 COMPILE_WITHOUT_ROW_STACK = """

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import fastemd
-from fastemd import devices
-from fastemd.losses import LossCall
+from fastemd import backends
+from fastemd.losses import Loss, resolve_loss, run_loss
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 DEVICE = os.environ.get("FASTEMD_DEVICE", "simulator" if SIMULATED else "cpu")
@@ -51,19 +51,27 @@ class DeviceArray:
         raise AssertionError("memory of the device is read on the host")
 
 
-def _make(_):
-    return devices.Device(
-        0,
-        lambda shape, dtype: DeviceArray(np.full(shape, 7, dtype)),
-        np.errstate(over="ignore")(lambda array, dtype: DeviceArray(array.numpy().astype(dtype))),
-        lambda array, shape: DeviceArray(np.array(np.broadcast_to(array.numpy(), shape))),
-        lambda array, numbers: array.numpy().__setitem__(..., numbers.numpy()),
-        np.errstate(all="ignore")(lambda a, b: DeviceArray(np.matmul(a.numpy(), b.numpy()))),
-        lambda: 0,
-    )
+class DeviceBackend(backends.CudaBackend):
+    """The backend of these arrays."""
+
+    def index_of(self, array):
+        return 0
+
+    def new(self, shape, dtype):
+        return DeviceArray(np.full(shape, 7, dtype))
+
+    @np.errstate(over="ignore")
+    def convert(self, array, dtype):
+        return DeviceArray(array.numpy().astype(dtype))
+
+    def expand(self, array, shape):
+        return DeviceArray(np.array(np.broadcast_to(array.numpy(), shape)))
+
+    def copy(self, out, array):
+        out.numpy()[...] = array.numpy()
 
 
-devices.LIBRARIES["device"] = _make
+backends.BACKENDS["device"] = backends.Row(cuda=DeviceBackend)
 
 # ----------------------------------------------------------------------------- copies and calls
 
@@ -203,9 +211,10 @@ def emd_loss_hvp(
     sample_weight=None, ignore_index=None, reduction="mean",
 ):  # fmt: skip
     """Return the Hessian of the loss times v, which only the frameworks offer."""
-    inputs = {"x": x, "target": target, "v": v, "weight": sample_weight}
-    call = LossCall(space, rho, normalize, cross_entropy, **inputs)
-    return call.values_and_derivatives("loss_product", ignore_index, reduction)[1]
+    loss = Loss.checked(rho, normalize, cross_entropy)
+    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index, v=v)
+    _, product = run_loss("loss_product", space.layout("levels"), batch, reduction)
+    return batch.backend.wrap(product)
 
 
 FUNCTIONS = (

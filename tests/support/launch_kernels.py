@@ -5,7 +5,6 @@ test_launches.py.
 """
 
 import contextlib
-import dataclasses
 import sys
 import warnings
 from pathlib import Path
@@ -22,9 +21,8 @@ def main():
     from numba.cuda.cudadrv.driver import Stream
 
     import fastemd
-    from fastemd import devices
     from fastemd.kernels.cuda import driver, numba_cuda
-    from tests.support.device import DeviceArray
+    from tests.support.device import DeviceArray, DeviceBackend
 
     here, grids, configurations = [], [], []
 
@@ -60,10 +58,7 @@ def main():
         module.on_device = on_device
         module.upload = module.argument = current(lambda array: array)
 
-    make = devices.LIBRARIES["device"]
-    devices.LIBRARIES["device"] = lambda array: dataclasses.replace(
-        make(array), stream=lambda: STREAM
-    )
+    DeviceBackend.stream = lambda self: STREAM
 
     def losses(n_rows):
         x = np.zeros((n_rows, 3), np.float32)

@@ -6,8 +6,6 @@ changes at every barrier. A missing barrier between two threads changes the resu
 that ends while another one waits raises an error. `min` and `max` drop NaN, like on a device.
 """
 
-import dataclasses
-import functools
 import importlib.util
 import random
 from types import SimpleNamespace
@@ -16,8 +14,8 @@ import numpy as np
 from greenlet import getcurrent, greenlet
 from numba.cuda.simulator import kernel, kernelapi
 
-from fastemd import arrays, devices, on_device
-from fastemd.kernels import cuda_sinkhorn, edges
+from fastemd import backends
+from fastemd.kernels import edges
 from fastemd.kernels.cuda import block, driver, hessian, losses, sweeps
 
 
@@ -60,7 +58,7 @@ def drop_nan():
     spec = importlib.util.find_spec(edges.__name__)
     copy = importlib.util.module_from_spec(spec)  # a copy, as the kernels of the CPU propagate NaN
     spec.loader.exec_module(copy)
-    for module in (copy, block, cuda_sinkhorn, hessian, losses, sweeps):
+    for module in (copy, block, hessian, losses, sweeps):
         module.min, module.max = least, most
     driver.COSTS = copy.COSTS
     driver.OPERATIONS = {
@@ -83,34 +81,29 @@ def install(tensors=False):
         take_tensors()
 
 
-def all_on_device(name):
-    """Return a lookup of libraries by class for which all arrays of one are on the device."""
-    known = arrays._known_library
-
-    @functools.cache
-    def library(cls):
-        found = known(cls)
-        if found is None or found.name != name:
-            return found
-        return found._replace(elsewhere=lambda array: True)
-
-    return library
-
-
 def take_tensors():
     """Treat torch's tensors on the CPU as tensors on the device."""
     import torch
 
-    make, describe = devices.LIBRARIES["torch"], devices.description
+    class Backend(backends._TorchCuda):
+        def view(self, tensor):
+            array = tensor.numpy()
+            pointer, writeable = array.ctypes.data, array.flags.writeable
+            return backends.DeviceArray(
+                tensor, array.shape, array.dtype, pointer, array.strides, writeable
+            )
 
-    def description(value):
-        return value.numpy() if isinstance(value, torch.Tensor) else describe(value)
+        def empty(self, shape, dtype):
+            return self.view(self.new(shape, dtype))
 
-    def device(tensor):
-        return dataclasses.replace(make(tensor), index=0, stream=lambda: 0)
+        def stream(self):
+            return 0
 
-    arrays._known_library, devices.LIBRARIES["torch"] = all_on_device("torch"), device
-    devices.description = on_device.description = description
+    def is_tensor(array):
+        return isinstance(array, torch.Tensor)
+
+    backends.BACKENDS["torch"] = backends.Row(cuda=Backend, is_on_cuda=is_tensor)
+    backends._row.cache_clear()
 
 
 def take_jax(patch):
@@ -121,5 +114,8 @@ def take_jax(patch):
         data, typestr = array.unsafe_buffer_pointer(), np.dtype(array.dtype).str
         return {"shape": array.shape, "typestr": typestr, "data": (data, False)}
 
-    patch.setattr(arrays, "_known_library", all_on_device("jax"))
-    patch.setattr(devices, "_interface_of", interface)
+    for name in ("jax", "jaxlib"):
+        row = backends.Row(cuda=backends._JaxCuda, is_on_cuda=lambda array: True)
+        patch.setitem(backends.BACKENDS, name, row)
+    backends._row.cache_clear()
+    patch.setattr(backends, "_interface_of", interface)

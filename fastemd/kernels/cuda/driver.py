@@ -135,8 +135,9 @@ def launch_loss(
     with on_device(index):
         kernel = _row_kernel(operation, name, form, rows[0].dtype.char, out.dtype.char)
         arguments = (
-            *map(argument, (*rows, labels, factors)), factor, Numbers(*numbers, 1.0), argument(value),
-            argument(out), NORMALIZATIONS[normalize], cross_entropy, tolerance, errors,
+            *map(argument, (*rows, labels, factors)), factor, Numbers(*numbers, 1.0),
+            argument(value), argument(out), NORMALIZATIONS[normalize], cross_entropy, tolerance,
+            errors,
         )  # fmt: skip
         _launch_rows(kernel, layout, rows[0].shape, arguments, empty, index, stream)
 
