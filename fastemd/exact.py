@@ -95,7 +95,7 @@ def exact_emd(p: ArrayLike, q: ArrayLike, cost: ArrayLike | GroundSpace) -> tupl
 
 
 def _balanced(p: Array, q: Array) -> tuple[list[int], list[int], int]:
-    """Numerators of `p` and of `q` scaled to the mass of `p`, and their common denominator."""
+    """Return integer supply and demand of equal sum, and their common denominator."""
     supply, denominator = _integers(p)
     demand, _ = _integers(q)
     p_mass, q_mass = sum(supply), sum(demand)
@@ -103,17 +103,17 @@ def _balanced(p: Array, q: Array) -> tuple[list[int], list[int], int]:
 
 
 def _integers(values: Array) -> tuple[list[int], int]:
-    """Numerators of the values, and their common denominator."""
+    """Return the numerators of the values and their common denominator."""
     ratios = [value.as_integer_ratio() for value in values.tolist()]
     common = max(denominator for _, denominator in ratios)  # all are powers of 2
     return [numerator * (common // denominator) for numerator, denominator in ratios], common
 
 
 def _match_on_tree(supply: Sequence[int], demand: Sequence[int], space: GroundSpace) -> Flow:
-    """Compute an optimal plan on a tree, by matching supply and demand as low as possible.
+    """Compute an optimal plan on a tree by matching supply and demand from the leaves up.
 
-    Only the surplus or the deficit of a subtree passes the edge above it, which every plan must
-    move. Takes O(nodes + N log N + entries of the plan) steps.
+    Only the surplus or the deficit of a subtree crosses the edge above it, which every transport
+    plan must move. This takes O(nodes + N log N + entries of the plan) steps.
     """
     flow: Flow = {}
     left, missing = list(supply), list(demand)
@@ -144,7 +144,7 @@ def _match_on_tree(supply: Sequence[int], demand: Sequence[int], space: GroundSp
 
 
 def _network_simplex(supply: Sequence[int], demand: Sequence[int], costs: Sequence[int]) -> Flow:
-    """Compute an optimal plan for any costs: those of the first source to all sinks, and so on."""
+    """Compute an optimal plan for a cost matrix in row-major order."""
     import networkx as nx  # takes half as long to import as all of fastemd
 
     n_bins = len(supply)
