@@ -11,13 +11,13 @@ from fastemd.losses import emd_loss, emd_loss_hessian_diag
 from fastemd.spaces import GroundSpace
 
 Array = NDArray[Any]
-LONGEST_STEP = 4.0  # of a logit, see `lightgbm_objective`
-FLOAT32 = np.finfo(np.float32)  # of the derivatives, in both libraries
+MAX_STEP = 4.0  # of a logit, see `lightgbm_objective`
+FLOAT32 = np.finfo(np.float32)  # the type of the derivatives in LightGBM and XGBoost
 _NOT_PASSED = object()
 
 
 class _Loss:
-    """A loss, and how it is asked for. The libraries copy and pickle it."""
+    """A loss that LightGBM and XGBoost call; they also copy and pickle it."""
 
     def __init__(self, space: GroundSpace, rho: float, cross_entropy: float) -> None:
         if not isinstance(space, GroundSpace):
@@ -26,23 +26,23 @@ class _Loss:
         self.cross_entropy = validation.check_cross_entropy(cross_entropy)
 
     def __repr__(self) -> str:
-        added = f", cross_entropy={self.cross_entropy:g}" if self.cross_entropy else ""
-        return f"{type(self).__name__}({self.space!r}, rho={self.rho:g}{added})"
+        suffix = f", cross_entropy={self.cross_entropy:g}" if self.cross_entropy else ""
+        return f"{type(self).__name__}({self.space!r}, rho={self.rho:g}{suffix})"
 
     def _arguments(
         self, first: Any, second: Any, sample_weight: Any, *, metric: bool
     ) -> dict[str, Any]:
-        """The arguments of `emd_loss`, from (scores, data set) or (labels, scores[, weights])."""
+        """Return the arguments of `emd_loss` from those of an objective or a metric."""
         if hasattr(second, "get_label"):
             scores, labels, sample_weight = first, second.get_label(), second.get_weight()
         else:
             scores, labels = second, first
         scores = views.as_array("scores", scores)
         validation.check_boosted_scores(scores.shape, self.space.n_bins, metric)
-        if sample_weight is not None and len(sample_weight) == 0:  # as XGBoost passes none
-            sample_weight = None
+        # XGBoost passes an empty array for no weights.
         if sample_weight is not None:
-            sample_weight = views.as_array("sample_weight", sample_weight)
+            weighted = len(sample_weight) > 0
+            sample_weight = views.as_array("sample_weight", sample_weight) if weighted else None
         labels = views.as_array("labels", labels)
         labels = validation.check_boosted_labels(labels, sample_weight, *scores.shape)
         return {
@@ -62,23 +62,23 @@ class Objective(_Loss):
         sample_weight: ArrayLike | None = None,
         group: Any = _NOT_PASSED,
     ) -> tuple[Array, Array]:
-        """Gradients and positive second derivatives of the weighted rows, (rows, classes) each."""
+        """Return gradients and positive second derivatives of weighted rows, (rows, classes)."""
         arguments = self._arguments(first, second, sample_weight, metric=False)
-        if group is not _NOT_PASSED:  # which LightGBM's scikit-learn interface alone does
+        if group is not _NOT_PASSED:  # only LightGBM's scikit-learn interface passes it
             validation.check_not_renumbered(arguments["target"], self.space.n_bins)
         grad = emd_loss(**arguments, reduction="none")[1]
         curvature = np.abs(emd_loss_hessian_diag(**arguments, reduction="none"))
-        size = np.abs(grad)
-        np.maximum(curvature, size / LONGEST_STEP + FLOAT32.tiny, out=curvature)
-        grad[size < FLOAT32.tiny] = 0.0  # LightGBM casts to float32, which would underflow
-        validation.check_derivatives(size, curvature)
+        magnitude = np.abs(grad)
+        np.maximum(curvature, magnitude / MAX_STEP + FLOAT32.tiny, out=curvature)
+        grad[magnitude < FLOAT32.tiny] = 0.0  # LightGBM casts to float32, which would underflow
+        validation.check_derivatives(magnitude, curvature)
         return grad, curvature
 
 
 class _Metric(_Loss):
-    """The mean loss of raw scores, or of the probabilities that built-in objectives give."""
+    """The mean loss of raw scores, or of the probabilities of built-in objectives."""
 
-    one_vs_all = False  # whether the library has an objective of probabilities that do not sum to 1
+    has_one_vs_all = False  # a built-in objective of probabilities that do not sum to 1
 
     @np.errstate(all="ignore")
     def _value(self, first: Any, second: Any, sample_weight: Any) -> float:
@@ -99,7 +99,7 @@ class _Metric(_Loss):
         if (np.abs(scores.sum(axis=1, dtype=np.float64) - 1.0) <= rounding).all():
             validation.check_not_ambiguous(scores)
             return True
-        if self.one_vs_all:
+        if self.has_one_vs_all:
             validation.check_not_one_vs_all(scores)
         return False
 
@@ -107,33 +107,33 @@ class _Metric(_Loss):
 class LightGBMMetric(_Metric):
     """Called by LightGBM, as (scores, data set) or (labels, scores[, weights])."""
 
-    one_vs_all = True
+    has_one_vs_all = True
 
     def __call__(
         self, first: Any, second: Any, weight: ArrayLike | None = None
     ) -> tuple[str, float, bool]:
-        """Name, value, and that lower is better."""
+        """Return the name, the value, and False: lower is better."""
         return "emd", self._value(first, second, weight), False
 
 
 class XGBoostMetric(_Metric):
     """Called by XGBoost, as (scores, data set) or (labels, scores[, weights])."""
 
-    __name__ = "emd"  # by which XGBClassifier knows it
+    __name__ = "emd"  # XGBClassifier reads it
 
     def __call__(
         self, first: Any, second: Any, sample_weight: ArrayLike | None = None
     ) -> tuple[str, float] | float:
-        """Name and value to `xgboost.train`, the value alone to its classifiers."""
+        """Return name and value to `xgboost.train`, only the value to its classifiers."""
         value = self._value(first, second, sample_weight)
         return (self.__name__, value) if hasattr(second, "get_label") else value
 
 
 def lightgbm_objective(space: GroundSpace, rho: float = 2, cross_entropy: float = 0.0) -> Objective:
-    """Objective for LightGBM over the classes of a chain or tree.
+    """Return an objective for LightGBM over the classes of a chain or tree.
 
-    For ``params["objective"]`` of `lightgbm.train` (with ``num_class``) and for
-    ``LGBMClassifier(objective=...)``. Sample weights count. It can be pickled.
+    Pass it as ``params["objective"]`` to `lightgbm.train` (with ``num_class``) or to
+    ``LGBMClassifier(objective=...)``. It uses sample weights and can be pickled.
 
     Parameters
     ----------
@@ -142,32 +142,33 @@ def lightgbm_objective(space: GroundSpace, rho: float = 2, cross_entropy: float 
     rho : float
         The power of the flow, >= 1.
     cross_entropy : float
-        Add so many times the cross entropy.
+        Add this many times the cross entropy.
 
     Returns
     -------
     Objective
-        A function of the scores (rows, N), labels and weights, in the order of either interface,
-        to gradients and second derivatives, (rows, N) of the type of the scores.
+        A function that computes gradients and second derivatives, (rows, N) of the type of the
+        scores, from the scores (rows, N), labels and weights in the order of either interface.
 
     Raises
     ------
     ValueError
         If `rho` or `cross_entropy` is out of range. When called: if there are not N scores per
         row, a label is not one of the N classes, a weight is negative, or a derivative is beyond
-        the range of float32. If LightGBM's scikit-learn interface passes labels of classes 0 and 1
-        only although N > 2: `LGBMClassifier` numbers any two classes so.
+        the range of float32; or if LightGBM's scikit-learn interface passes labels of classes 0 and
+        1 only although N > 2, since `LGBMClassifier` numbers any two classes in this way.
     TypeError
         If an argument is of another kind.
 
     Notes
     -----
     Gradients g are those of `fastemd.emd_loss`. The exact second derivatives h of
-    `fastemd.emd_loss_hessian_diag` may be 0 or negative, but trees divide by their sums. So they
-    get ``max(|h|, |g| / 4)``: no leaf can move a score by more than 4 times the learning rate.
+    `fastemd.emd_loss_hessian_diag` may be 0 or negative, but trees divide by their sums. The
+    objective returns ``max(|h|, |g| / 4)`` instead: no leaf can move a score by more than 4 times
+    the learning rate.
 
-    Rows of weight 0 are not read. Predictions are scores; their softmax are the probabilities.
-    :doc:`/boosting` says more.
+    Rows of weight 0 are not read. Predictions are scores; their softmax are the probabilities. See
+    :doc:`/boosting`.
 
     Examples
     --------
@@ -185,19 +186,15 @@ def lightgbm_objective(space: GroundSpace, rho: float = 2, cross_entropy: float 
 
 
 def xgboost_objective(space: GroundSpace, rho: float = 2, cross_entropy: float = 0.0) -> Objective:
-    """Objective for XGBoost over the classes of a chain or tree.
+    """Return an objective for XGBoost over the classes of a chain or tree.
 
-    For ``obj`` of `xgboost.train` (with ``num_class`` in its parameters) and for
-    ``XGBClassifier(objective=...)``. In all else it is `lightgbm_objective`.
+    Pass it as ``obj`` to `xgboost.train` (with ``num_class`` in its parameters) or to
+    ``XGBClassifier(objective=...)``. It is the same as `lightgbm_objective` otherwise.
 
     Parameters
     ----------
-    space : Chain or Tree
-        The ground space. Class k of the labels, 0 to N - 1, is its bin k.
-    rho : float
-        The power of the flow, >= 1.
-    cross_entropy : float
-        Add so many times the cross entropy.
+    space, rho, cross_entropy
+        As for `lightgbm_objective`.
 
     Returns
     -------
@@ -222,36 +219,32 @@ def xgboost_objective(space: GroundSpace, rho: float = 2, cross_entropy: float =
 def lightgbm_metric(
     space: GroundSpace, rho: float = 2, cross_entropy: float = 0.0
 ) -> LightGBMMetric:
-    """Metric "emd" for LightGBM: the mean of `lightgbm_objective`'s loss; lower is better.
+    """Return a metric "emd" for LightGBM: the mean loss of `lightgbm_objective`; lower is better.
 
-    For ``feval`` of `lightgbm.train` and ``eval_metric`` of ``LGBMClassifier.fit``, under
+    Pass it as ``feval`` to `lightgbm.train` or as ``eval_metric`` to ``LGBMClassifier.fit``, with
     `lightgbm_objective` or LightGBM's "multiclass".
 
     Parameters
     ----------
-    space : Chain or Tree
-        The ground space.
-    rho : float
-        The power of the flow, >= 1.
-    cross_entropy : float
-        Add so many times the cross entropy.
+    space, rho, cross_entropy
+        As for `lightgbm_objective`.
 
     Returns
     -------
     LightGBMMetric
-        A function of the scores, labels and weights to ("emd", value, False). The mean is
+        A function that returns ("emd", value, False) for scores, labels and weights. The mean is
         weighted, too.
 
     Raises
     ------
     ValueError
         As for `lightgbm_objective`. When called: if the scores of two classes may be raw scores
-        or probabilities, or all scores are between 0 and 1 without summing to 1, as under
+        or probabilities, or all scores are between 0 and 1 without summing to 1, as with
         "multiclassova".
 
     Notes
     -----
-    LightGBM passes raw scores under a custom objective and probabilities under a built-in one. If
+    LightGBM passes raw scores with a custom objective and probabilities with a built-in one. If
     all rows are >= 0 and sum to 1 within the rounding of float32, they are probabilities;
     otherwise the metric computes their softmax. Rows of weight 0 are not read. With
     `cross_entropy` the value is inf if the probability of a label is 0.
@@ -267,32 +260,28 @@ def lightgbm_metric(
 
 
 def xgboost_metric(space: GroundSpace, rho: float = 2, cross_entropy: float = 0.0) -> XGBoostMetric:
-    """Metric "emd" for XGBoost: the mean of `xgboost_objective`'s loss; lower is better.
+    """Return a metric "emd" for XGBoost: the mean loss of `xgboost_objective`; lower is better.
 
-    For ``custom_metric`` of `xgboost.train` and ``XGBClassifier(eval_metric=...)``, under
+    Pass it as ``custom_metric`` to `xgboost.train` or to ``XGBClassifier(eval_metric=...)``, with
     `xgboost_objective` or XGBoost's "multi:softprob".
 
     Parameters
     ----------
-    space : Chain or Tree
-        The ground space.
-    rho : float
-        The power of the flow, >= 1.
-    cross_entropy : float
-        Add so many times the cross entropy.
+    space, rho, cross_entropy
+        As for `lightgbm_objective`.
 
     Returns
     -------
     XGBoostMetric
-        A function of the scores, labels and weights to ("emd", value), or the value alone as
-        ``XGBClassifier`` wants it. The mean is weighted, too.
+        A function that returns ("emd", value) for scores, labels and weights; called by
+        ``XGBClassifier``, the value only. The mean is weighted, too.
 
     Raises
     ------
     ValueError
         As for `xgboost_objective`. When called: if the scores of two classes may be raw scores or
-        probabilities; under `xgboost_objective` the parameter ``base_score=0`` avoids that. If
-        there is one number per row, as under "multi:softmax".
+        probabilities (with `xgboost_objective` the parameter ``base_score=0`` avoids that), or
+        there is one number per row, as with "multi:softmax".
 
     Notes
     -----

@@ -26,7 +26,7 @@ def imagenet_graph() -> "nx.DiGraph[str]":
 
     See Also
     --------
-    imagenet_tree : The same tree as a ground space; source and licence are given there.
+    imagenet_tree : The same tree as a ground space, with its source and licence.
 
     Examples
     --------
@@ -68,9 +68,9 @@ def imagenet_tree() -> Tree:
     Notes
     -----
     WordNet is not a tree: 75 of the 1860 synsets at and above these classes have several parents,
-    so a rule has to pick one. Inner nodes with a single child are contracted.
-    ``tools/build_imagenet_tree.py`` in the source repository states the rule and rebuilds the
-    table from WordNet 3.0. The paper reports the same 1374 nodes and a maximum distance of 26,
+    so a rule selects one. Inner nodes with a single child are contracted. The rule is documented
+    in ``tools/build_imagenet_tree.py`` in the source repository, which rebuilds the table from
+    WordNet 3.0. The paper reports the same 1374 nodes and a maximum distance of 26,
     twice the height of this tree; no two of its classes are that far apart.
 
     The names and links are WordNet's, copyright 2006 by Princeton University, under the WordNet
