@@ -87,3 +87,19 @@ def test_import_raises_attribute_error_for_unknown_name():
         "import fastemd\ntry:\n    fastemd.emdd\nexcept AttributeError as error:\n    print(error)"
     )
     assert _run(code) == "module 'fastemd' has no attribute 'emdd'\n"
+
+
+def test_import_loads_no_framework_and_compiles_nothing():
+    heavy = {"torch", "jax", "cupy", "numba.cuda", "matplotlib", "networkx", "scipy.cluster"}
+    code = f"import sys, fastemd; print([m for m in {sorted(heavy)} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_import_loads_no_framework_for_numpy():
+    code = (
+        "import sys, numpy, fastemd; fastemd.emd([1, 0], numpy.array([0, 1]), fastemd.Chain(2), 2);"
+        "print({'torch', 'jax', 'jaxlib', 'cupy', 'tensorflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -5,7 +5,6 @@ from decimal import Decimal
 import networkx as nx
 import numpy as np
 import pytest
-from scipy.cluster.hierarchy import linkage
 
 from fastemd import Chain, Tree
 
@@ -194,24 +193,6 @@ PATHS = {
     "a number": (lambda: Tree.from_paths([3]), TypeError, "3"),
 }
 
-INVERSION = linkage([[0.0, 0.0], [1.0, 0.0], [0.5, 0.9]], "centroid")
-assert INVERSION[1, 2] < INVERSION[0, 2]  # the second merge is lower than the first
-
-LINKAGES = {
-    "an inversion": (lambda: Tree.from_linkage(INVERSION), ValueError, r"\b[34]\b"),
-    "negative height": (lambda: Tree.from_linkage([[0, 1, -1.0, 2]]), ValueError, None),
-    "NaN height": (lambda: Tree.from_linkage([[0, 1, np.nan, 2]]), ValueError, None),
-    "three columns": (lambda: Tree.from_linkage(np.ones((2, 3))), ValueError, None),
-    "one axis": (lambda: Tree.from_linkage(np.ones(4)), ValueError, None),
-    "a cluster before it exists": (lambda: Tree.from_linkage([[0, 5, 1.0, 2]]), ValueError, None),
-    "an observation twice": (
-        lambda: Tree.from_linkage([[0, 1, 1.0, 2], [0, 2, 2.0, 3]]),
-        ValueError,
-        None,
-    ),
-    "strings": (lambda: Tree.from_linkage("linkage"), (TypeError, ValueError), None),
-}
-
 
 def _table(cases):
     return pytest.mark.parametrize(("build", "error", "match"), cases.values(), ids=cases.keys())
@@ -237,12 +218,6 @@ def test_from_networkx_rejects_non_trees(build, error, match):
 
 @_table(PATHS)
 def test_from_paths_rejects_invalid_paths(build, error, match):
-    with pytest.raises(error, match=match):
-        build()
-
-
-@_table(LINKAGES)
-def test_from_linkage_rejects_invalid_linkages(build, error, match):
     with pytest.raises(error, match=match):
         build()
 
@@ -319,12 +294,6 @@ def test_from_networkx_leaves_of_undirected_tree_do_not_depend_on_root():
     for root in (None, "cat", "r"):
         assert Tree.from_networkx(graph, root=root).bins == ("cat", "dog", "car")
     assert Tree.from_networkx(nx.Graph([(0, 1)])).bins == (0, 1)
-
-
-def test_from_linkage_explains_inversion():
-    points = [[0.0, 0.0], [1.0, 0.0], [0.5, 0.8660254]]
-    with pytest.raises(ValueError, match=r"Z: cluster 4 at height .* lies below its part 3"):
-        Tree.from_linkage(linkage(points, "centroid"))
 
 
 def test_from_paths_accepts_any_iterables_of_names():
@@ -468,39 +437,3 @@ def test_from_networkx_names_edge_without_weight():
         ValueError, match=r"^weight: no attribute 'length' .* 'r' and 'b'; expected"
     ):
         Tree.from_networkx(graph, weight="length")
-
-
-@pytest.mark.parametrize("height", [np.inf, np.nan])
-def test_from_linkage_names_row_with_nonfinite_height(height):
-    with pytest.raises(ValueError, match=r"^Z: row 1 has height (inf|nan); expected"):
-        Tree.from_linkage([[0, 1, 1.0, 2], [2, 3, height, 3]])
-
-
-def test_from_linkage_names_row_with_negative_height():
-    with pytest.raises(ValueError, match=r"^Z: row 0 has height -1.0; expected"):
-        Tree.from_linkage([[0, 1, -1.0, 2]])
-
-
-def test_from_linkage_rejects_non_numeric_matrices():
-    with pytest.raises(TypeError, match=r"^Z: expected a linkage matrix"):
-        Tree.from_linkage([["0", "1", "x", "2"]])
-
-
-@pytest.mark.parametrize(("dtype", "step"), [(np.float64, 1e-7), (np.float32, 1e-3)])
-def test_from_linkage_rejects_inversions_beyond_rounding(dtype, step):
-    with pytest.raises(ValueError, match=r"^Z: cluster 4 at height .* lies below its part 3 at"):
-        Tree.from_linkage(np.array([[0, 1, 0.1, 2], [2, 3, 0.1 * (1 - step), 3]], dtype))
-
-
-def test_from_linkage_rejects_inversions_that_add_up_beyond_rounding():
-    n = 1000
-    heights = 1.0 - 1e-8 * np.arange(n)
-    merges = [[max(n + i, i), i + 1, h, i + 2] for i, h in enumerate(heights)]
-    merges[0][0] = 0
-    with pytest.raises(ValueError, match=r"^Z: cluster .* lies below its part"):
-        Tree.from_linkage(merges)
-
-
-def test_from_linkage_rejects_masked_entries():
-    with pytest.raises(ValueError, match=r"^Z: 1 of 4 entries masked"):
-        Tree.from_linkage(np.ma.array([[0, 1, 1.0, 2]], mask=[[0, 0, 1, 0]]))

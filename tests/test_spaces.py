@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.cluster.hierarchy import cophenet, linkage
-from scipy.spatial.distance import squareform
 
 import fastemd
 from tests.support import naive
@@ -256,21 +254,6 @@ def test_from_paths_accepts_lengths_by_prefix():
     np.testing.assert_array_equal(tree.cost_matrix(), [[0, 2, 11], [2, 0, 9], [11, 9, 0]])
 
 
-@pytest.mark.parametrize("method", ["single", "complete", "average", "ward"])
-@pytest.mark.parametrize("n", [2, 3, 30])
-def test_from_linkage_has_cophenetic_distances(method, n, rng):
-    points = rng.normal(size=(n, 3))
-    merges = linkage(points, method)
-    tree = fastemd.Tree.from_linkage(merges)
-    assert tree.bins == tuple(range(n))
-    assert tree.n_nodes == 2 * n - 1
-    assert_close(tree.cost_matrix(), squareform(cophenet(merges)), rtol=1e-13)
-    one_hot = np.eye(n)
-    assert_close(
-        fastemd.emd(one_hot[:, None], one_hot, tree, 2), squareform(cophenet(merges)), rtol=1e-13
-    )
-
-
 def test_chain_has_bin_k_on_node_k():
     chain = fastemd.Chain(4, [2, 0.5, 3])
     assert chain.parent.tolist() == [1, 2, 3, -1]
@@ -281,18 +264,6 @@ def test_chain_has_bin_k_on_node_k():
     assert fastemd.Chain(4).weight.tolist() == [1.0, 1.0, 1.0, 0.0]
     assert fastemd.Chain(np.int64(1)).n_nodes == 1
     assert tree_case(naive.chain(4)).space.parent.tolist() == [1, 2, 3, -1]
-
-
-@pytest.mark.parametrize(("dtype", "ulps"), [(np.float64, 1), (np.float64, 500), (np.float32, 500)])
-def test_from_linkage_accepts_inversions_within_rounding(dtype, ulps):
-    """Ward linkage of vectors by fastcluster may give a part that is higher than its cluster."""
-    merges = np.array([[0, 1, 0.1, 2], [4, 2, 0.1, 3], [5, 3, 0.3, 4]], dtype)
-    merges[0, 2] += ulps * np.spacing(merges[0, 2])
-    assert merges[1, 2] < merges[0, 2]
-    tree = fastemd.Tree.from_linkage(merges)
-    assert (tree.weight >= 0.0).all()
-    tolerance = np.sqrt(np.finfo(dtype).eps)
-    assert_close(tree.cost_matrix(), squareform(cophenet(merges)), rtol=tolerance)
 
 
 def test_from_networkx_ignores_lengths_for_weight_none():

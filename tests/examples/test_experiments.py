@@ -1,5 +1,6 @@
-"""The code that the experiments on real data share, in examples/experiments.py."""
+"""The recipes of the documentation, and the code that the experiments on real data share."""
 
+import runpy
 import sys
 from pathlib import Path
 
@@ -8,6 +9,19 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 import experiments
+
+from tests.support.frameworks import needed
+
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "framework"), [("torch_function", "torch"), ("jax_custom_vjp", "jax")]
+)
+def test_recipes_run(recipe, framework, capsys):
+    needed(framework)
+    runpy.run_path(str(RECIPES / f"{recipe}.py"))
+    assert "classes [0, 3]" in capsys.readouterr().out
 
 
 def _never():

@@ -3,8 +3,7 @@
 import copy
 import pickle
 import re
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,116 +11,21 @@ import pytest
 import fastemd
 from fastemd import boosting
 from tests.support import naive
+from tests.support.boosting_interfaces import (
+    CHAIN,
+    INTERFACES,
+    LIGHTGBM,
+    LOSS,
+    XGBOOST,
+    Half,
+    N,
+    split_halves,
+)
 from tests.support.frameworks import needed
 from tests.support.operations import assert_close
 
 lightgbm = needed("lightgbm")
 xgboost = needed("xgboost")
-
-N = 5
-CHAIN = fastemd.Chain(N, [1, 2, 1, 0.5])
-LOSS = {"rho": 1.5, "cross_entropy": 0.3}
-LIGHTGBM = {"num_leaves": 8, "learning_rate": 0.2, "verbose": -1, "num_threads": 1}
-XGBOOST = {"max_depth": 3, "learning_rate": 0.2, "nthread": 1, "disable_default_eval_metric": True}
-
-
-class Half(NamedTuple):
-    """Ordered classes that depend on the features."""
-
-    x: np.ndarray
-    y: np.ndarray
-    weight: np.ndarray | None
-
-
-def _halves(rng, weighted=False):
-    x = rng.standard_normal((400, 4))
-    hidden = x[:, 0] + x[:, 1] * x[:, 2] + 0.3 * rng.standard_normal(400)
-    y = np.searchsorted(np.quantile(hidden, np.arange(1, N) / N), hidden)
-    weight = rng.uniform(0.5, 2.0, 400).astype("f4") if weighted else None
-    halves = (slice(200), slice(200, 400))
-    return [Half(x[h], y[h], weight[h] if weighted else None) for h in halves]
-
-
-# -- the four interfaces: train on one half; return the model, its metric, scores of the other -----
-
-
-def _lightgbm(halves, objective, metric, rounds, stopping):
-    log, (half, other) = {}, halves
-    train = lightgbm.Dataset(half.x, half.y, weight=half.weight)
-    valid = train.create_valid(other.x, other.y, weight=other.weight)
-    params = {**LIGHTGBM, "objective": objective, "num_class": N}
-    model = lightgbm.train(
-        params, train, rounds, valid_sets=[valid], feval=metric,
-        callbacks=_callbacks(log, stopping),
-    )  # fmt: skip
-    return model, log["valid_0"]["emd"], model.predict(other.x, raw_score=True)
-
-
-def _lightgbm_classifier(halves, objective, metric, rounds, stopping):
-    log, (half, other) = {}, halves
-    model = lightgbm.LGBMClassifier(
-        **LIGHTGBM, n_estimators=rounds, objective=objective, metric="None"
-    )  # otherwise it stops by the logloss of scores that are no probabilities
-    model.fit(
-        half.x, half.y, sample_weight=half.weight, eval_set=[other[:2]], eval_metric=metric,
-        eval_sample_weight=[other.weight], callbacks=_callbacks(log, stopping),
-    )  # fmt: skip
-    return model, log["valid_0"]["emd"], model.predict_proba(other.x, raw_score=True)
-
-
-def _callbacks(log, stopping):
-    stops = [lightgbm.early_stopping(stopping, verbose=False)] if stopping else []
-    return [*stops, lightgbm.record_evaluation(log)]
-
-
-def _xgboost(halves, objective, metric, rounds, stopping):
-    log = {}
-    train, valid = (xgboost.DMatrix(h.x, h.y, weight=h.weight) for h in halves)
-    built_in = isinstance(objective, str)
-    params = {**XGBOOST, "num_class": N, **({"objective": objective} if built_in else {})}
-    model = xgboost.train(
-        params, train, rounds, obj=None if built_in else objective, custom_metric=metric,
-        evals=[(valid, "valid")], early_stopping_rounds=stopping, evals_result=log,
-        verbose_eval=False,
-    )  # fmt: skip
-    best = (0, model.best_iteration + 1) if stopping else (0, 0)
-    scores = model.predict(valid, output_margin=True, iteration_range=best)
-    return model, log["valid"]["emd"], scores
-
-
-def _xgboost_classifier(halves, objective, metric, rounds, stopping):
-    half, other = halves
-    model = xgboost.XGBClassifier(
-        **XGBOOST, n_estimators=rounds, objective=objective, eval_metric=metric,
-        early_stopping_rounds=stopping,
-    )  # fmt: skip
-    model.fit(
-        half.x, half.y, sample_weight=half.weight, eval_set=[other[:2]], verbose=False,
-        sample_weight_eval_set=None if other.weight is None else [other.weight],
-    )  # fmt: skip
-    log = model.evals_result()["validation_0"]["emd"]
-    return model, log, model.predict(other.x, output_margin=True)
-
-
-class Interface(NamedTuple):
-    train: Callable
-    objective: Callable
-    metric: Callable
-    built_in: str  # the objective of the library
-
-    def run(self, halves, rounds=20, stopping=None, objective=None, space=CHAIN, **loss):
-        objective = objective or self.objective(space, **loss)
-        return self.train(halves, objective, self.metric(space, **loss), rounds, stopping)
-
-
-OF_LIGHTGBM = boosting.lightgbm_objective, boosting.lightgbm_metric, "multiclass"
-OF_XGBOOST = boosting.xgboost_objective, boosting.xgboost_metric, "multi:softprob"
-INTERFACES = {
-    "lightgbm": Interface(_lightgbm, *OF_LIGHTGBM),
-    "LGBMClassifier": Interface(_lightgbm_classifier, *OF_LIGHTGBM),
-    "xgboost": Interface(_xgboost, *OF_XGBOOST),
-    "XGBClassifier": Interface(_xgboost_classifier, *OF_XGBOOST),
-}
 each_library = pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
 each_weight = pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 pytestmark = pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
@@ -148,7 +52,7 @@ class Recorder(boosting.Objective):
 def test_objective_agrees_with_emd_loss(interface, weighted, rng, monkeypatch):
     """The derivatives of every round, with the rows in order and their weights."""
     monkeypatch.setattr(Recorder, "calls", [])
-    halves = _halves(rng, weighted)
+    halves = split_halves(rng, weighted)
     interface.run(halves, rounds=3, objective=Recorder(CHAIN, **LOSS))
     _, labels, weight = halves[0]
     weight = np.ones((200, 1)) if weight is None else weight[:, None].astype("f8")
@@ -167,7 +71,7 @@ def test_objective_agrees_with_emd_loss(interface, weighted, rng, monkeypatch):
 
 @each_weight
 def test_metric_is_mean_loss(interface, weighted, rng):
-    halves = _halves(rng, weighted)
+    halves = split_halves(rng, weighted)
     _, log, scores = interface.run(halves, **LOSS)
     _, labels, weight = halves[1]
     ref = fastemd.emd_loss(scores, labels, CHAIN, sample_weight=weight, **LOSS)[0]
@@ -176,7 +80,7 @@ def test_metric_is_mean_loss(interface, weighted, rng):
 
 def test_training_lowers_loss_of_test_rows(interface, rng):
     """To less than 0.6 of the untrained loss; measured: 0.48."""
-    halves = _halves(rng)
+    halves = split_halves(rng)
     untrained = fastemd.emd_loss(np.zeros((200, N)), halves[1].y, CHAIN)[0]
     _, log, scores = interface.run(halves, rounds=40)
     assert log[-1] < 0.6 * untrained
@@ -186,13 +90,13 @@ def test_training_lowers_loss_of_test_rows(interface, rng):
 
 def test_training_on_tree(interface, rng):
     tree = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2, 2])
-    halves = _halves(rng)
+    halves = split_halves(rng)
     _, log, _ = interface.run(halves, rounds=20, space=tree)
     assert log[-1] < 0.75 * fastemd.emd_loss(np.zeros((200, N)), halves[1].y, tree)[0]
 
 
 def test_training_stops_early(interface, rng):
-    halves = _halves(rng)
+    halves = split_halves(rng)
     _, log, scores = interface.run(halves, rounds=500, stopping=5)
     assert len(log) < 300
     best = int(np.argmin(log))
@@ -204,7 +108,7 @@ def test_training_stops_early(interface, rng):
 @each_weight
 @each_library
 def test_classifier_agrees_with_native_interface(library, weighted, rng):
-    halves = _halves(rng, weighted)
+    halves = split_halves(rng, weighted)
     classifier = {"lightgbm": "LGBMClassifier", "xgboost": "XGBClassifier"}[library]
     (_, log, scores), (_, same, others) = (
         INTERFACES[name].run(halves, **LOSS) for name in (library, classifier)
@@ -215,7 +119,7 @@ def test_classifier_agrees_with_native_interface(library, weighted, rng):
 
 @pytest.mark.filterwarnings("ignore:Cannot compute class probabilities")  # of LGBMClassifier
 def test_pickle_preserves_objective_metric_and_model(interface, rng):
-    halves = _halves(rng)
+    halves = split_halves(rng)
     scores = rng.standard_normal((200, N))
     for function in (interface.objective(CHAIN, **LOSS), interface.metric(CHAIN, **LOSS)):
         for twin in (pickle.loads(pickle.dumps(function)), copy.deepcopy(function)):
@@ -234,7 +138,7 @@ def test_pickle_preserves_objective_metric_and_model(interface, rng):
 def test_classifiers_work_with_scikit_learn(rng):
     """Clone them and cross-validate."""
     selection = needed("sklearn.model_selection")
-    half, _ = _halves(rng)
+    half, _ = split_halves(rng)
     objective = boosting.xgboost_objective(CHAIN)
     model = xgboost.XGBClassifier(n_estimators=5, n_jobs=1, objective=objective)
     assert (selection.cross_val_score(model, half.x, half.y, cv=3) > 0.25).all()
@@ -310,18 +214,15 @@ def test_objective_and_metric_validate_arguments_on_construction(
 
 def test_training_raises_error_of_objective(interface, rng):
     """The libraries pass on the error."""
-    halves = _halves(rng)
+    halves = split_halves(rng)
     with pytest.raises(ValueError, match=r"scores: expected shape \(rows, 7\)"):
         interface.run(halves, space=fastemd.Chain(7))
-
-
-# -- inputs of metrics: raw scores, or probabilities of built-in objectives ------------------------
 
 
 @each_weight
 @pytest.mark.parametrize("loss", [{"rho": 1.5}, LOSS], ids=["", "cross_entropy"])
 def test_metric_reads_probabilities_of_built_in_objective(interface, weighted, loss, rng):
-    halves = _halves(rng, weighted)
+    halves = split_halves(rng, weighted)
     _, log, scores = interface.run(halves, objective=interface.built_in, **loss)
     ref = fastemd.emd_loss(scores, halves[1].y, CHAIN, sample_weight=halves[1].weight, **loss)[0]
     np.testing.assert_allclose(log[-1], ref, rtol=2e-6)
@@ -360,13 +261,13 @@ def _value(result):
 def test_metric_rejects_classes_of_softmax(name, rng):
     message = r"scores: expected shape \(rows, 5\).*got \(200,\).*use 'multi:softprob'"
     with pytest.raises(ValueError, match=message):
-        INTERFACES[name].run(_halves(rng), objective="multi:softmax")
+        INTERFACES[name].run(split_halves(rng), objective="multi:softmax")
 
 
 @pytest.mark.parametrize("name", ["lightgbm", "LGBMClassifier"])
 def test_metric_rejects_one_vs_all_probabilities(name, rng):
     with pytest.raises(ValueError, match="that do not, as under 'multiclassova'; use 'multiclass'"):
-        INTERFACES[name].run(_halves(rng), objective="multiclassova")
+        INTERFACES[name].run(split_halves(rng), objective="multiclassova")
 
 
 def test_metric_rejects_ambiguous_scores_of_two_classes(interface):
@@ -380,7 +281,7 @@ def test_metric_rejects_ambiguous_scores_of_two_classes(interface):
 @each_library
 def test_training_with_two_classes(library, rng, monkeypatch):
     """In XGBoost the scores start at 0.5 and sum to 1, unless base_score is set."""
-    halves = [half._replace(y=half.y // 3) for half in _halves(rng)]
+    halves = [half._replace(y=half.y // 3) for half in split_halves(rng)]
     run, chain = INTERFACES[library].run, fastemd.Chain(2)
     monkeypatch.setitem(globals(), "N", 2)
     if library == "xgboost":
@@ -428,9 +329,6 @@ def test_functions_accept_pandas(dtype, interface, rng):
         np.testing.assert_array_equal(function(labels, scores, weight), function(*series))
 
 
-# -- floating point errors -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("weight", [1.0, 1e-30, 1e-38, 1e-44, 1e-300, 1e30])
 def test_functions_raise_no_floating_point_error(weight, interface, rng):
     """LightGBM casts the derivatives to float32, which may raise as well."""
@@ -453,9 +351,6 @@ def test_objective_rejects_derivatives_beyond_float32(dtype, interface):
         interface.objective(CHAIN)([0, 4, 1], scores, [1, 1e39, 1])
 
 
-# -- classes missing in a fit ----------------------------------------------------------------------
-
-
 def _without(halves, *missing):
     keep = [~np.isin(half.y, missing) for half in halves]
     return [Half(h.x[k], h.y[k], None) for h, k in zip(halves, keep, strict=True)]
@@ -465,7 +360,7 @@ def _without(halves, *missing):
 @each_library
 def test_training_with_missing_classes(library, missing, rng):
     """The native interfaces have `num_class`."""
-    halves = _without(_halves(rng), *missing)
+    halves = _without(split_halves(rng), *missing)
     _, log, scores = INTERFACES[library].run(halves)
     ref = fastemd.emd_loss(scores, halves[1].y, CHAIN)[0]
     np.testing.assert_allclose(log[-1], ref, rtol=1e-6)
@@ -485,7 +380,7 @@ def test_training_with_missing_classes(library, missing, rng):
 def test_classifier_rejects_missing_classes(built_in, name, missing, rng, monkeypatch):
     """Although it has `num_class`; XGBClassifier itself rejects a gap."""
     interface = INTERFACES[name]
-    halves = _without(_halves(rng), *missing)
+    halves = _without(split_halves(rng), *missing)
     if len(missing) < 3:
         monkeypatch.setitem(LIGHTGBM, "num_class", N)
     objective = {True: interface.built_in, False: None}[built_in]
@@ -499,7 +394,7 @@ def test_classifier_rejects_missing_classes(built_in, name, missing, rng, monkey
 
 @pytest.mark.parametrize("name", ["LGBMClassifier", "XGBClassifier"])
 def test_classifier_accepts_missing_class_in_row_of_weight_0(name, rng):
-    halves = _without(_halves(rng), 2)
+    halves = _without(split_halves(rng), 2)
     half = halves[0]
     weight = np.append(np.ones(len(half.y)), 0)
     halves[0] = Half(np.vstack([half.x, np.zeros(4)]), np.append(half.y, 2), weight)
@@ -512,12 +407,9 @@ def test_classifier_accepts_missing_class_in_row_of_weight_0(name, rng):
 def test_objective_rejects_two_renumbered_classes(rng, monkeypatch):
     """LGBMClassifier maps the classes 0 and 3 to 0 and 1, with five scores."""
     monkeypatch.setitem(LIGHTGBM, "num_class", N)
-    halves = _without(_halves(rng), 1, 2, 4)
+    halves = _without(split_halves(rng), 1, 2, 4)
     with pytest.raises(ValueError, match="which LGBMClassifier makes of any two classes"):
         INTERFACES["LGBMClassifier"].run(halves)
-
-
-# -- repr ------------------------------------------------------------------------------------------
 
 
 def test_repr_of_objective_and_metric(interface):

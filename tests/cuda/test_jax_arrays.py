@@ -1,0 +1,224 @@
+"""Arrays of JAX on a CUDA device, and the handlers that XLA calls with device memory."""
+
+import ctypes
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import fastemd
+from fastemd import devices
+from fastemd.losses import LossCall
+from fastemd.registry import number_of
+from tests.support.device import DeviceArray, on_host, simulator
+from tests.support.frameworks import needed
+from tests.support.strategies import random_pair
+
+pytestmark = pytest.mark.any_backend
+CHAIN = fastemd.Chain(3)
+
+
+class Pending(DeviceArray):
+    """An array whose values are ready only after synchronisation, like those of JAX."""
+
+    def __init__(self, array):
+        super().__init__(np.full(array.shape, -7).astype(array.dtype))
+        self.numbers = array
+
+    def block_until_ready(self):
+        self._array[...] = self.numbers
+
+
+@simulator
+def test_functions_synchronize_arrays_of_jax(monkeypatch, rng):
+    """Both the arrays of the user and their casts and broadcasts."""
+    make = devices.LIBRARIES["device"]
+
+    def pending(array):
+        return dataclasses.replace(
+            make(array),
+            cast=lambda array, dtype: Pending(array.numbers.astype(dtype)),
+            spread=lambda array, shape: Pending(np.array(np.broadcast_to(array.numbers, shape))),
+        )
+
+    monkeypatch.setitem(devices.LIBRARIES, "device", pending)
+    p, q = random_pair(rng, (1, 3, 1, 3))[0], random_pair(rng, (2, 1, 2, 3), np.float32)[1]
+    value = fastemd.emd(Pending(p), Pending(q), CHAIN, 2)
+    np.testing.assert_allclose(on_host(value), fastemd.emd(p, q, CHAIN, 2), rtol=1e-12)
+    x, labels, weights = rng.normal(size=(2, 3)), np.array([[1], [2]]), np.array([[1], [2]])
+    given = {"x": x[:, None], "target": labels.astype(np.int32), "sample_weight": weights}
+    loss, _ = fastemd.emd_loss(**{k: Pending(v) for k, v in given.items()}, space=CHAIN)
+    np.testing.assert_allclose(on_host(loss), fastemd.emd_loss(**given, space=CHAIN)[0], rtol=1e-12)
+    fastemd.synchronize()
+
+
+@pytest.fixture
+def jax_on_device(monkeypatch):
+    jax = needed("jax")
+    from fastemd import target
+    from tests.support import simulator
+
+    def refuse(*args):
+        raise AssertionError("memory that JAX does not own")
+
+    simulator.take_jax(monkeypatch)
+    monkeypatch.setattr(target, "empty", refuse)
+    return jax
+
+
+def _assert_computed_by_jax(jax, comp, ref):
+    comp, ref = (x if isinstance(x, tuple) else (x,) for x in (comp, ref))
+    for on_cuda, on_cpu in zip(comp, ref, strict=True):
+        assert isinstance(on_cuda, jax.Array)
+        assert on_cuda.dtype == np.asarray(on_cpu).dtype
+        np.testing.assert_allclose(on_cuda, on_cpu, rtol=1e-6, atol=1e-7)
+
+
+@simulator
+@pytest.mark.parametrize("wide", [True, False])
+def test_functions_return_arrays_of_jax(operation, wide, small_case, jax_on_device, rng):
+    jax, rho = jax_on_device, (2,) if operation.takes_rho else ()
+    with jax.enable_x64(wide):
+        given = [jax.numpy.asarray(x) for x in operation.draw(rng, (2,), small_case.n_bins)]
+        comp = getattr(fastemd, operation.name)(*given, small_case.space, *rho, validate=False)
+        ref = getattr(fastemd, operation.name)(
+            *map(np.asarray, given), small_case.space, *rho, validate=False
+        )
+        _assert_computed_by_jax(jax, comp, ref)
+
+
+@simulator
+@pytest.mark.parametrize("wide", [True, False])
+def test_functions_cast_and_broadcast_arrays_of_jax(wide, jax_on_device):
+    jax = jax_on_device
+    with jax.enable_x64(wide):
+        p = jax.numpy.ones((1, 3, 1, 3), np.float32)
+        q = jax.numpy.arange(12).reshape(2, 1, 2, 3) % 3
+        comp = fastemd.emd_grad(p, q, CHAIN, 2)
+        ref = fastemd.emd_grad(np.asarray(p, np.float64), np.asarray(q), CHAIN, 2)
+        _assert_computed_by_jax(jax, comp, ref if wide else ref.astype(np.float32))
+    fastemd.synchronize()
+
+
+@simulator
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_losses_return_arrays_of_jax(reduction, jax_on_device, rng):
+    jax = jax_on_device
+    x, labels = jax.numpy.asarray(rng.normal(size=(5, 3)), np.float32), jax.numpy.arange(5) % 3
+    weights = jax.numpy.arange(5)
+    options = {"sample_weight": weights, "reduction": reduction}
+    comp = fastemd.emd_loss(x, labels, CHAIN, **options)
+    options["sample_weight"] = np.asarray(weights)
+    ref = fastemd.emd_loss(np.asarray(x), np.asarray(labels), CHAIN, **options)
+    _assert_computed_by_jax(jax, comp, ref)
+
+
+@simulator
+@pytest.mark.parametrize("method", ["paper", "log"])
+def test_sinkhorn_returns_arrays_of_jax(method, jax_on_device, rng):
+    jax = jax_on_device
+    with jax.enable_x64(True):
+        given = [*random_pair(rng, (3, 5)), rng.random((5, 5))]
+        options = {"lam": 5.0, "max_iter": 30, "method": method}
+        comp = fastemd.sinkhorn(*map(jax.numpy.asarray, given), **options)
+        _assert_computed_by_jax(jax, tuple(comp), tuple(fastemd.sinkhorn(*given, **options)))
+
+
+class OnDevice:
+    """Calls a handler like XLA, with memory of the host in place of device memory."""
+
+    def __init__(self, name):
+        self.xla, programs = needed("fastemd.jax.xla"), needed("fastemd.jax.programs")
+        self.handler, self.messages, self.held = programs.HANDLERS[name, "CUDA"], [], {}
+        types, xla = dict(self.xla._Api._fields_), self.xla
+
+        def create_error(error):
+            self.messages.append(error.contents.message.decode())
+            return 4711
+
+        def allocate(question):
+            size = question.contents.size
+            memory = ctypes.create_string_buffer(b"\7" * size, size + 8)
+            question.contents.data = ctypes.addressof(memory)
+            self.held[question.contents.data] = memory
+            return
+
+        def free(question):
+            del self.held[question.contents.data]
+            return
+
+        functions = {"create_error": create_error, "allocate": allocate, "free": free}
+        functions |= dict.fromkeys(("get_stream", "get_ordinal"), lambda question: None)
+        self.api = xla._Api(**{k: types[k](function) for k, function in functions.items()})
+
+    def buffers(self, arrays):
+        numbers = {str(dtype): number for number, dtype in self.xla.DTYPES.items()}
+        made = [
+            self.xla._Buffer(
+                dtype=numbers[str(array.dtype)], data=array.ctypes.data, rank=array.ndim,
+                dims=(ctypes.c_int64 * array.ndim)(*array.shape),
+            )
+            for array in arrays
+        ]  # fmt: skip
+        pointers = (ctypes.POINTER(self.xla._Buffer) * len(made))(*map(ctypes.pointer, made))
+        return self.xla._Buffers(size=len(made), buffers=pointers)
+
+    def __call__(self, arguments, results, constants):
+        text = ctypes.create_string_buffer(json.dumps(constants).encode())
+        texts = ctypes.pointer(self.xla._Text(ctypes.addressof(text), len(text) - 1))
+        frame = self.xla._Frame(api=ctypes.pointer(self.api))
+        frame.arguments, frame.results = self.buffers(arguments), self.buffers(results)
+        frame.attributes.texts = ctypes.pointer(texts)
+        code = self.handler(frame)
+        assert not self.held
+        return code
+
+
+@simulator
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_handler_of_emd_writes_to_buffers_of_xla(small_case, dtype, rng, backend):
+    space, n = small_case.space, small_case.n_bins
+    p, q = random_pair(rng, (3, n), dtype)
+    value, grad = np.zeros(3, dtype), np.zeros((3, n), dtype)
+    constants = [number_of(space), 1.5, 1e-3]
+    assert OnDevice("emd")([p, q], [value, grad], constants) is None
+    for comp, ref in zip((value, grad), backend.emd_value_and_grad(p, q, space, 1.5), strict=True):
+        np.testing.assert_array_equal(comp, ref)
+    v, product = rng.normal(size=(3, n)).astype(dtype), np.zeros((3, n), dtype)
+    assert OnDevice("emd_product")([p, q, v], [product], constants) is None
+    np.testing.assert_array_equal(product, backend.emd_hvp(p, q, v, space, 1.5))
+    nothing = p[:0], q[:0]
+    assert OnDevice("emd")(nothing, [value[:0], grad[:0]], constants) is None
+    assert OnDevice("emd")([2 * p, q], [value, grad], constants) is None
+    with pytest.raises(ValueError, match="row 0 of an earlier call"):
+        fastemd.synchronize()
+    call = OnDevice("emd")
+    assert call([p, q], [value, grad], [12345, 1.5, 1e-3]) == 4711
+    assert "space" in call.messages[0]
+
+
+@simulator
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("labels", [np.int8, np.uint16, np.int32, np.int64, None])
+@pytest.mark.parametrize("counted", [True, False])
+def test_handler_of_loss_writes_to_buffers_of_xla(small_case, labels, counted, dtype, rng, backend):
+    space, n = small_case.space, small_case.n_bins
+    x = rng.normal(size=(3, n)).astype(dtype)
+    target = np.array([0, 2, 1], labels) if labels else random_pair(rng, (3, n), dtype)[0]
+    others = [np.array([True, False, True])] if counted else []
+    if counted:
+        x[1] = np.nan
+    loss, grad = np.ones(3, dtype), np.ones((3, n), dtype)
+    constants = [number_of(space), 2.0, 1e-3, "softmax", 0.5]
+    assert OnDevice("loss")([x, target, *others], [loss, grad], constants) is None
+    weights = {"sample_weight": others[0]} if counted else {}
+    ref = backend.emd_loss(x, target, space, cross_entropy=0.5, reduction="none", **weights)
+    np.testing.assert_array_equal(loss, ref[0])
+    np.testing.assert_array_equal(grad, ref[1])
+    v, product = rng.normal(size=(3, n)).astype(dtype), np.ones((3, n), dtype)
+    assert OnDevice("loss_product")([x, target, *others, v], [product], constants) is None
+    call = LossCall(space, 2, "softmax", 0.5, x=x, target=target, v=v, weight=(*others, None)[0])
+    ref = call.values_and_derivatives("loss_product", None, "none")[1]
+    np.testing.assert_allclose(product, ref, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-6)
+    fastemd.synchronize()
