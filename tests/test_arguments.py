@@ -59,7 +59,7 @@ def test_functions_reject_incompatible_batch_shapes(operation, shapes):
 
 
 @pytest.mark.parametrize(
-    "bad",
+    "invalid",
     [
         np.ones((4, 5), complex),
         np.full((4, 5), "1.0", object),
@@ -76,13 +76,13 @@ def test_functions_reject_incompatible_batch_shapes(operation, shapes):
         "ones",
         {"p": 1},
     ],
-    ids=lambda bad: str(bad)[:20],
+    ids=lambda invalid: str(invalid)[:20],
 )
 @each
-def test_functions_reject_non_real_arrays(operation, bad, rng):
+def test_functions_reject_non_real_arrays(operation, invalid, rng):
     for i, name in enumerate(operation.arrays):
         arrays = operation.draw(rng, (4,), 5)
-        arrays[i] = bad
+        arrays[i] = invalid
         _assert_rejected(operation, arrays, TypeError, rf"\b{name}\b")
 
 

@@ -85,19 +85,19 @@ def test_functions_with_streaming_stores_agree_with_small_batch(kind, dtype, n_b
 
 @cpu
 @pytest.mark.parametrize("n_threads", [1, 2])
-@pytest.mark.parametrize("bad", [0, 8, 777, 4500, 11111, -9, -1])
-def test_functions_with_streaming_stores_raise_for_invalid_row(bad, n_threads, rng, backend):
+@pytest.mark.parametrize("invalid", [0, 8, 777, 4500, 11111, -9, -1])
+def test_functions_with_streaming_stores_raise_for_invalid_row(invalid, n_threads, rng, backend):
     """Staged results of the tile before it must not be written elsewhere."""
     n_bins = 1001
     batch = 2 * STREAM_FROM // (4 * n_bins) + 5
     p, q = np.resize(rng.dirichlet(np.ones(n_bins), 50).astype(np.float32), (2, batch, n_bins))
-    bad = range(batch)[bad % batch]
-    p[bad, 3] = -1.0
+    invalid = range(batch)[invalid % batch]
+    p[invalid, 3] = -1.0
     before = numba.get_num_threads()
     numba.set_num_threads(min(n_threads, before))
     around = [np.zeros(1 << 20, np.float32) for _ in range(8)]
     try:
-        with pytest.raises(ValueError, match=f"p: row {bad} has a negative mass"):
+        with pytest.raises(ValueError, match=f"p: row {invalid} has a negative mass"):
             backend.emd_grad(p, q, fastemd.Chain(n_bins), 2)
     finally:
         numba.set_num_threads(before)

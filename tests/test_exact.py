@@ -201,7 +201,7 @@ def test_exact_emd_of_zero_mass_is_zero():
 
 with np.errstate(over="ignore"):  # inf where long double is float64
     HUGE = np.diag([0, np.longdouble(1e300), 0]) ** 2
-BAD = [
+INVALID = [
     ({"cost": np.ones((3, 4))}, ValueError, r"cost: .*square.*\(3, 4\)"),
     ({"cost": np.ones(3)}, ValueError, r"cost: .*square.*\(3,\)"),
     ({"cost": np.empty((0, 0))}, ValueError, r"cost: .*square"),
@@ -224,7 +224,7 @@ BAD = [
     ({"p": [np.inf, 0, 0]}, ValueError, r"p is not finite, inf at bin 0"),
     ({"p": None}, TypeError, r"p: expected an array"),
 ]
-BAD_FOR_SINKHORN = [
+INVALID_FOR_SINKHORN = [
     ({"lam": 0}, ValueError, r"lam: expected a finite number > 0, got 0"),
     ({"lam": 10**400}, ValueError, r"lam: expected a finite number > 0, got inf"),
     ({"lam": -1.0}, ValueError, r"lam: .*-1.0"),
@@ -242,18 +242,18 @@ BAD_FOR_SINKHORN = [
     ({"dtype": np.int64}, TypeError, r"dtype: expected float32 or float64"),
     ({"dtype": "nonsense"}, TypeError, r"dtype: expected float32 or float64"),
 ]
-GOOD = {"p": [1, 0, 0], "q": [0, 0.5, 0.5], "cost": 1 - np.eye(3)}
+VALID = {"p": [1, 0, 0], "q": [0, 0.5, 0.5], "cost": 1 - np.eye(3)}
 
 
-@pytest.mark.parametrize(("bad", "error", "match"), BAD)
-def test_exact_emd_and_sinkhorn_reject_invalid_problems(bad, error, match):
+@pytest.mark.parametrize(("invalid", "error", "match"), INVALID)
+def test_exact_emd_and_sinkhorn_reject_invalid_problems(invalid, error, match):
     with pytest.raises(error, match=match):
-        fastemd.exact_emd(**GOOD | bad)
+        fastemd.exact_emd(**VALID | invalid)
     with pytest.raises(error, match=match):
-        fastemd.sinkhorn(**GOOD | bad, lam=1)
+        fastemd.sinkhorn(**VALID | invalid, lam=1)
 
 
-@pytest.mark.parametrize(("bad", "error", "match"), BAD_FOR_SINKHORN)
-def test_sinkhorn_rejects_invalid_options(bad, error, match):
+@pytest.mark.parametrize(("invalid", "error", "match"), INVALID_FOR_SINKHORN)
+def test_sinkhorn_rejects_invalid_options(invalid, error, match):
     with pytest.raises(error, match=match):
-        fastemd.sinkhorn(**GOOD, **{"lam": 1} | bad)
+        fastemd.sinkhorn(**VALID, **{"lam": 1} | invalid)

@@ -83,13 +83,13 @@ def test_emd_loss_accepts_any_memory_layout(rng, backend):
     """Fortran order, strides, read-only, float16: as with a copy, and inputs are unchanged."""
     x, target = random_inputs(rng, (20, 14))
     space = fastemd.Chain(7)
-    for given in (np.asfortranarray(x[:, :7]), x[:, ::2], x[::-1, :7], x[:, :7].astype("f2")):
-        before = given.copy()
-        given.flags.writeable = False
-        comp = backend.emd_loss(given, target % 7, space)
+    for inputs in (np.asfortranarray(x[:, :7]), x[:, ::2], x[::-1, :7], x[:, :7].astype("f2")):
+        before = inputs.copy()
+        inputs.flags.writeable = False
+        comp = backend.emd_loss(inputs, target % 7, space)
         ref = backend.emd_loss(before.astype(np.float64), target % 7, space)
         np.testing.assert_array_equal(comp[1], ref[1])
-        np.testing.assert_array_equal(given, before)
+        np.testing.assert_array_equal(inputs, before)
 
 
 @cpu  # other backends raise later with less detail, see test_cuda.py

@@ -70,11 +70,11 @@ def test_losses_do_not_raise_under_errstate(backend):
     with np.errstate(all="ignore"):
         kinds = [x, x.astype(np.longdouble), x.clip(-1e38, 1e38).astype(np.float32)]
     with np.errstate(all="raise"):
-        for given in kinds:
+        for inputs in kinds:
             for reduction in ("mean", "sum", "none"):
                 keywords = {"sample_weight": weight, "reduction": reduction, "cross_entropy": 1.0}
-                backend.emd_loss(given, [0, 1, 2], CHAIN, **keywords)
-                backend.emd_loss_hessian_diag(given, [0, 1, 2], CHAIN, **keywords)
+                backend.emd_loss(inputs, [0, 1, 2], CHAIN, **keywords)
+                backend.emd_loss_hessian_diag(inputs, [0, 1, 2], CHAIN, **keywords)
 
 
 def test_losses_reject_cross_entropy_beyond_float64(backend):

@@ -41,9 +41,9 @@ def test_emd_loss_reductions_agree_with_cross_entropy_of_torch(rng, backend):
     target[3] = -100
     by_class = rng.random(6)
     for reduction in ("none", "sum", "mean"):
-        given = torch.tensor(x, requires_grad=True)
+        inputs = torch.tensor(x, requires_grad=True)
         ref = torch.nn.functional.cross_entropy(
-            given, torch.tensor(target), torch.tensor(by_class), reduction=reduction
+            inputs, torch.tensor(target), torch.tensor(by_class), reduction=reduction
         )
         ref.sum().backward()
         loss, grad = backend.emd_loss(
@@ -51,7 +51,7 @@ def test_emd_loss_reductions_agree_with_cross_entropy_of_torch(rng, backend):
             sample_weight=by_class[target.clip(0)], ignore_index=-100,
         )  # fmt: skip
         assert_close(loss, ref.detach().numpy())
-        assert_close(grad, given.grad.numpy())
+        assert_close(grad, inputs.grad.numpy())
 
 
 @pytest.mark.parametrize("shape", [(0,), (3,)])
@@ -67,39 +67,45 @@ def test_emd_loss_mean_of_no_rows_is_0(shape, backend):
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("kind", ["labels", "histograms", "ignored labels"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, -3.0])
-def test_losses_do_not_read_ignored_rows(normalize, kind, reduction, junk, dtype, rng, backend):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -3.0])
+def test_losses_do_not_read_ignored_rows(normalize, kind, reduction, value, dtype, rng, backend):
     """A row of weight 0 or with the ignored label has loss 0 and gradient 0, for any content."""
     x, target = random_inputs(rng, (20, 7), normalize, kind != "histograms", dtype)
-    idle = rng.random(20) < 0.5
-    idle[[3, 4]] = True, False
-    x[idle] = junk
+    ignored_rows = rng.random(20) < 0.5
+    ignored_rows[[3, 4]] = True, False
+    x[ignored_rows] = value
     x[3] = -np.inf if normalize == "softmax" else 0.0
     keywords = {"normalize": normalize, "cross_entropy": 1.0, "reduction": reduction}
-    counts = {"sample_weight": 1.0 - idle}
+    counts = {"sample_weight": 1.0 - ignored_rows}
     if kind == "ignored labels":
-        counts, target = {"ignore_index": -100}, np.where(idle, -100, target)
-        counts["sample_weight"] = np.where(idle, rng.choice([np.nan, np.inf, -1.0], 20), 1.0)
+        counts, target = {"ignore_index": -100}, np.where(ignored_rows, -100, target)
+        counts["sample_weight"] = np.where(
+            ignored_rows, rng.choice([np.nan, np.inf, -1.0], 20), 1.0
+        )
     elif kind == "labels":
-        target = np.where(idle, -5, target)
+        target = np.where(ignored_rows, -5, target)
     else:
-        target = np.where(idle[:, None], junk, target).astype(dtype)
+        target = np.where(ignored_rows[:, None], value, target).astype(dtype)
     space = fastemd.Chain(7)
     loss, grad = backend.emd_loss(x, target, space, **keywords, **counts)
-    ref = backend.emd_loss(x[~idle], target[~idle], space, **keywords)
-    assert_close(loss if reduction != "none" else loss[~idle], ref[0])
-    assert_close(grad[~idle], ref[1])
-    assert (grad[idle] == 0.0).all()
-    assert reduction != "none" or (loss[idle] == 0.0).all()
-    v = np.where(idle[:, None], junk, rng.standard_normal(x.shape)).astype(dtype)
+    ref = backend.emd_loss(x[~ignored_rows], target[~ignored_rows], space, **keywords)
+    assert_close(loss if reduction != "none" else loss[~ignored_rows], ref[0])
+    assert_close(grad[~ignored_rows], ref[1])
+    assert (grad[ignored_rows] == 0.0).all()
+    assert reduction != "none" or (loss[ignored_rows] == 0.0).all()
+    v = np.where(ignored_rows[:, None], value, rng.standard_normal(x.shape)).astype(dtype)
     second = backend.emd_loss_hessian_diag(x, target, space, **keywords, **counts)
     product = backend.emd_loss_hvp(x, target, v, space, **keywords, **counts)
-    assert (second[idle] == 0.0).all()
-    assert (product[idle] == 0.0).all()
-    ref = backend.emd_loss_hessian_diag(x[~idle], target[~idle], space, **keywords)
-    np.testing.assert_allclose(second[~idle], ref, rtol=1e-6)
-    ref = backend.emd_loss_hvp(x[~idle], target[~idle], v[~idle], space, **keywords)
-    np.testing.assert_allclose(product[~idle], ref, rtol=1e-4 if dtype == np.float32 else 1e-7)
+    assert (second[ignored_rows] == 0.0).all()
+    assert (product[ignored_rows] == 0.0).all()
+    ref = backend.emd_loss_hessian_diag(x[~ignored_rows], target[~ignored_rows], space, **keywords)
+    np.testing.assert_allclose(second[~ignored_rows], ref, rtol=1e-6)
+    ref = backend.emd_loss_hvp(
+        x[~ignored_rows], target[~ignored_rows], v[~ignored_rows], space, **keywords
+    )
+    np.testing.assert_allclose(
+        product[~ignored_rows], ref, rtol=1e-4 if dtype == np.float32 else 1e-7
+    )
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 9])
@@ -154,14 +160,14 @@ def test_emd_loss_ignores_large_unsigned_labels(backend):
 def test_emd_loss_with_ignored_rows_and_masked_classes_agrees_with_torch(backend):
     torch = pytest.importorskip("torch")
     x, target = np.array([[-np.inf, 0.0, 1.0], [0.0, 1.0, 2.0]]), [-100, 1]
-    given = torch.tensor(x, requires_grad=True)
-    ref = torch.nn.functional.cross_entropy(given, torch.tensor(target))
+    inputs = torch.tensor(x, requires_grad=True)
+    ref = torch.nn.functional.cross_entropy(inputs, torch.tensor(target))
     ref.backward()
     loss, grad = backend.emd_loss(
         x, target, fastemd.Chain(3, [0, 0]), cross_entropy=1.0, ignore_index=-100
     )
     assert_close(loss, ref.item())
-    assert_close(grad, given.grad.numpy())
+    assert_close(grad, inputs.grad.numpy())
 
 
 @cpu

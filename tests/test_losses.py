@@ -54,9 +54,9 @@ def test_emd_loss_derivatives_agree_with_torch(
     def loss(x):
         return naive.torch_loss(x, q, small_case.ground, rho, **keywords).sum()
 
-    given = torch.tensor(x)
-    gradient = torch.func.jacrev(loss)(given).numpy()
-    hessian = torch.func.jacrev(torch.func.jacrev(loss))(given).numpy()
+    inputs = torch.tensor(x)
+    gradient = torch.func.jacrev(loss)(inputs).numpy()
+    hessian = torch.func.jacrev(torch.func.jacrev(loss))(inputs).numpy()
     hessian = np.einsum("bkbl->bkl", hessian)
     if normalize is None:  # derivatives along directions that conserve the mass
         centre = np.eye(n) - 1 / n
@@ -160,7 +160,7 @@ def test_emd_loss_derivatives_with_target_mass_close_to_1(normalize, rng, backen
     case = chain_case(5)
     x, target = random_inputs(rng, (6, 5), normalize, labelled=False)
     target *= 1 + 1e-8 * rng.standard_normal((6, 1)).clip(-1, 1)
-    given, keywords = torch.tensor(x), {"normalize": normalize, "cross_entropy": 1.0}
+    inputs, keywords = torch.tensor(x), {"normalize": normalize, "cross_entropy": 1.0}
 
     def loss(x):
         return naive.torch_loss(x, torch.tensor(target), case.ground, **keywords).sum()
@@ -169,9 +169,9 @@ def test_emd_loss_derivatives_with_target_mass_close_to_1(normalize, rng, backen
     comp, grad = backend.emd_loss(x, target, case.space, **keywords)
     diagonal = backend.emd_loss_hessian_diag(x, target, case.space, **keywords)
     del keywords["reduction"]
-    assert_close(comp, loss(given).item())
-    ref = torch.func.jacrev(loss)(given).numpy()
-    hessian = np.einsum("bkbl->bkl", torch.func.jacrev(torch.func.jacrev(loss))(given).numpy())
+    assert_close(comp, loss(inputs).item())
+    ref = torch.func.jacrev(loss)(inputs).numpy()
+    hessian = np.einsum("bkbl->bkl", torch.func.jacrev(torch.func.jacrev(loss))(inputs).numpy())
     if normalize is None:
         centre = np.eye(5) - 1 / 5
         ref, hessian = ref @ centre, centre @ hessian @ centre

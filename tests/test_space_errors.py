@@ -421,9 +421,9 @@ def test_from_networkx_rejects_weight_that_no_edge_has():
     graph = _digraph(RA, RB, AC, lengths=[1, 2, 3])
     nx.set_edge_attributes(graph, "red", "colour")
     message = r"^weight: no edge has the attribute 'distance'; .*'weight', 'colour'"
-    for given in (graph, graph.to_undirected()):
+    for variant in (graph, graph.to_undirected()):
         with pytest.raises(ValueError, match=message):
-            Tree.from_networkx(given, weight="distance")
+            Tree.from_networkx(variant, weight="distance")
     with pytest.raises(
         ValueError, match=r"^weight: no edge has the attribute 'distance'; .* no attr"
     ):

@@ -308,9 +308,9 @@ def test_validate_accepts_tolerance(backend):
         backend.emd(p, np.nextafter(p, 1), chain, 1, validate=0.0)
     with pytest.raises(ValueError, match="p is not finite"):
         backend.emd([np.nan, 0.5], q, chain, 1, validate=1e9)
-    for bad in (-1.0, np.nan, np.inf):
+    for invalid in (-1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="validate: expected a bool or a tolerance >= 0"):
-            backend.emd(p, q, chain, 1, validate=bad)
+            backend.emd(p, q, chain, 1, validate=invalid)
 
 
 @pytest.mark.parametrize("size", [1e308, 1.7e308])

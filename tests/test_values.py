@@ -102,14 +102,14 @@ def test_emd_is_continuous_in_rho(small_case, rho, rng):
 
 
 @pytest.mark.parametrize("name", ["emd", "emd_grad", "emd_value_and_grad"])
-@pytest.mark.parametrize("bad", [0, 3, -1])
+@pytest.mark.parametrize("invalid", [0, 3, -1])
 @pytest.mark.parametrize("argument", [0, 1])
 def test_emd_without_validation_is_nan_in_row_of_nan_only(
-    name, bad, argument, small_case, rho, rng
+    name, invalid, argument, small_case, rho, rng
 ):
     arrays = random_pair(rng, (40, small_case.n_bins))
     clean = BY_NAME[name](arrays, small_case.space, rho)
-    arrays[argument][17, bad] = np.nan
+    arrays[argument][17, invalid] = np.nan
     for comp, ref in zip(
         BY_NAME[name](arrays, small_case.space, rho, validate=False), clean, strict=True
     ):

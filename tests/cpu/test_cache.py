@@ -263,10 +263,10 @@ def test_folders_without_home_are_package_folder(two_folders, monkeypatch):
 def test_folders_of_bundled_package_are_user_folder(two_folders, monkeypatch, tmp_path):
     """A bundle may be unpacked to a new temporary folder at every start."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    (found,) = caching.folders()
-    assert found.parent == two_folders[1].parent
+    (user_folder,) = caching.folders()
+    assert user_folder.parent == two_folders[1].parent
     monkeypatch.setattr(caching, "__file__", str(tmp_path / "another" / "caching.pyc"))
-    assert caching.folders() == [found]
+    assert caching.folders() == [user_folder]
 
 
 class _Archive:

@@ -23,25 +23,25 @@ CHAIN = fastemd.Chain(3)
 )
 def test_layout_bounds_number_of_children(n_leaves):
     star = fastemd.Tree.from_parents([-1] + [0] * n_leaves)
-    found = star.layout("levels").cuda
-    n_inner = found.n_edges - n_leaves
-    ends = found.numbers[found.n_edges : found.n_edges + n_inner + 1]
+    tables = star.layout("levels").cuda
+    n_inner = tables.n_edges - n_leaves
+    ends = tables.numbers[tables.n_edges : tables.n_edges + n_inner + 1]
     sizes = np.diff(ends)
     assert sizes.min() >= 1
     assert sizes.max() <= MAX_CHILDREN
-    assert ends[-1] == found.n_edges - 1
+    assert ends[-1] == tables.n_edges - 1
     full = np.ceil(np.log(n_leaves) / np.log(MAX_CHILDREN) - 1e-9)
-    assert found.n_levels == max(full, 1)
+    assert tables.n_levels == max(full, 1)
 
 
 @device
 def test_functions_return_arrays_on_device(operation, small_case, rng):
     """The results have the type of the inputs; in the simulator, reading an array is an error."""
-    given = [on_device(x) for x in operation.draw(rng, (2,), small_case.n_bins)]
+    inputs = [on_device(x) for x in operation.draw(rng, (2,), small_case.n_bins)]
     rho = (2,) if operation.takes_rho else ()
-    results = getattr(fastemd, operation.name)(*given, small_case.space, *rho)
+    results = getattr(fastemd, operation.name)(*inputs, small_case.space, *rho)
     results = results if isinstance(results, tuple) else (results,)
-    assert all(type(result) is type(given[0]) for result in results)
+    assert all(type(result) is type(inputs[0]) for result in results)
     fastemd.synchronize()
 
 
@@ -76,18 +76,18 @@ def test_functions_do_not_synchronize(small_case, rng, monkeypatch):
         raise AssertionError("synchronised")
 
     space = small_case.space
-    given = {op: [on_device(x) for x in op.draw(rng, (2,), space.n_bins)] for op in OPERATIONS}
+    inputs = {op: [on_device(x) for x in op.draw(rng, (2,), space.n_bins)] for op in OPERATIONS}
     x, labels = on_device(rng.normal(size=(2, space.n_bins))), on_device([0, 1])
     with monkeypatch.context() as patch:
         patch.setattr(target, "wait", synchronise)
-        for operation, arrays in given.items():
+        for operation, arrays in inputs.items():
             rho = (2,) if operation.takes_rho else ()
             getattr(fastemd, operation.name)(*arrays, space, *rho)
         fastemd.emd_loss(x, labels, space, sample_weight=on_device([0.5, 1]), ignore_index=-1)
         for method in ("paper", "log"):
-            fastemd.sinkhorn(*given[OPERATIONS[0]], space, lam=1, max_iter=20, method=method)
+            fastemd.sinkhorn(*inputs[OPERATIONS[0]], space, lam=1, max_iter=20, method=method)
         with pytest.raises(AssertionError, match="synchronised"):
-            fastemd.emd(*given[OPERATIONS[0]], space, 2, validate=True)
+            fastemd.emd(*inputs[OPERATIONS[0]], space, 2, validate=True)
     fastemd.synchronize()
 
 
@@ -133,9 +133,9 @@ def test_functions_compile_and_allocate_in_context_of_device(rng, monkeypatch):
     weights, labels = on_device([1.0, 2.0, 0.0]), on_device([0, 1, 2])
     fastemd.emd_loss(p, labels, space, sample_weight=weights)
     fastemd.sinkhorn(p, q, space, lam=1.0, max_iter=2)
-    made = target.empty(0, (3,), np.int64)
-    target.assign(0, made, np.arange(3))
-    assert made.copy_to_host().tolist() == [0, 1, 2]
+    copy = target.empty(0, (3,), np.int64)
+    target.assign(0, copy, np.arange(3))
+    assert copy.copy_to_host().tolist() == [0, 1, 2]
     fastemd.synchronize()
 
 
@@ -163,14 +163,14 @@ def grids(monkeypatch):
     """Record the number of blocks of every launch by the name of the kernel."""
     from fastemd.kernels import device as launcher
 
-    found, configure = {}, launcher.configure
+    launches, configure = {}, launcher.configure
 
     def spy(kernel, index, n_blocks, *rest):
-        found.setdefault(kernel.fn.__qualname__.partition(".")[0], []).append(n_blocks)
+        launches.setdefault(kernel.fn.__qualname__.partition(".")[0], []).append(n_blocks)
         return configure(kernel, index, n_blocks, *rest)
 
     monkeypatch.setattr(launcher, "configure", spy)
-    return found
+    return launches
 
 
 @simulator
@@ -178,9 +178,9 @@ def grids(monkeypatch):
 def test_emd_loss_sums_over_rows_in_several_blocks(n_rows, grids, rng, backend):
     x, labels = rng.normal(size=(n_rows, 3)), rng.integers(0, 3, n_rows)
     weights = np.where(rng.random(n_rows) < 0.3, 0.0, 1.7e308 * rng.random(n_rows))
-    given = {"space": CHAIN, "sample_weight": weights, "ignore_index": 2}
+    inputs = {"space": CHAIN, "sample_weight": weights, "ignore_index": 2}
     for comp, ref in zip(
-        backend.emd_loss(x, labels, **given), fastemd.emd_loss(x, labels, **given), strict=True
+        backend.emd_loss(x, labels, **inputs), fastemd.emd_loss(x, labels, **inputs), strict=True
     ):
         np.testing.assert_allclose(comp, ref, rtol=1e-13, atol=1e-15)
     n_blocks = min(-(-n_rows // 3), 6)

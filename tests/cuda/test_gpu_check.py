@@ -239,21 +239,21 @@ def has_row_stack(monkeypatch):
 @pytest.mark.usefixtures("has_row_stack")
 def test_child_environment_finds_toolkit_of_nvcc(tmp_path):
     home = _toolkit(tmp_path / "cuda")
-    given = {"PATH": str(home / "bin"), "LD_LIBRARY_PATH": "/opt/lib"}
-    result = environment.child_environment(given, "cuda", "cache")
+    variables = {"PATH": str(home / "bin"), "LD_LIBRARY_PATH": "/opt/lib"}
+    result = environment.child_environment(variables, "cuda", "cache")
     assert result["CUDA_HOME"] == str(home)
     assert result["LD_LIBRARY_PATH"] == f"{home}/nvvm/lib64:/opt/lib"
     assert result["NUMBA_CACHE_DIR"] == "cache"
     assert result["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     assert result["PYTHONPATH"] == str(runner.ROOT)
-    assert given == {"PATH": str(home / "bin"), "LD_LIBRARY_PATH": "/opt/lib"}
+    assert variables == {"PATH": str(home / "bin"), "LD_LIBRARY_PATH": "/opt/lib"}
 
 
 @pytest.mark.usefixtures("has_row_stack")
 def test_child_environment_preserves_variables_of_user(tmp_path):
     home = _toolkit(tmp_path / "mine")
-    given = {"CUDA_HOME": str(home), "PATH": "/bin", "PYTHONPATH": "/mine"}
-    result = environment.child_environment(given, "cuda", "cache")
+    variables = {"CUDA_HOME": str(home), "PATH": "/bin", "PYTHONPATH": "/mine"}
+    result = environment.child_environment(variables, "cuda", "cache")
     assert result["CUDA_HOME"] == str(home)
     assert result["PATH"] == f"{home}/bin:/bin"
     assert result["PYTHONPATH"] == f"{runner.ROOT}:/mine"

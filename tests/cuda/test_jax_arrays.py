@@ -47,9 +47,11 @@ def test_functions_synchronize_arrays_of_jax(monkeypatch, rng):
     value = fastemd.emd(Pending(p), Pending(q), CHAIN, 2)
     np.testing.assert_allclose(on_host(value), fastemd.emd(p, q, CHAIN, 2), rtol=1e-12)
     x, labels, weights = rng.normal(size=(2, 3)), np.array([[1], [2]]), np.array([[1], [2]])
-    given = {"x": x[:, None], "target": labels.astype(np.int32), "sample_weight": weights}
-    loss, _ = fastemd.emd_loss(**{k: Pending(v) for k, v in given.items()}, space=CHAIN)
-    np.testing.assert_allclose(on_host(loss), fastemd.emd_loss(**given, space=CHAIN)[0], rtol=1e-12)
+    inputs = {"x": x[:, None], "target": labels.astype(np.int32), "sample_weight": weights}
+    loss, _ = fastemd.emd_loss(**{k: Pending(v) for k, v in inputs.items()}, space=CHAIN)
+    np.testing.assert_allclose(
+        on_host(loss), fastemd.emd_loss(**inputs, space=CHAIN)[0], rtol=1e-12
+    )
     fastemd.synchronize()
 
 
@@ -80,10 +82,10 @@ def _assert_computed_by_jax(jax, comp, ref):
 def test_functions_return_arrays_of_jax(operation, wide, small_case, jax_on_device, rng):
     jax, rho = jax_on_device, (2,) if operation.takes_rho else ()
     with jax.enable_x64(wide):
-        given = [jax.numpy.asarray(x) for x in operation.draw(rng, (2,), small_case.n_bins)]
-        comp = getattr(fastemd, operation.name)(*given, small_case.space, *rho, validate=False)
+        inputs = [jax.numpy.asarray(x) for x in operation.draw(rng, (2,), small_case.n_bins)]
+        comp = getattr(fastemd, operation.name)(*inputs, small_case.space, *rho, validate=False)
         ref = getattr(fastemd, operation.name)(
-            *map(np.asarray, given), small_case.space, *rho, validate=False
+            *map(np.asarray, inputs), small_case.space, *rho, validate=False
         )
         _assert_computed_by_jax(jax, comp, ref)
 
@@ -119,10 +121,10 @@ def test_losses_return_arrays_of_jax(reduction, jax_on_device, rng):
 def test_sinkhorn_returns_arrays_of_jax(method, jax_on_device, rng):
     jax = jax_on_device
     with jax.enable_x64(True):
-        given = [*random_pair(rng, (3, 5)), rng.random((5, 5))]
+        inputs = [*random_pair(rng, (3, 5)), rng.random((5, 5))]
         options = {"lam": 5.0, "max_iter": 30, "method": method}
-        comp = fastemd.sinkhorn(*map(jax.numpy.asarray, given), **options)
-        _assert_computed_by_jax(jax, tuple(comp), tuple(fastemd.sinkhorn(*given, **options)))
+        comp = fastemd.sinkhorn(*map(jax.numpy.asarray, inputs), **options)
+        _assert_computed_by_jax(jax, tuple(comp), tuple(fastemd.sinkhorn(*inputs, **options)))
 
 
 class OnDevice:
@@ -154,15 +156,17 @@ class OnDevice:
 
     def buffers(self, arrays):
         numbers = {str(dtype): number for number, dtype in self.xla.DTYPES.items()}
-        made = [
+        structures = [
             self.xla._Buffer(
                 dtype=numbers[str(array.dtype)], data=array.ctypes.data, rank=array.ndim,
                 dims=(ctypes.c_int64 * array.ndim)(*array.shape),
             )
             for array in arrays
         ]  # fmt: skip
-        pointers = (ctypes.POINTER(self.xla._Buffer) * len(made))(*map(ctypes.pointer, made))
-        return self.xla._Buffers(size=len(made), buffers=pointers)
+        pointers = (ctypes.POINTER(self.xla._Buffer) * len(structures))(
+            *map(ctypes.pointer, structures)
+        )
+        return self.xla._Buffers(size=len(structures), buffers=pointers)
 
     def __call__(self, arguments, results, constants):
         text = ctypes.create_string_buffer(json.dumps(constants).encode())
@@ -201,18 +205,20 @@ def test_handler_of_emd_writes_to_buffers_of_xla(small_case, dtype, rng, backend
 @simulator
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("labels", [np.int8, np.uint16, np.int32, np.int64, None])
-@pytest.mark.parametrize("counted", [True, False])
-def test_handler_of_loss_writes_to_buffers_of_xla(small_case, labels, counted, dtype, rng, backend):
+@pytest.mark.parametrize("weighted", [True, False])
+def test_handler_of_loss_writes_to_buffers_of_xla(
+    small_case, labels, weighted, dtype, rng, backend
+):
     space, n = small_case.space, small_case.n_bins
     x = rng.normal(size=(3, n)).astype(dtype)
     target = np.array([0, 2, 1], labels) if labels else random_pair(rng, (3, n), dtype)[0]
-    others = [np.array([True, False, True])] if counted else []
-    if counted:
+    others = [np.array([True, False, True])] if weighted else []
+    if weighted:
         x[1] = np.nan
     loss, grad = np.ones(3, dtype), np.ones((3, n), dtype)
     constants = [number_of(space), 2.0, 1e-3, "softmax", 0.5]
     assert OnDevice("loss")([x, target, *others], [loss, grad], constants) is None
-    weights = {"sample_weight": others[0]} if counted else {}
+    weights = {"sample_weight": others[0]} if weighted else {}
     ref = backend.emd_loss(x, target, space, cross_entropy=0.5, reduction="none", **weights)
     np.testing.assert_array_equal(loss, ref[0])
     np.testing.assert_array_equal(grad, ref[1])

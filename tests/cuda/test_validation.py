@@ -14,21 +14,21 @@ CHAIN = fastemd.Chain(3)
 
 
 @device
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+@pytest.mark.parametrize("invalid", [np.nan, np.inf, -1.0])
 @pytest.mark.parametrize("row", [0, 5, 9])
-def test_emd_loss_reports_invalid_weights_except_of_ignored_rows(row, bad, rng):
+def test_emd_loss_reports_invalid_weights_except_of_ignored_rows(row, invalid, rng):
     x, labels, weights = rng.normal(size=(10, 3)), np.zeros(10, np.int64), np.ones(10)
-    weights[row] = bad
-    given = on_device(x), on_device(labels), CHAIN
-    loss, grad = fastemd.emd_loss(*given, sample_weight=on_device(weights))
-    if bad >= 0.0 or bad != bad:
+    weights[row] = invalid
+    inputs = on_device(x), on_device(labels), CHAIN
+    loss, grad = fastemd.emd_loss(*inputs, sample_weight=on_device(weights))
+    if invalid >= 0.0 or invalid != invalid:
         assert np.isnan(on_host(loss))
         assert np.isnan(on_host(grad)[row]).all()
     with pytest.raises(ValueError, match=f"row {row} of an earlier call"):
         fastemd.synchronize()
     labels[row] = 2
-    given = on_device(x), on_device(labels), CHAIN
-    comp = fastemd.emd_loss(*given, sample_weight=on_device(weights), ignore_index=2)
+    inputs = on_device(x), on_device(labels), CHAIN
+    comp = fastemd.emd_loss(*inputs, sample_weight=on_device(weights), ignore_index=2)
     fastemd.synchronize()
     ref = fastemd.emd_loss(x, labels, CHAIN, ignore_index=2)
     for on_cuda, on_cpu in zip(comp, ref, strict=True):
@@ -40,15 +40,15 @@ def test_emd_loss_reports_invalid_weights_except_of_ignored_rows(row, bad, rng):
 def test_functions_raise_for_invalid_row_on_synchronize(name, small_case, rng):
     p, q = random_pair(rng, (3, small_case.n_bins))
     p[1, 2] = -1.0
-    function, given = getattr(fastemd, name), (on_device(p), on_device(q), small_case.space, 2)
+    function, inputs = getattr(fastemd, name), (on_device(p), on_device(q), small_case.space, 2)
     with pytest.raises(ValueError, match="p: row 1 has a negative mass"):
-        function(*given, validate=True)
+        function(*inputs, validate=True)
     fastemd.synchronize()  # the error was raised already
-    function(*given)
+    function(*inputs)
     with pytest.raises(ValueError, match=r"row \d+ of an earlier call on cuda:0 was bad"):
         fastemd.synchronize()
     fastemd.synchronize()
-    function(*given, validate=False)
+    function(*inputs, validate=False)
     fastemd.synchronize()
 
 
@@ -94,10 +94,10 @@ def test_sinkhorn_with_validate_raises_for_invalid_cost(rng, backend):
 
 
 @device
-@pytest.mark.parametrize("bad", [np.nan, -1.0, np.inf])
-def test_sinkhorn_raises_for_invalid_cost_on_synchronize(bad, rng):
+@pytest.mark.parametrize("invalid", [np.nan, -1.0, np.inf])
+def test_sinkhorn_raises_for_invalid_cost_on_synchronize(invalid, rng):
     p, q, cost = *random_pair(rng, (3, 4)), rng.random((4, 4))
-    cost[2, 1] = bad
+    cost[2, 1] = invalid
     fastemd.sinkhorn(*map(on_device, (p, q, cost)), lam=1.0, max_iter=2)
     with pytest.raises(ValueError, match="row 2 of an earlier call"):
         fastemd.synchronize()
@@ -159,10 +159,10 @@ def test_functions_propagate_nan(operation, small_case, rho, rng):
     constant = operation.name == "emd_hessian" and rho < 3
     rho = (rho,) if operation.takes_rho else ()
     for i, _ in enumerate(operation.draw(rng, (2,), small_case.n_bins)):
-        given = operation.draw(rng, (2,), small_case.n_bins)
-        given[i][1, 2] = np.nan
-        comp = function(*map(on_device, given), small_case.space, *rho, validate=False)
-        ref = function(*given, small_case.space, *rho, validate=False)
+        inputs = operation.draw(rng, (2,), small_case.n_bins)
+        inputs[i][1, 2] = np.nan
+        comp = function(*map(on_device, inputs), small_case.space, *rho, validate=False)
+        ref = function(*inputs, small_case.space, *rho, validate=False)
         pairs = zip(comp, ref, strict=True) if isinstance(ref, tuple) else [(comp, ref)]
         for on_cuda, on_cpu in pairs:
             spoiled = np.isnan(on_cpu) & (not constant)
@@ -175,13 +175,13 @@ def test_functions_propagate_nan(operation, small_case, rho, rng):
 @pytest.mark.parametrize("normalize", ["softmax", "l1", None])
 @pytest.mark.parametrize("spoiled", ["x", "target"])
 def test_losses_propagate_nan(spoiled, normalize, rho, small_case, rng):
-    given = {name: rng.dirichlet(np.ones(small_case.n_bins), 2) for name in ("x", "target")}
-    given[spoiled][1, 2] = np.nan
-    given = {name: on_device(array) for name, array in given.items()}
+    inputs = {name: rng.dirichlet(np.ones(small_case.n_bins), 2) for name in ("x", "target")}
+    inputs[spoiled][1, 2] = np.nan
+    inputs = {name: on_device(array) for name, array in inputs.items()}
     keywords = {"normalize": normalize, "cross_entropy": 1.0, "reduction": "none"}
     results = (
-        *fastemd.emd_loss(**given, space=small_case.space, rho=rho, **keywords),
-        fastemd.emd_loss_hessian_diag(**given, space=small_case.space, rho=rho, **keywords),
+        *fastemd.emd_loss(**inputs, space=small_case.space, rho=rho, **keywords),
+        fastemd.emd_loss_hessian_diag(**inputs, space=small_case.space, rho=rho, **keywords),
     )
     for result in map(on_host, results):
         assert np.isfinite(result[0]).all()

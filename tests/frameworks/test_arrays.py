@@ -28,9 +28,9 @@ def test_functions_return_arrays_of_input_library(
     library, operation, dtype, batch, rng, small_case
 ):
     theirs = framework(library)
-    given = operation.draw(rng, batch, small_case.n_bins, dtype)
-    ref = operation(given, small_case.space, 1.5)
-    comp = operation([theirs.of(x) for x in given], small_case.space, 1.5)
+    inputs = operation.draw(rng, batch, small_case.n_bins, dtype)
+    ref = operation(inputs, small_case.space, 1.5)
+    comp = operation([theirs.of(x) for x in inputs], small_case.space, 1.5)
     assert theirs.holds(*comp)
     for ours, wanted in zip(comp, ref, strict=True):
         np.testing.assert_array_equal(np.asarray(ours), wanted)
@@ -66,14 +66,14 @@ def test_exact_emd_and_sinkhorn_return_arrays_of_input_library(library, rng):
     p, q = _pair(rng)
     cost = rng.random((7, 7))
     for ground in (cost, CHAIN):
-        given = theirs.of(ground) if ground is cost else ground
+        cost_or_space = theirs.of(ground) if ground is cost else ground
         for method in ("paper", "log"):
             ref = fastemd.sinkhorn(p, q, ground, lam=5, method=method)
-            comp = fastemd.sinkhorn(theirs.of(p), theirs.of(q), given, lam=5, method=method)
+            comp = fastemd.sinkhorn(theirs.of(p), theirs.of(q), cost_or_space, lam=5, method=method)
             assert theirs.holds(*comp)
             for ours, wanted in zip(comp, ref, strict=True):
                 np.testing.assert_array_equal(np.asarray(ours), wanted)
-        comp = fastemd.exact_emd(theirs.of(p), theirs.of(q), given)
+        comp = fastemd.exact_emd(theirs.of(p), theirs.of(q), cost_or_space)
         assert theirs.holds(*comp)
         for ours, wanted in zip(comp, fastemd.exact_emd(p, q, ground), strict=True):
             np.testing.assert_array_equal(np.asarray(ours), wanted)
@@ -89,15 +89,15 @@ def test_losses_return_arrays_of_input_library(library, reduction, rng):
     weight, labels = rng.random(3), np.array([0, 6, 3])
     options = {"cross_entropy": 0.5, "reduction": reduction}
     for target in (soft, labels):
-        given = [theirs.of(array) for array in (x, target, weight)]
+        inputs = [theirs.of(array) for array in (x, target, weight)]
         ref = fastemd.emd_loss(x, target, CHAIN, sample_weight=weight, **options)
-        comp = fastemd.emd_loss(*given[:2], CHAIN, sample_weight=given[2], **options)
-        diagonal = fastemd.emd_loss_hessian_diag(*given[:2], CHAIN, **options)
+        comp = fastemd.emd_loss(*inputs[:2], CHAIN, sample_weight=inputs[2], **options)
+        diagonal = fastemd.emd_loss_hessian_diag(*inputs[:2], CHAIN, **options)
         assert theirs.holds(*comp, diagonal)
         for ours, wanted in zip(comp, ref, strict=True):
             np.testing.assert_array_equal(np.asarray(ours), wanted)
     with pytest.raises(TypeError, match=r"different libraries: .* sample_weight from numpy"):
-        fastemd.emd_loss(*given[:2], CHAIN, sample_weight=weight)
+        fastemd.emd_loss(*inputs[:2], CHAIN, sample_weight=weight)
 
 
 @each_library
@@ -115,9 +115,9 @@ def test_functions_name_invalid_row(library, rng):
 @each_operation
 def test_functions_leave_inputs_alive_and_results_outlive_them(library, operation, rng):
     theirs = framework(library)
-    given = operation.draw(rng, (64,), 7)
-    before = [x.copy() for x in given]
-    arrays = [theirs.of(x) for x in given]
+    inputs = operation.draw(rng, (64,), 7)
+    before = [x.copy() for x in inputs]
+    arrays = [theirs.of(x) for x in inputs]
     gone = [weakref.ref(x) for x in arrays]
     ref = operation(before, CHAIN, 2)
     comp = operation(arrays, CHAIN, 2)
@@ -154,9 +154,9 @@ def test_functions_reject_arrays_of_two_libraries(other, rng):
 @each_operation
 def test_out_accepts_tensors(operation, rng):
     torch = needed("torch")
-    given = operation.draw(rng, (5,), 7)
-    ref = operation(given, CHAIN, 1.5)
-    tensors = [torch.from_numpy(x) for x in given]
+    inputs = operation.draw(rng, (5,), 7)
+    ref = operation(inputs, CHAIN, 1.5)
+    tensors = [torch.from_numpy(x) for x in inputs]
     for step in (1, 2):  # contiguous, and every other entry
         buffers = [torch.full((*x.shape[:-1], x.shape[-1] * step), 7.0, dtype=torch.float64)
                    for x in ref]  # fmt: skip
@@ -173,14 +173,14 @@ def test_out_accepts_tensors(operation, rng):
 def test_out_increments_version_of_tensors(operation, rng):
     """Autograd then raises if it needs the previous values."""
     torch = needed("torch")
-    given = operation.draw(rng, (5,), 7)
-    outs = [torch.ones(x.shape, dtype=torch.float64) for x in operation(given, CHAIN, 1.5)]
+    inputs = operation.draw(rng, (5,), 7)
+    outs = [torch.ones(x.shape, dtype=torch.float64) for x in operation(inputs, CHAIN, 1.5)]
     versions = [out._version for out in outs]
-    operation([torch.from_numpy(x) for x in given], CHAIN, 1.5, out=operation.out(outs))
+    operation([torch.from_numpy(x) for x in inputs], CHAIN, 1.5, out=operation.out(outs))
     assert all(out._version > old for out, old in zip(outs, versions, strict=True))
     factor = torch.ones(5, requires_grad=True)
     product = factor * outs[0].reshape(5, -1)[:, 0]
-    operation([torch.from_numpy(x) for x in given], CHAIN, 1.5, out=operation.out(outs))
+    operation([torch.from_numpy(x) for x in inputs], CHAIN, 1.5, out=operation.out(outs))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
 
@@ -247,13 +247,13 @@ def test_functions_accept_strided_tensors(rng):
     ref = fastemd.emd_grad(p[:1], q, CHAIN, 2)
     expanded = torch.from_numpy(p[:1]).expand(6, 7)
     np.testing.assert_array_equal(fastemd.emd_grad(expanded, torch.from_numpy(q), CHAIN, 2), ref)
-    for given in (
+    for inputs in (
         torch.from_numpy(np.asfortranarray(q)),
         torch.from_numpy(np.repeat(q, 2, axis=1))[:, ::2],
         torch.from_numpy(np.pad(q, 1))[1:-1, 1:-1],
         torch.from_numpy(np.concatenate((p, q)))[6:],
     ):
-        np.testing.assert_array_equal(fastemd.emd_grad(expanded, given, CHAIN, 2), ref)
+        np.testing.assert_array_equal(fastemd.emd_grad(expanded, inputs, CHAIN, 2), ref)
 
 
 def test_functions_accept_strided_swapped_and_read_only_arrays(rng):
@@ -261,8 +261,8 @@ def test_functions_accept_strided_swapped_and_read_only_arrays(rng):
     ref = fastemd.emd_grad(p, q, CHAIN, 2)
     frozen = q.copy()
     frozen.flags.writeable = False
-    for given in (q[::-1, ::-1].copy()[::-1, ::-1], q.astype(q.dtype.newbyteorder()), frozen):
-        np.testing.assert_array_equal(fastemd.emd_grad(p, given, CHAIN, 2), ref)
+    for inputs in (q[::-1, ::-1].copy()[::-1, ::-1], q.astype(q.dtype.newbyteorder()), frozen):
+        np.testing.assert_array_equal(fastemd.emd_grad(p, inputs, CHAIN, 2), ref)
 
 
 @each_operation
@@ -271,11 +271,11 @@ def test_functions_are_not_traced_by_torch_compile(operation, inside, rng):
     torch = needed("torch")
     torch._dynamo.reset()
     space = fastemd.Tree.from_parents([-1, 0, 0, 1, 1, 2, 2], [0, 1, 2, 0.5, 1, 3, 1])
-    given = [torch.from_numpy(x) for x in operation.draw(rng, (3,), space.n_bins)]
+    inputs = [torch.from_numpy(x) for x in operation.draw(rng, (3,), space.n_bins)]
     function = getattr(fastemd, operation.name)
 
-    def call(*given):
-        result = function(*given, space, *((1.5,) if operation.takes_rho else ()))
+    def call(*inputs):
+        result = function(*inputs, space, *((1.5,) if operation.takes_rho else ()))
         return result if isinstance(result, tuple) else (result,)
 
     if inside:
@@ -284,8 +284,8 @@ def test_functions_are_not_traced_by_torch_compile(operation, inside, rng):
         function = torch.compile(function, backend="eager")
         compiled = call
     for _ in range(3):
-        comp = compiled(*given)
-    for ours, wanted in zip(comp, operation(given, space, 1.5), strict=True):
+        comp = compiled(*inputs)
+    for ours, wanted in zip(comp, operation(inputs, space, 1.5), strict=True):
         np.testing.assert_array_equal(ours, wanted)
     assert not any(
         x.flags.writeable for kind in ("levels", "full") for x in space.layout(kind).edges
@@ -414,16 +414,16 @@ def test_functions_reject_namespace_without_from_dlpack(rng):
         (lambda: types.SimpleNamespace(), r"its library has no from_dlpack to take the results"),
         (lambda: None, r"its library has no from_dlpack to take the results"),
     ):
-        bad = _OfLibrary(q, namespace)
+        invalid = _OfLibrary(q, namespace)
         kind = r" cannot read this test_arrays._OfLibrary: "
         with pytest.raises(TypeError, match="q:" + kind + message):
-            fastemd.emd(p, bad, CHAIN, 2)
+            fastemd.emd(p, invalid, CHAIN, 2)
         with pytest.raises(TypeError, match="q:" + kind + message):
-            fastemd.sinkhorn(p, bad, CHAIN, lam=1.0)
+            fastemd.sinkhorn(p, invalid, CHAIN, lam=1.0)
         with pytest.raises(TypeError, match="sample_weight:" + kind + message):
-            fastemd.emd_loss(p, q, CHAIN, sample_weight=bad)
+            fastemd.emd_loss(p, q, CHAIN, sample_weight=invalid)
         with pytest.raises(TypeError, match="out:" + kind + message):
-            fastemd.emd(p, q, CHAIN, 2, out=bad)
+            fastemd.emd(p, q, CHAIN, 2, out=invalid)
 
 
 def test_functions_accept_namespace_without_name(rng):

@@ -121,8 +121,8 @@ def test_emd_gradient_takes_one_pass(rng):
 
 def test_emd_returns_type_of_inputs(ffi_or_callback):
     p = jnp.full(TREE.n_bins, 1 / TREE.n_bins)
-    for given, dtype in (("float16", "float32"), ("bfloat16", "float32"), ("int8", "float64")):
-        q = jnp.eye(TREE.n_bins, dtype=given)[0]
+    for input_type, dtype in (("float16", "float32"), ("bfloat16", "float32"), ("int8", "float64")):
+        q = jnp.eye(TREE.n_bins, dtype=input_type)[0]
         assert adapter.emd(q, q, TREE, 2).dtype == dtype
         assert adapter.emd(p.astype("float32"), q, TREE, 2).dtype == "float32"
     grad = jax.grad(lambda q: adapter.emd(q, p, TREE, 2))(jnp.eye(TREE.n_bins, dtype="bfloat16")[0])
@@ -138,8 +138,8 @@ def test_emd_accepts_empty_batch(ffi_or_callback):
 
 def test_emd_rejects_invalid_input(ffi_or_callback):
     p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
-    good = {"p": p, "q": p, "space": TREE, "rho": 2}
-    for bad, wrong, message in (
+    valid = {"p": p, "q": p, "space": TREE, "rho": 2}
+    for invalid, wrong, message in (
         ({"q": p[:, 1:]}, ValueError, "q: the last axis must hold the 5 bins"),
         ({"space": 3}, TypeError, "space: expected a fastemd.Chain"),
         ({"rho": 0.5}, ValueError, "rho: expected a finite number >= 1"),
@@ -151,7 +151,7 @@ def test_emd_rejects_invalid_input(ffi_or_callback):
         ({"q": p, "validate": 1}, TypeError, "validate: expected True, False or"),
     ):
         for transform in (lambda f: f, jax.jit):
-            call = transform(lambda bad=bad: adapter.emd(**{**good, **bad}))
+            call = transform(lambda invalid=invalid: adapter.emd(**{**valid, **invalid}))
             with pytest.raises(wrong, match=message):
                 np.asarray(call())
     assert np.isnan(adapter.emd(p * np.nan, p, TREE, 2, validate=False)).all()

@@ -97,8 +97,8 @@ def test_emd_loss_accepts_shapes_and_types(ffi_or_callback, rng):
 
 def test_emd_loss_rejects_invalid_input(ffi_or_callback, rng):
     x, labels = _case(rng, "labels", {})
-    good = {"x": x, "target": labels, "space": TREE}
-    for bad, wrong, message in (
+    valid = {"x": x, "target": labels, "space": TREE}
+    for invalid, wrong, message in (
         ({"space": 3}, TypeError, "space: expected"),
         ({"rho": 0.5}, ValueError, "rho: expected"),
         ({"normalize": "max"}, ValueError, "normalize: expected"),
@@ -118,7 +118,7 @@ def test_emd_loss_rejects_invalid_input(ffi_or_callback, rng):
         ({"target": x, "ignore_index": 1}, ValueError, "ignore_index: needs labels"),
     ):
         for transform in (lambda f: f, jax.jit):
-            call = transform(lambda bad=bad: adapter.emd_loss(**{**good, **bad}))
+            call = transform(lambda invalid=invalid: adapter.emd_loss(**{**valid, **invalid}))
             with pytest.raises(wrong, match=message):
                 np.asarray(call())
 

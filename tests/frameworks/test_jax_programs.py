@@ -97,7 +97,7 @@ def test_handler_interrupted_at_start_returns_error(dropped):
     texts = ctypes.pointer(xla._Text(ctypes.addressof(text), 4))
     frame = xla._Frame(api=ctypes.pointer(api))
     frame.attributes.texts = ctypes.pointer(texts)
-    handler = xla.handler(lambda *given: calls.append(given))
+    handler = xla.handler(lambda *inputs: calls.append(inputs))
     assert handler(frame) is None
     tracer = sys.gettrace()
     sys.settrace(_interrupt)  # like Ctrl-C at the start of the callback

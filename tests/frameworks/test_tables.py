@@ -172,11 +172,16 @@ def test_functions_reject_sparse_tensors():
 
 def test_errors_contain_types_and_shapes_but_no_data():
     secret = "4711.5"
-    for bad in ([[secret] * 3] * 2, np.full((2, 3), secret), {"p": secret}, np.full(3, 4711.5j)):
+    for invalid in (
+        [[secret] * 3] * 2,
+        np.full((2, 3), secret),
+        {"p": secret},
+        np.full(3, 4711.5j),
+    ):
         with pytest.raises(
             TypeError, match=r"^p: expected an array of real numbers, got"
         ) as caught:
-            fastemd.emd(bad, Q, STAR, 1)
+            fastemd.emd(invalid, Q, STAR, 1)
         assert "4711" not in str(caught.value)
     with pytest.raises(TypeError, match=r"ndarray of shape \(2, 3\) and dtype <U6"):
         fastemd.emd(np.full((2, 3), secret), Q, STAR, 1)

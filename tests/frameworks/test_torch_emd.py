@@ -193,7 +193,7 @@ def test_emd_accepts_integers(rng):
 @cpu  # other backends report invalid rows later
 def test_emd_rejects_invalid_input(rng):
     p = torch.full((2, TREE.n_bins), 1 / TREE.n_bins)
-    for bad, wrong, message in (
+    for invalid, wrong, message in (
         ({"p": p.numpy()}, TypeError, "p: expected a torch.Tensor, got ndarray of shape"),
         ({"q": p[:, 1:]}, ValueError, "q: the last axis must hold the 5 bins"),
         ({"q": torch.stack((p[0], -p[1]))}, ValueError, "q: row 1 has a negative mass"),
@@ -207,7 +207,7 @@ def test_emd_rejects_invalid_input(rng):
         ({"q": 1.01 * p, "validate": np.float32(1e-3)}, ValueError, "unequal masses"),
     ):
         with pytest.raises(wrong, match=message):
-            adapter.emd(**{"p": p, "q": p, "space": TREE, "rho": 2} | bad)
+            adapter.emd(**{"p": p, "q": p, "space": TREE, "rho": 2} | invalid)
     assert torch.isnan(adapter.emd(p * torch.nan, p, TREE, 2, validate=False)).all()
     adapter.emd(p, 1.01 * p, TREE, 2, validate=np.float32(0.1))
 
@@ -215,13 +215,13 @@ def test_emd_rejects_invalid_input(rng):
 def test_emd_rejects_tensors_on_two_devices():
     p = torch.full((2, TREE.n_bins), 1 / TREE.n_bins, device=TORCH_DEVICE)
     devices = "p and q: on different devices:"
-    for bad, message in (
+    for invalid, message in (
         ({"q": p.to("meta")}, f"{devices} p on {p.device}, q on meta"),
         ({"p": p.double().to("meta")}, f"{devices} p on meta, q on {p.device}"),
     ):
         for call in (adapter.emd, torch.compile(adapter.emd, backend="eager")):
             with pytest.raises(TypeError, match=message):
-                call(**{"p": p, "q": p, "space": TREE, "rho": 2} | bad)
+                call(**{"p": p, "q": p, "space": TREE, "rho": 2} | invalid)
 
 
 def test_emd_supports_other_devices():
@@ -252,9 +252,9 @@ def test_operators_pass_opcheck(rng):
     for target in (labels, q):
         constants = number, 2.0, 1e-5, "softmax", 0.5
         for counted in (None, as_tensor([True, False, True, True])):
-            given = x, target, counted
-            torch.library.opcheck(operators.emd_loss.default, (*given, *constants))
-            torch.library.opcheck(operators.emd_loss_hvp.default, (*given, y, *constants))
+            inputs = x, target, counted
+            torch.library.opcheck(operators.emd_loss.default, (*inputs, *constants))
+            torch.library.opcheck(operators.emd_loss_hvp.default, (*inputs, y, *constants))
 
 
 def test_spaces_live_as_long_as_referenced(rng):

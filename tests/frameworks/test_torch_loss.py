@@ -225,9 +225,9 @@ def test_emd_loss_rejects_tensors_on_two_devices(rng):
 
 def test_emd_loss_ignore_index_applies_to_labels_only(rng):
     x, target = _case(rng, "labels", {})
-    for ignored, given in ((0.5, target), (0, x.softmax(-1).detach())):
+    for ignored, labels in ((0.5, target), (0, x.softmax(-1).detach())):
         with pytest.raises((TypeError, ValueError), match="ignore_index"):
-            adapter.EMDLoss(TREE, ignore_index=ignored)(x, given)
+            adapter.EMDLoss(TREE, ignore_index=ignored)(x, labels)
 
 
 @hardware
@@ -310,31 +310,31 @@ def test_emd_loss_in_distributed_data_parallel(tmp_path):
 
 @pytest.mark.parametrize("kind", ["labels", "histograms", "ignored labels"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf])
-def test_emd_loss_module_does_not_read_ignored_rows(kind, reduction, junk, rng):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_emd_loss_module_does_not_read_ignored_rows(kind, reduction, value, rng):
     """Loss, gradient and second derivatives of a row of weight 0 are 0, for any content."""
     x, _ = random_logits(rng)
-    labels, idle = as_tensor([0, 3, 4, 4]), as_tensor([False, True, False, True])
+    labels, ignored_rows = as_tensor([0, 3, 4, 4]), as_tensor([False, True, False, True])
     soft = as_tensor(rng.dirichlet(np.ones(TREE.n_bins), 4))
-    keep = ~idle
-    given = x.detach().where(keep[:, None], junk).requires_grad_()
-    good = x.detach()[keep].requires_grad_()
+    keep = ~ignored_rows
+    arguments = x.detach().where(keep[:, None], value).requires_grad_()
+    valid = x.detach()[keep].requires_grad_()
     options, weight = {"cross_entropy": 1.0, "reduction": reduction}, keep.double()
     target, rest = labels.where(keep, 77), labels[keep]
     if kind == "histograms":
-        target, rest = soft.where(keep[:, None], junk), soft[keep]
+        target, rest = soft.where(keep[:, None], value), soft[keep]
     if kind == "ignored labels":
-        options["ignore_index"], weight = 77, torch.where(keep, 1.0, junk)
-    loss = adapter.EMDLoss(TREE, **options)(given, target, weight)
-    ref = adapter.EMDLoss(TREE, cross_entropy=1.0, reduction=reduction)(good, rest)
+        options["ignore_index"], weight = 77, torch.where(keep, 1.0, value)
+    loss = adapter.EMDLoss(TREE, **options)(arguments, target, weight)
+    ref = adapter.EMDLoss(TREE, cross_entropy=1.0, reduction=reduction)(valid, rest)
     torch.testing.assert_close(loss[keep] if reduction == "none" else loss, ref)
-    assert reduction != "none" or (loss[idle] == 0.0).all()
-    first, product = _first_and_second(loss, given, x.detach())
-    ref_first, ref_product = _first_and_second(ref, good, x.detach()[keep])
+    assert reduction != "none" or (loss[ignored_rows] == 0.0).all()
+    first, product = _first_and_second(loss, arguments, x.detach())
+    ref_first, ref_product = _first_and_second(ref, valid, x.detach()[keep])
     torch.testing.assert_close(first[keep], ref_first)
     torch.testing.assert_close(product[keep], ref_product)
-    assert (first[idle] == 0.0).all()
-    assert (product[idle] == 0.0).all()
+    assert (first[ignored_rows] == 0.0).all()
+    assert (product[ignored_rows] == 0.0).all()
 
 
 def _first_and_second(loss, x, v):

@@ -102,7 +102,7 @@ def test_sinkhorn_rejects_invalid_input(rng):
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
     cost = torch.ones(5, 5, device=TORCH_DEVICE, requires_grad=True)
-    for bad, error, message in (
+    for invalid, error, message in (
         ({"q": q}, TypeError, "q: it requires grad"),
         ({"cost": cost}, TypeError, "cost: it requires grad"),
         ({"cost": np.ones((5, 5))}, TypeError, "cost: expected a torch.Tensor"),
@@ -111,7 +111,7 @@ def test_sinkhorn_rejects_invalid_input(rng):
     ):
         with pytest.raises(error, match=message):
             synchronized(
-                adapter.sinkhorn(**{"p": p, "q": q.detach(), "cost": TREE, "lam": 2} | bad)
+                adapter.sinkhorn(**{"p": p, "q": q.detach(), "cost": TREE, "lam": 2} | invalid)
             )
     wide = {"p": 1.001 * p, "q": q.detach(), "cost": TREE, "lam": 2.0}
     assert adapter.sinkhorn(**wide, validate=0.01).isfinite().all()

@@ -63,9 +63,9 @@ def main():
     def losses(n_rows):
         x = np.zeros((n_rows, 3), np.float32)
         labels, weights = np.zeros(n_rows, np.int64), np.ones(n_rows)
-        given = DeviceArray(x), DeviceArray(labels), fastemd.Chain(3)
-        fastemd.emd_loss(*given)
-        fastemd.emd_loss(*given, sample_weight=DeviceArray(weights))
+        inputs = DeviceArray(x), DeviceArray(labels), fastemd.Chain(3)
+        fastemd.emd_loss(*inputs)
+        fastemd.emd_loss(*inputs, sample_weight=DeviceArray(weights))
 
     with warnings.catch_warnings(action="error"):
         losses(5)
