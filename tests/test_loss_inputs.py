@@ -118,12 +118,6 @@ def test_emd_loss_accepts_any_memory_layout(rng, backend):
             "target: row 3 has mass at bin 0, which x excludes by -inf",
         ),
         (
-            with_entry((3, 0), 0.0, ZEROS + 1),
-            [0] * 4,
-            {"cross_entropy": 1.0, "normalize": "l1"},
-            "target: row 3 has mass at bin 0, which x excludes by 0.0",
-        ),
-        (
             with_entry((3, 0), -1.0, THIRDS),
             [0] * 4,
             {"normalize": "l1"},
@@ -157,6 +151,13 @@ def test_emd_loss_accepts_any_memory_layout(rng, backend):
             "ignore_index: needs labels .*; set sample_weight to 0",
         ),
         (ZEROS, [0] * 4, {"cross_entropy": -1.0}, "cross_entropy: expected"),
+        (
+            THIRDS,
+            [0] * 4,
+            {"cross_entropy": 1.0, "normalize": "l1"},
+            "cross_entropy: 1 with normalize='l1'; expected .*; add the cross entropy",
+        ),
+        (THIRDS, [0] * 4, {"cross_entropy": 0.5, "normalize": None}, "normalize=None; expected"),
         (ZEROS, [0] * 4, {"reduction": "max"}, "reduction: expected one of"),
         (ZEROS, [0] * 4, {"normalize": "l2"}, "normalize: expected"),
         (ZEROS, [0] * 4, {"normalize": np.zeros(2)}, "normalize: expected .*array"),

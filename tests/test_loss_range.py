@@ -8,7 +8,6 @@ from tests.support import naive
 from tests.support.device import cpu
 from tests.support.losses import (
     CHAIN,
-    FLAT,
     ZEROS,
     loss_and_gradient,
     loss_hessian_diag,
@@ -82,59 +81,24 @@ def test_losses_reject_cross_entropy_beyond_float64(backend):
         backend.emd_loss(ZEROS, [0] * 4, CHAIN, cross_entropy=10**400)
 
 
-@pytest.mark.parametrize("least", [1e-100, 1e-160, 1e-300, 5e-324])
-@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
-def test_cross_entropy_of_tiny_shares(least, labelled, backend):
-    """Derivatives are exact up to overflow, and never NaN."""
-    x = np.array([least, 1.0, 1.0])
-    v, n = np.array([1.0, 2.0, -4.0]), 3
-    space, target = fastemd.Chain(n, [0, 0]), 0 if labelled else np.array([0.5, 0.5, 0.0])
-    q = naive.one_hot(target, n)
-    keywords = {"normalize": "l1", "cross_entropy": 1.0}
-    total, where = x.sum(), q > 0
-    loss, grad = backend.emd_loss(x, target, space, **keywords)
-    assert_close(loss, (q[where] * (np.log(total) - np.log(x[where]))).sum())
-    with np.errstate(over="ignore"):
-        first, second = q / x, q / x / x
-    np.testing.assert_allclose(grad[1:], (1 / total - first)[1:])
-    diagonal = backend.emd_loss_hessian_diag(x, target, space, **keywords)
-    np.testing.assert_allclose(diagonal[1:], (second - 1 / total**2)[1:])
-    product = backend.emd_loss_hvp(x, target, v, space, **keywords)
-    np.testing.assert_allclose(product[1:], (second * v - v.sum() / total**2)[1:])
-    if least > 1e-290:
-        np.testing.assert_allclose(grad[0], -first[0])
-    if least > 1e-145:
-        np.testing.assert_allclose([diagonal[0], product[0]], second[0])
-    p = np.array([least, 0.5, 0.5])
-    keywords["normalize"] = None
-    loss, grad = backend.emd_loss(p, target, space, **keywords)
-    assert_close(loss, -(q[where] * np.log(p[where])).sum())
-    second = backend.emd_loss_hessian_diag(p, target, space, **keywords)
-    for result in (grad, second, backend.emd_loss_hvp(p, target, v, space, **keywords)):
-        assert (np.abs(result) > min(0.1 / least, 1e280)).all()
-    second = backend.emd_loss_hessian_diag([least, 1.0], 0, FLAT, **keywords)
-    assert (second > min(0.1 / least, 1e280)).all()
-
-
 @pytest.mark.parametrize("total", [1e-160, 1e-300, 1e300])
 def test_l1_of_any_total(total, backend):
-    x, ones = np.array([[total, 0.0], [total / 2, total / 2]]), np.ones((2, 2))
+    x, ones = np.array([[1.0, 0.0], [0.5, 0.5]]), np.ones((2, 2))
+    space, soft = fastemd.Chain(2), np.full((2, 2), 0.5)
     keywords = {"normalize": "l1", "reduction": "sum"}
-    flat, soft = FLAT, np.full((2, 2), 0.5)
-    for c in (0.0, 1.0):
-        loss, grad = backend.emd_loss(x, [0, 0], flat, cross_entropy=c, **keywords)
-        assert_close(loss, c * np.log(2))
-        assert_close(grad * total, c * np.array([[0.0, 1.0], [-1.0, 1.0]]))
-        for results in (
-            backend.emd_loss_hessian_diag(x, [0, 0], flat, cross_entropy=c, **keywords),
-            backend.emd_loss_hvp(x, [0, 0], ones, flat, cross_entropy=c, **keywords),
-            backend.emd_loss_hessian_diag(x[1:], soft[1:], flat, cross_entropy=c, **keywords),
-        ):
-            assert not np.isnan(results).any()
-    x[1] = total, max(total * 1e-157, 5e-324)
-    assert not np.isnan(
-        backend.emd_loss_hvp(x, [0, 1], ones, flat, cross_entropy=1.0, **keywords)
-    ).any()
+    loss, grad = backend.emd_loss(total * x, [0, 0], space, **keywords)
+    scaled = backend.emd_loss(x, [0, 0], space, **keywords)
+    assert_close(loss, scaled[0])
+    assert_close(grad * total, scaled[1])
+    for results in (
+        backend.emd_loss_hessian_diag(total * x, [0, 0], space, **keywords),
+        backend.emd_loss_hvp(total * x, [0, 0], ones, space, **keywords),
+        backend.emd_loss_hessian_diag(total * x[1:], soft[1:], space, **keywords),
+    ):
+        assert not np.isnan(results).any()
+    x[1] = 1.0, 1e-157
+    product = backend.emd_loss_hvp(total * x, [0, 1], ones, space, **keywords)
+    assert not np.isnan(product).any()
 
 
 def test_emd_loss_of_largest_logits(backend):
@@ -167,16 +131,13 @@ def test_emd_loss_beyond_float32_is_infinite(backend):
 
 
 @pytest.mark.parametrize("mask", [-np.inf, -1e9])
-@pytest.mark.parametrize("normalize", ["softmax", "l1"])
-def test_cross_entropy_treats_negative_target_masses_as_zero(mask, normalize, backend):
+def test_cross_entropy_treats_negative_target_masses_as_zero(mask, backend):
     """They are within the tolerance, but their terms of masked classes would be infinite."""
     x = np.array([[0.0, mask, 0.5], [0.0, 1.0, 0.5]])
-    if normalize == "l1":
-        x = np.exp(x)
     target = np.array([[1.0, -4e-6, 4e-6], [-3e-6, 1.0, 3e-6]])
     positive = np.maximum(target, 0.0)
     space = fastemd.Chain(3, [0, 0])  # only the cross entropy remains
-    keywords = {"cross_entropy": 1.0, "normalize": normalize, "reduction": "none"}
+    keywords = {"cross_entropy": 1.0, "reduction": "none"}
     comp = backend.emd_loss(x, target, space, **keywords)
     for ours, theirs in zip(comp, backend.emd_loss(x, positive, space, **keywords), strict=True):
         assert_close(ours, theirs)

@@ -75,7 +75,8 @@ def test_losses_do_not_read_ignored_rows(normalize, kind, reduction, value, dtyp
     ignored_rows[[3, 4]] = True, False
     x[ignored_rows] = value
     x[3] = -np.inf if normalize == "softmax" else 0.0
-    keywords = {"normalize": normalize, "cross_entropy": 1.0, "reduction": reduction}
+    added = 1.0 if normalize == "softmax" else 0.0
+    keywords = {"normalize": normalize, "cross_entropy": added, "reduction": reduction}
     counts = {"sample_weight": 1.0 - ignored_rows}
     if kind == "ignored labels":
         counts, target = {"ignore_index": -100}, np.where(ignored_rows, -100, target)

@@ -3,9 +3,6 @@
 import numba
 import numpy as np
 import pytest
-
-import fastemd
-from fastemd.kernels import edges
 from fastemd.kernels.lanes import (
     address,
     aligned,
@@ -16,6 +13,9 @@ from fastemd.kernels.lanes import (
     put_number,
     store,
 )
+
+import fastemd
+from fastemd.kernels import edges
 
 LANES = 8
 _lanes_at = at(LANES)

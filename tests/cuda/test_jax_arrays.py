@@ -1,17 +1,15 @@
 """Arrays of JAX on a CUDA device, and the handlers that XLA calls with device memory."""
 
 import ctypes
-import dataclasses
 import json
 
 import numpy as np
 import pytest
+from fastemd.jax.registry import number_of
 
 import fastemd
-from fastemd import devices
-from fastemd.losses import LossCall
-from fastemd.registry import number_of
-from tests.support.device import DeviceArray, on_host, simulator
+from fastemd import backends
+from tests.support.device import DeviceArray, DeviceBackend, emd_loss_hvp, on_host, simulator
 from tests.support.frameworks import needed
 from tests.support.strategies import random_pair
 
@@ -33,16 +31,16 @@ class Pending(DeviceArray):
 @simulator
 def test_functions_synchronize_arrays_of_jax(monkeypatch, rng):
     """Both the arrays of the user and their casts and broadcasts."""
-    make = devices.LIBRARIES["device"]
 
-    def pending(array):
-        return dataclasses.replace(
-            make(array),
-            cast=lambda array, dtype: Pending(array.numbers.astype(dtype)),
-            spread=lambda array, shape: Pending(np.array(np.broadcast_to(array.numbers, shape))),
-        )
+    class PendingBackend(DeviceBackend):
+        def convert(self, array, dtype):
+            return Pending(array.numbers.astype(dtype))
 
-    monkeypatch.setitem(devices.LIBRARIES, "device", pending)
+        def expand(self, array, shape):
+            return Pending(np.array(np.broadcast_to(array.numbers, shape)))
+
+    monkeypatch.setitem(backends.BACKENDS, "device", backends.Row(cuda=PendingBackend))
+    backends._row.cache_clear()
     p, q = random_pair(rng, (1, 3, 1, 3))[0], random_pair(rng, (2, 1, 2, 3), np.float32)[1]
     value = fastemd.emd(Pending(p), Pending(q), CHAIN, 2)
     np.testing.assert_allclose(on_host(value), fastemd.emd(p, q, CHAIN, 2), rtol=1e-12)
@@ -58,14 +56,14 @@ def test_functions_synchronize_arrays_of_jax(monkeypatch, rng):
 @pytest.fixture
 def jax_on_device(monkeypatch):
     jax = needed("jax")
-    from fastemd import target
+    from fastemd.kernels.cuda import numba_cuda
     from tests.support import simulator
 
     def refuse(*args):
         raise AssertionError("memory that JAX does not own")
 
     simulator.take_jax(monkeypatch)
-    monkeypatch.setattr(target, "empty", refuse)
+    monkeypatch.setattr(numba_cuda, "empty", refuse)
     return jax
 
 
@@ -224,7 +222,6 @@ def test_handler_of_loss_writes_to_buffers_of_xla(
     np.testing.assert_array_equal(grad, ref[1])
     v, product = rng.normal(size=(3, n)).astype(dtype), np.ones((3, n), dtype)
     assert OnDevice("loss_product")([x, target, *others, v], [product], constants) is None
-    call = LossCall(space, 2, "softmax", 0.5, x=x, target=target, v=v, weight=(*others, None)[0])
-    ref = call.values_and_derivatives("loss_product", None, "none")[1]
+    ref = emd_loss_hvp(x, target, v, space, 2, cross_entropy=0.5, reduction="none", **weights)
     np.testing.assert_allclose(product, ref, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-6)
     fastemd.synchronize()
