@@ -23,13 +23,14 @@ def bad_target(target: object) -> NoReturn:
 
 
 def check_cross_entropy(value: object, normalize: str | None = "softmax") -> float:
-    added = check_amount("cross_entropy", value, zero=True)
-    if added and normalize != "softmax":
+    """Return the amount of cross entropy, which is > 0 for logits only."""
+    amount = check_amount("cross_entropy", value, zero=True)
+    if amount and normalize != "softmax":
         raise ValueError(
-            f"cross_entropy: {added:g} with normalize={normalize!r}; expected normalize='softmax' "
-            "or cross_entropy=0; add the cross entropy of your framework to the loss"
+            f"cross_entropy: available with normalize='softmax' only, got {amount:g} with "
+            f"normalize={normalize!r}; set it to 0 and add the framework's own cross entropy"
         )
-    return added
+    return amount
 
 
 def check_normalize(value: object) -> None:
