@@ -13,17 +13,26 @@ except ModuleNotFoundError as error:
 
 from torch import Tensor
 
-from fastemd.registry import number_of
+from fastemd import adapters
 from fastemd.spaces import GroundSpace
-from fastemd.torch.operators import distances, values
+from fastemd.torch.operators import Edges, distances, edges_of, new_edges, values
 
-_number_of = torch.compiler.assume_constant_result(number_of)
+_FRAMEWORK = adapters.Framework(
+    torch,
+    is_floating=lambda dtype: dtype.is_floating_point,
+    default_type=lambda: torch.float64,
+    cast=lambda tensor, dtype: tensor if tensor.dtype == dtype else tensor.to(dtype),
+    broadcast=torch.broadcast_tensors,
+    constant=Tensor.detach,
+    scalar=lambda number, dtype: number,
+)
+_edges_of = torch.compiler.assume_constant_result(edges_of)
 
 
 def emd(
     p: Tensor, q: Tensor, space: GroundSpace, rho: float, *, validate: bool | float = True
 ) -> Tensor:
-    """EMD^rho between histograms on a chain or tree, differentiable twice in both.
+    """Return EMD^rho between histograms on a chain or tree, differentiable twice in both.
 
     Parameters
     ----------
@@ -47,13 +56,13 @@ def emd(
     Raises
     ------
     ValueError
-        If shapes do not fit, `rho` is < 1 or a histogram is bad; the message names the row.
+        If shapes do not fit, `rho` is < 1 or a histogram is invalid; the message names the row.
     TypeError
         If an argument is of another kind, or neither on the CPU nor on CUDA.
 
     Notes
     -----
-    On CUDA bad histograms are complained of later, by `fastemd.synchronize`.
+    On CUDA invalid histograms raise later, in `fastemd.synchronize`.
 
     The first derivative is `fastemd.emd_grad`, projected onto what conserves the mass; it comes
     with the value, in one pass. The second derivative is `fastemd.emd_hvp`. `torch.func.grad`,
@@ -70,15 +79,13 @@ def emd(
     >>> logits.grad
     tensor([[-0.2288, -0.1765,  0.4053]])
     """
-    if not isinstance(space, GroundSpace):
-        validation.not_a_space(space)
+    adapters.check_space(space)
     _check_tensors(space.n_bins, p=p, q=q)
     _check_devices(p=p, q=q)
-    dtype = _computing_type(p.dtype, q.dtype)
-    tolerance = validation.check_validate(validate, _mass_tolerance(p.dtype, q.dtype))
-    p, q = _broadcast(p.to(dtype), q.to(dtype))
-    constants = validation.check_rho(rho), tolerance
-    return values(p, q, None, "emd", _number_of(space), *constants)
+    tolerance = adapters.mass_tolerance(_FRAMEWORK, p, q)
+    constants = validation.check_rho(rho), validation.check_validate(validate, tolerance)
+    p, q = adapters.pairs(_FRAMEWORK, p, q)
+    return values("emd", p, q, *_edges_of(space, p.device), *constants)
 
 
 def sinkhorn(
@@ -93,7 +100,7 @@ def sinkhorn(
     dtype: torch.dtype | None = None,
     validate: bool | float = True,
 ) -> Tensor:
-    """Sinkhorn distance between histograms, differentiable once in `p`: a loss to compare with.
+    """Return Sinkhorn distances between histograms, differentiable once in `p`.
 
     Parameters
     ----------
@@ -144,17 +151,17 @@ def sinkhorn(
     for name, tensor in (("q", q), ("cost", cost)):
         if isinstance(tensor, Tensor) and tensor.requires_grad:
             validation.no_gradient(name)
-    common = _computing_type(p.dtype, q.dtype)
+    tolerance = adapters.mass_tolerance(_FRAMEWORK, p, q)
+    tolerance = validation.check_validate(validate, tolerance)
+    p, q = adapters.pairs(_FRAMEWORK, p, q)
     options = {"lam": lam, "max_iter": max_iter, "tol": tol, "method": method}
-    options["dtype"] = str(dtype or common).removeprefix("torch.")
-    tolerance = validation.check_validate(validate, _mass_tolerance(p.dtype, q.dtype))
+    options["dtype"] = str(dtype or p.dtype).removeprefix("torch.")
     options["validate"] = tolerance >= 0.0 and tolerance
-    p, q = _broadcast(p.to(common), q.to(common))
-    return distances(p, q, cost, options)
+    return distances(p, q, cost, options)[0]
 
 
 class EMDLoss(torch.nn.Module):
-    """EMD^rho between what a model puts out and targets, as a loss to train with.
+    """Compute EMD^rho between what a model predicts and targets, as a loss to train with.
 
     Parameters
     ----------
@@ -166,9 +173,10 @@ class EMDLoss(torch.nn.Module):
         How `x` becomes a histogram: as logits, by division by its sum (it is >= 0), or as
         it is.
     cross_entropy : float
-        Add this many times the cross entropy.
+        Add this many times the cross entropy; with "softmax" only.
     ignore_index : int, optional
-        Rows with this label are ignored.
+        Rows with this label are ignored. A number that the type of the labels cannot hold ignores
+        none.
     reduction : {"mean", "sum", "none"}
         As in `torch.nn.CrossEntropyLoss`, but the mean of nothing is 0.
 
@@ -186,17 +194,20 @@ class EMDLoss(torch.nn.Module):
 
     Notes
     -----
-    Call it with ``x`` (..., N), ``target`` and, if wanted, ``sample_weight``, the weight of every
+    Call it with ``x`` (..., N), ``target`` and, optionally, ``sample_weight``, the weight of every
     row (>= 0, which is not checked); both broadcast to the rows of ``x``. The target is either
     labels (...) of an integer type or histograms (..., N); no gradient flows to it. A row of weight
     0 or with the ignored label is not read: whatever it holds, NaN included, its loss and gradient
-    are 0. The classes are the last axis,
-    also where `torch.nn.CrossEntropyLoss` wants them second. float16 and bfloat16 are computed in
-    float32, and the loss is of that type.
+    are 0. The classes are the last axis, also where `torch.nn.CrossEntropyLoss` has them second.
+    float16 and bfloat16 are computed in float32, and the loss is of that type.
 
     Loss and gradient take one pass, without a tensor of the size of ``x`` but the gradient.
-    On CUDA bad rows are complained of later, by `fastemd.synchronize`.
+    On CUDA invalid rows raise later, in `fastemd.synchronize`.
     Differentiable twice; transforms and `torch.compile` as for `emd`.
+
+    The edges of the ground space are the buffers ``parents``, ``lengths`` and ``shares``. They
+    follow the module from device to device, but stay int64 and float64. They are not part of
+    the ``state_dict``, which is empty.
 
     Examples
     --------
@@ -206,6 +217,10 @@ class EMDLoss(torch.nn.Module):
     >>> loss(logits, torch.tensor([0, 1]))
     tensor(2.8032, grad_fn=<MeanBackward0>)
     """
+
+    parents: Tensor
+    lengths: Tensor
+    shares: Tensor
 
     def __init__(
         self,
@@ -218,17 +233,29 @@ class EMDLoss(torch.nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        if not isinstance(space, GroundSpace):
-            validation.not_a_space(space)
-        validation.check_normalize(normalize)
-        validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
-        self.space, self.rho = space, validation.check_rho(rho)
-        self.normalize, self.reduction = normalize, reduction
-        self.cross_entropy = validation.check_cross_entropy(cross_entropy)
+        self.rho, self.cross_entropy = adapters.check_loss_options(
+            space, rho, normalize, cross_entropy, reduction
+        )
+        self.space, self.normalize, self.reduction = space, normalize, reduction
         self.ignore_index = ignore_index
+        # Not persistent: the space is an argument, not something learned, and a state_dict of a
+        # model whose loss had no buffers loads with strict=True.
+        for name, tensor in zip(_BUFFERS, new_edges(space), strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "EMDLoss":
+        """Move the buffers to the device of `fn`, but not to its type or content.
+
+        A length in float16 would be another length, and `to_empty` has no numbers.
+        """
+        super()._apply(fn, recurse)
+        device = self.lengths.device
+        for name, tensor in zip(_BUFFERS, edges_of(self.space, device), strict=True):
+            self._buffers[name] = tensor
+        return self
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Return the options that `print` shows."""
         parts = [f"{self.space!r}, rho={self.rho:g}"]
         defaults = {"normalize": "softmax", "cross_entropy": 0.0, "ignore_index": None}
         for name, default in {**defaults, "reduction": "mean"}.items():
@@ -237,7 +264,7 @@ class EMDLoss(torch.nn.Module):
         return ", ".join(parts)
 
     def forward(self, x: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """The loss; see the class."""
+        """Return the loss; see the class."""
         _check_tensors(self.space.n_bins, x=x)
         if not isinstance(target, Tensor) or target.requires_grad:
             validation.bad_target(target)
@@ -245,79 +272,20 @@ class EMDLoss(torch.nn.Module):
         if sample_weight is not None:
             _check_tensor("sample_weight", sample_weight)
         _check_devices(x=x, target=target, sample_weight=sample_weight)
-        labelled = not target.is_floating_point()
         if target.dtype == torch.bool:
             validation.check_target(np.dtype(bool))
-        validation.check_target_shape(tuple(target.shape), tuple(x.shape), labelled)
-        dtype, rows = _computing_type(x.dtype, target.dtype), x.shape[:-1]
-        target = target.expand(rows if labelled else x.shape)
-        weight = None if sample_weight is None else _weights(sample_weight, rows, dtype)
-        counted = self._counted(target, labelled, weight)
-        losses = values(
-            x.to(dtype),
-            target if labelled else target.to(dtype),
-            counted,
-            "emd_loss",
-            _number_of(self.space),
-            self.rho,
-            _mass_tolerance(x.dtype, target.dtype),
-            self.normalize or "none",
-            self.cross_entropy,
-        )
-        if counted is not None:
-            weight = counted.to(dtype) if weight is None else weight.where(counted, 0.0)
-        return self._reduced(losses, weight)
-
-    def _counted(self, target: Tensor, labelled: bool, weight: Tensor | None) -> Tensor | None:
-        """Which rows count, if not all do: without the ignored label, of a weight that is not 0."""
-        counted = None
-        if self.ignore_index is not None:
-            ignored = validation.check_ignore_index(self.ignore_index, labelled)
-            limits = torch.iinfo(target.dtype)
-            if limits.min <= ignored <= limits.max:
-                counted = target != ignored
-        if weight is not None:
-            counted = weight != 0.0 if counted is None else counted & (weight != 0.0)
-        return counted
-
-    def _reduced(self, losses: Tensor, weight: Tensor | None) -> Tensor:
-        """The losses of the rows, of which those that do not count are 0, as `reduction` says."""
-        if weight is None:
-            if self.reduction == "mean" and losses.numel():
-                return losses.mean()
-            return losses if self.reduction == "none" else losses.sum()
-        if self.reduction == "mean" and losses.numel():  # the sum of the weights might overflow
-            largest = weight.detach().amax()
-            weight = weight / largest.where(largest > 0.0, 1.0)
-        weighted = (losses * weight).to(losses.dtype)
-        if self.reduction == "none":
-            return weighted
-        if self.reduction == "sum":
-            return weighted.sum()
-        total = weight.sum().to(losses.dtype)
-        return weighted.sum() / total.where(total > 0.0, 1.0)
+        kept = adapters.kept_labels(_FRAMEWORK, target, self.ignore_index)
+        tolerance = adapters.mass_tolerance(_FRAMEWORK, x, target)
+        x, target, counted, weight = adapters.loss_rows(_FRAMEWORK, x, target, kept, sample_weight)
+        edges: Edges = self.parents, self.lengths, self.shares
+        if self.lengths.device != x.device:  # the module was not moved to the device of the data
+            edges = _edges_of(self.space, x.device)
+        constants = self.rho, tolerance, self.normalize or "none", self.cross_entropy
+        losses = values("emd_loss", x, target, counted, *edges, *constants)
+        return adapters.reduced(_FRAMEWORK, losses, weight, self.reduction)
 
 
-def _weights(sample_weight: Tensor, rows: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The weight of every row, in its own type or in that of the losses, whatever is wider."""
-    if not sample_weight.is_floating_point():
-        sample_weight = sample_weight.to(dtype)
-    sample_weight = sample_weight.to(torch.promote_types(sample_weight.dtype, dtype))
-    try:
-        return sample_weight.expand(rows)
-    except RuntimeError:
-        shapes = {"sample_weight": tuple(sample_weight.shape), "x": tuple(rows)}
-        validation.do_not_broadcast(shapes)
-
-
-def _broadcast(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    if p.shape == q.shape:
-        return p, q
-    try:
-        p, q = torch.broadcast_tensors(p, q)
-    except RuntimeError:
-        validation.do_not_broadcast({"p": tuple(p.shape[:-1]), "q": tuple(q.shape[:-1])})
-    return p, q
+_BUFFERS = "parents", "lengths", "shares"
 
 
 def _check_tensors(n_bins: int, **tensors: Any) -> None:
@@ -327,7 +295,7 @@ def _check_tensors(n_bins: int, **tensors: Any) -> None:
 
 
 def _check_tensor(name: str, tensor: Any) -> None:
-    """A dense tensor of real numbers."""
+    """Raise unless the argument is a dense tensor of real numbers."""
     if not isinstance(tensor, Tensor):
         validation.not_a_tensor(name, tensor)
     if tensor.layout != torch.strided:
@@ -337,22 +305,10 @@ def _check_tensor(name: str, tensor: Any) -> None:
 
 
 def _check_devices(**tensors: Tensor | None) -> None:
-    """All on one, the CPU, CUDA, or `meta`: there torch has shapes without numbers."""
+    """Raise unless all are on one device: the CPU, CUDA, or `meta`, which has shapes only."""
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     name, first = next(iter(devices.items()))
     if any(device != first for device in devices.values()):
         validation.mixed_devices({name: str(device) for name, device in devices.items()})
     if first.type not in ("cpu", "cuda", "meta"):
         validation.unknown_device(name, str(first))
-
-
-def _computing_type(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    common = torch.promote_types(a, b)
-    if not common.is_floating_point:
-        return torch.float64
-    return torch.float32 if common.itemsize < 4 else common
-
-
-def _mass_tolerance(*dtypes: torch.dtype) -> float:
-    """As `validation.mass_tolerance`, also for types that NumPy does not have."""
-    return validation.tolerance_of(*(torch.finfo(x).eps for x in dtypes if x.is_floating_point))

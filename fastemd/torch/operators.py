@@ -1,9 +1,14 @@
-"""The kernels as operators of torch, and their derivatives."""
+"""The kernels as operators of torch, and their derivatives.
 
+A ground space is three tensors: `parents`, `lengths` and `shares` of its edge layout by levels.
+"""
+
+import concurrent.futures
 import functools
 import inspect
 import math
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,43 +17,109 @@ from torch import Tensor
 from fastemd import validation
 from fastemd.functions import emd_value_and_grad
 from fastemd.hessians import emd_hvp
+from fastemd.layout import EdgeLayout
 from fastemd.losses import LossCall
-from fastemd.registry import space_of
 from fastemd.sinkhorn import sinkhorn
 from fastemd.spaces import GroundSpace
 
-# The kernels as operators, which torch.compile takes as they are: values and derivatives of rows,
-# and second derivatives times vectors. Declared like this they cost 3 us per call, by
-# `torch.library.custom_op` 11.
+# -- ground spaces as tensors ----------------------------------------------------------------------
 
-_SCHEMAS = {
-    "emd": "Tensor p, Tensor q, {} SymInt space, float rho, float tolerance",
-    "emd_loss": (
-        "Tensor x, Tensor target, Tensor? counted, {} SymInt space, float rho, float tolerance, "
-        "str normalize, float cross_entropy"
-    ),
-}
-for _name, _schema in _SCHEMAS.items():
-    torch.library.define(f"fastemd::{_name}", f"({_schema.format('')}) -> (Tensor, Tensor)")
-    torch.library.define(f"fastemd::{_name}_hvp", f"({_schema.format('Tensor v,')}) -> Tensor")
+Edges = Sequence[Tensor]  # parents, lengths, shares
+
+_edges: weakref.WeakKeyDictionary[GroundSpace, dict[torch.device, Edges]]
+_edges = weakref.WeakKeyDictionary()
+_spaces: dict[tuple[int, ...], Any] = {}  # by the ids of live tensors and the number of bins
 
 
-@torch.library.register_fake("fastemd::emd")
-@torch.library.register_fake("fastemd::emd_loss")
-def _(first: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return first.new_empty(first.shape[:-1]), first.new_empty(first.shape)
+def new_edges(space: GroundSpace) -> Edges:
+    """Return new tensors of the edges of a space, on torch's default device."""
+    return [torch.tensor(array) for array in space.layout("levels").edges]
 
 
-@torch.library.register_fake("fastemd::emd_hvp")
-@torch.library.register_fake("fastemd::emd_loss_hvp")
-def _(first: Tensor, *rest: Any) -> Tensor:
-    return first.new_empty(first.shape)
+def edges_of(space: GroundSpace, device: torch.device) -> Edges:
+    """Return the tensors of the edges of a space on a device, the same in every call."""
+    on_devices = _edges.setdefault(space, {})
+    if device not in on_devices:
+        # Another thread has no FakeTensorMode, torch.func transform or inference mode. Tensors
+        # that are made under one cannot be used after it.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            on_devices[device] = pool.submit(_uploaded_edges, space, device).result()
+    return on_devices[device]
+
+
+def _uploaded_edges(space: GroundSpace, device: torch.device) -> Edges:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        device = torch.device("cpu")  # for fake tensors
+    edges = [tensor.to(device) for tensor in new_edges(space)]
+    _remember(edges, space.layout("levels"))
+    return edges
+
+
+def _space_of(edges: Edges, n_bins: int) -> Any:
+    """Return the ground space of tensors, as far as the functions on arrays need it."""
+    parents, lengths, shares = edges
+    space = _spaces.get((id(parents), id(lengths), id(shares), n_bins))
+    if space is None:
+        arrays = [tensor.detach().contiguous().cpu().numpy() for tensor in edges]
+        validation.check_edges(n_bins, *arrays)
+        space = _remember(edges, EdgeLayout.over(n_bins, *arrays))
+    return space
+
+
+def _remember(edges: Edges, layout: EdgeLayout) -> GroundSpace:
+    """Cache the space of tensors as long as all of them live."""
+    space = GroundSpace.__new__(GroundSpace)
+    space.__dict__.update(n_bins=layout.n_bins, _layouts={"levels": layout})
+    key = *map(id, edges), layout.n_bins
+    _spaces[key] = space
+    for tensor in edges:
+        weakref.finalize(tensor, _spaces.pop, key, None)
+    return space
+
+
+# -- the kernels -----------------------------------------------------------------------------------
+
+
+def _emd(p: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *edges, rho, tolerance = rest
+    space, validate = _space_of(edges, p.shape[-1]), tolerance >= 0.0 and tolerance
+    result: tuple[Tensor, Tensor] = emd_value_and_grad(
+        p.detach(), q.detach(), space, rho, validate=validate
+    )
+    return result
+
+
+def _emd_hvp(v: Tensor, p: Tensor, q: Tensor, *rest: Any) -> Tensor:
+    *edges, rho, _ = rest
+    p, q, v, space = p.detach(), q.detach(), v.detach(), _space_of(edges, p.shape[-1])
+    product: Tensor = emd_hvp(p, q, v, space, rho, validate=False)
+    return product
+
+
+def _emd_loss(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _loss("loss", x.detach(), *rest)
+
+
+def _emd_loss_hvp(v: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    return _loss("loss_product", x.detach(), *rest, v=v.detach())[1]
+
+
+def _loss(
+    operation: str, x: Tensor, target: Tensor, counted: Tensor | None, *rest: Any, **v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the losses and derivatives of all rows; those that are not `counted` are not read."""
+    *edges, rho, tolerance, normalize, cross_entropy = rest
+    call = LossCall(
+        _space_of(edges, x.shape[-1]), rho, None if normalize == "none" else normalize,
+        cross_entropy, weight=counted, tolerance=tolerance, x=x, target=target, **v,
+    )  # fmt: skip
+    return call.values_and_derivatives(operation, None, "none")
 
 
 def _keeping_threads(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Whenever Numba starts its threads torch keeps the number of its own.
+    """Restore torch's number of threads after a call in which Numba starts its own.
 
-    If both use the same OpenMP library, that changes it once per process.
+    If both use the same OpenMP library, that changes the number once per process.
     """
 
     @functools.wraps(function)
@@ -63,141 +134,113 @@ def _keeping_threads(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _implements(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """On the CPU and on CUDA."""
-    register = torch.library.impl(name, ("cpu", "cuda"))
-    return lambda function: register(_keeping_threads(function))
+def _register(name: str, schema: str, *functions: Callable[..., Any]) -> None:
+    """Make the functions for values and for products operators on the CPU and on CUDA.
+
+    torch.compile takes operators as they are. Declared like this they cost 3 us per call, by
+    `torch.library.custom_op` 11.
+    """
+    schema = schema.format(
+        "Tensor parents, Tensor lengths, Tensor shares, float rho, float tolerance"
+    )
+    forms = (name, "({}) -> (Tensor, Tensor)"), (f"{name}_hvp", "(Tensor v, {}) -> Tensor")
+    for (operator, form), function, fake in zip(forms, functions, _FAKES, strict=True):
+        torch.library.define(f"fastemd::{operator}", form.format(schema))
+        torch.library.impl(f"fastemd::{operator}", ("cpu", "cuda"), _keeping_threads(function))
+        torch.library.register_fake(f"fastemd::{operator}", fake)
 
 
-@_implements("fastemd::emd")
-def _(p: Tensor, q: Tensor, space: int, rho: float, tolerance: float) -> tuple[Tensor, Tensor]:
-    p, q = p.detach(), q.detach()
-    result: tuple[Tensor, Tensor]
-    validate = tolerance >= 0.0 and tolerance
-    result = emd_value_and_grad(p, q, space_of(space), rho, validate=validate)
-    return result
+_FAKES = (  # of shapes without numbers
+    lambda rows, *rest: (rows.new_empty(rows.shape[:-1]), rows.new_empty(rows.shape)),
+    lambda v, *rest: v.new_empty(v.shape),
+)
+_register("emd", "Tensor p, Tensor q, {}", _emd, _emd_hvp)
+_register(
+    "emd_loss",
+    "Tensor x, Tensor target, Tensor? counted, {}, str normalize, float cross_entropy",
+    _emd_loss,
+    _emd_loss_hvp,
+)
 
 
-@_implements("fastemd::emd_hvp")
-def _(p: Tensor, q: Tensor, v: Tensor, space: int, rho: float, tolerance: float) -> Tensor:
-    p, q, v = p.detach(), q.detach(), v.detach()
-    product: Tensor = emd_hvp(p, q, v, space_of(space), rho, validate=False)
-    return product
-
-
-@_implements("fastemd::emd_loss")
-def _(x: Tensor, target: Tensor, counted: Tensor | None, *constants: Any) -> tuple[Tensor, Tensor]:
-    return _loss("loss", constants, counted, x=x.detach(), target=target)
-
-
-@_implements("fastemd::emd_loss_hvp")
-def _(x: Tensor, target: Tensor, counted: Tensor | None, v: Tensor, *constants: Any) -> Tensor:
-    inputs = {"x": x.detach(), "target": target, "v": v.detach()}
-    return _loss("loss_product", constants, counted, **inputs)[1]
-
-
-def _loss(
-    operation: str, constants: Any, counted: Tensor | None, **inputs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The losses and derivatives of all rows; those that are not `counted` are not read."""
-    number, rho, tolerance, normalize, cross_entropy = constants
-    normalize = None if normalize == "none" else normalize
-    call = LossCall(
-        space_of(number), rho, normalize, cross_entropy, weight=counted, tolerance=tolerance,
-        **inputs,
-    )  # fmt: skip
-    return call.values_and_derivatives(operation, None, "none")
-
-
-# Their derivatives, as functions that torch.func can transform.
+# -- derivatives, as functions that torch.func can transform ---------------------------------------
 
 
 @torch.compiler.allow_in_graph  # left to autograd, which is better at it than Dynamo
-def values(
-    first: Tensor, second: Tensor, counted: Tensor | None, operator: str, *constants: Any
-) -> Tensor:
-    """The value of every row; `counted` is for losses, `constants` those of the schema."""
-    return _Values.apply(first, second, counted, operator, *constants)[0]
+def values(operator: str, *arguments: Any) -> Tensor:
+    """Return the value of every row; `arguments` are those of the operator's schema."""
+    return _Values.apply(operator, *arguments)[0]
 
 
-def _tensors(operator: str, first: Tensor, second: Tensor, counted: Tensor | None) -> list[Any]:
-    """The leading arguments of an operator."""
-    return [first, second] if operator == "emd" else [first, second, counted]
+_N_ROWS = {"emd": 2, "emd_loss": 3}  # of the leading arguments with a number or bins for every row
 
 
 class _Values(torch.autograd.Function):
     """Values and derivatives. That these are an output makes it differentiable twice."""
 
     @staticmethod
-    def forward(
-        first: Tensor, second: Tensor, counted: Tensor | None, operator: str, *constants: Any
-    ) -> tuple[Tensor, Tensor]:
-        tensors = _tensors(operator, first, second, counted)
-        return getattr(torch.ops.fastemd, operator)(*tensors, *constants)
+    def forward(operator: str, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return getattr(torch.ops.fastemd, operator)(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        first, second, counted, ctx.operator, *ctx.constants = inputs
-        ctx.space = space_of(ctx.constants[0])  # lives until the last derivative
-        ctx.save_for_backward(first, second, counted, output[1])
+        ctx.operator, *arguments = inputs
+        n_tensors = _N_ROWS[ctx.operator] + 3
+        ctx.constants = arguments[n_tensors:]
+        ctx.save_for_backward(*arguments[:n_tensors], output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, to_value: Tensor | None, to_grad: Tensor | None) -> tuple[Any, ...]:
-        first, second, counted, grad = ctx.saved_tensors
+        *tensors, grad = ctx.saved_tensors
         to_first = None if to_value is None else to_value.unsqueeze(-1) * grad
         if to_grad is not None:
-            tensors = first, second, counted, to_grad
-            product = _Product.apply(*tensors, ctx.operator, *ctx.constants)
+            product = _Product.apply(ctx.operator, to_grad, *tensors, *ctx.constants)
             to_first = product if to_first is None else to_first + product
         to_second = None
-        if to_first is not None and ctx.needs_input_grad[1]:  # only `emd` of q
+        if to_first is not None and ctx.needs_input_grad[2]:  # only `emd` of q
             to_second = -to_first
-        return to_first, to_second, None, None, *[None] * len(ctx.constants)
+        return None, to_first, to_second, *[None] * (len(ctx.needs_input_grad) - 3)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
-        return _Values.apply(*_rows_first(info, in_dims, inputs)), (0, 0)
+    def vmap(info: Any, in_dims: Any, operator: str, *arguments: Any) -> tuple[Any, Any]:
+        n_rows = _N_ROWS[operator]
+        return _Values.apply(operator, *_rows_first(info, in_dims[1:], arguments, n_rows)), (0, 0)
 
 
 class _Product(torch.autograd.Function):
     """Second derivatives times vectors `v`, differentiable in `v`."""
 
     @staticmethod
-    def forward(
-        first: Tensor, second: Tensor, counted: Tensor | None, v: Tensor, operator: str,
-        *constants: Any,
-    ) -> Tensor:  # fmt: skip
-        tensors = _tensors(operator, first, second, counted)
-        return getattr(torch.ops.fastemd, f"{operator}_hvp")(*tensors, v, *constants)
+    def forward(operator: str, v: Tensor, *arguments: Any) -> Tensor:
+        return getattr(torch.ops.fastemd, f"{operator}_hvp")(v, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        first, second, counted, _, ctx.operator, *ctx.constants = inputs
-        ctx.space = space_of(ctx.constants[0])
-        ctx.save_for_backward(first, second, counted)
+        ctx.operator, _, *arguments = inputs
+        n_tensors = _N_ROWS[ctx.operator] + 3
+        ctx.constants = arguments[n_tensors:]
+        ctx.save_for_backward(*arguments[:n_tensors])
 
     @staticmethod
     def backward(ctx: Any, to_product: Tensor) -> tuple[Any, ...]:
-        rho = ctx.constants[1]
-        if any(ctx.needs_input_grad[:2]) and (ctx.operator != "emd" or rho not in (1.0, 2.0)):
+        rho = ctx.constants[0]
+        if any(ctx.needs_input_grad[2:4]) and (ctx.operator != "emd" or rho not in (1.0, 2.0)):
             validation.no_third_derivative(ctx.operator, rho)
-        to_v = _Product.apply(*ctx.saved_tensors, to_product, ctx.operator, *ctx.constants)
-        return None, None, None, to_v, None, *[None] * len(ctx.constants)
+        to_v = _Product.apply(ctx.operator, to_product, *ctx.saved_tensors, *ctx.constants)
+        return None, to_v, *[None] * (len(ctx.needs_input_grad) - 2)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
-        return _Product.apply(*_rows_first(info, in_dims, inputs)), 0
-
-
-def distances(p: Tensor, q: Tensor, cost: Tensor | GroundSpace, options: dict[str, Any]) -> Tensor:
-    """Sinkhorn distances by `fastemd.sinkhorn`, differentiable in `p`, of the shape of `q`."""
-    value: Tensor = _Sinkhorn.apply(p, q, cost, options)[0]
-    return value
+    def vmap(info: Any, in_dims: Any, operator: str, *arguments: Any) -> tuple[Any, Any]:
+        n_rows = 1 + _N_ROWS[operator]
+        return _Product.apply(operator, *_rows_first(info, in_dims[1:], arguments, n_rows)), 0
 
 
 class _Sinkhorn(torch.autograd.Function):
-    """Sinkhorn distances and what `fastemd.sinkhorn` calls their gradient with respect to `p`."""
+    """Sinkhorn distances and what `fastemd.sinkhorn` calls their gradient with respect to `p`.
+
+    `p` and `q` have one shape. The distances are differentiable in `p`.
+    """
 
     @staticmethod
     @_keeping_threads
@@ -224,23 +267,28 @@ class _Sinkhorn(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
         if in_dims[2] is not None:
-            validation.one_cost()
-        p, q = _rows_first(info, in_dims[:2], inputs[:2])
+            validation.not_mapped("cost")
+        p, q = _rows_first(info, in_dims[:2], inputs[:2], 2)
         return _Sinkhorn.apply(p, q, *inputs[2:]), (0, 0)
 
+
+distances = _Sinkhorn.apply
 
 # Torch asks for the signatures in every call; taken from here that is 25 us faster.
 for _function in (_Values.forward, _Product.forward):
     setattr(_function, "__signature__", inspect.signature(_function))  # noqa: B010
 
 
-def _rows_first(info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
-    """The axis that `vmap` took away, back in front of every tensor."""
-    moved = []
-    for value, dim in zip(inputs, in_dims, strict=True):
+def _rows_first(
+    info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...], n_rows: int
+) -> list[Any]:
+    """Move the mapped axis to the front of the first `n_rows` tensors; all others have none."""
+    moved = list(inputs)
+    for i, dim in enumerate(in_dims):
         if dim is not None:
-            value = value.movedim(dim, 0)
-        elif isinstance(value, Tensor):
-            value = value.expand(info.batch_size, *value.shape)
-        moved.append(value)
+            if i >= n_rows:
+                validation.not_mapped("space")
+            moved[i] = inputs[i].movedim(dim, 0)
+        elif i < n_rows and isinstance(inputs[i], Tensor):
+            moved[i] = inputs[i].expand(info.batch_size, *inputs[i].shape)
     return moved

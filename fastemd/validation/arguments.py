@@ -140,8 +140,30 @@ def no_gradient(name: str) -> NoReturn:
     raise TypeError(f"{name}: it requires grad, but there is none with respect to it; detach it")
 
 
-def one_cost() -> NoReturn:
-    raise TypeError("cost: vmap cannot map over it, all rows have one")
+def not_mapped(name: str) -> NoReturn:
+    raise TypeError(f"{name}: vmap cannot map over it, all rows share one; loop over it")
+
+
+def check_edges(n_bins: int, parents: Array, lengths: Array, shares: Array) -> None:
+    """Raise unless arrays are an edge layout over so many bins, as far as kernels rely on it."""
+    shape = parents.shape
+    if len(shape) != 1 or lengths.shape != shape or shares.shape != shape:
+        shapes = f"{shape}, {lengths.shape} and {shares.shape}"
+        raise ValueError(f"parents, lengths and shares: expected one per edge, got shapes {shapes}")
+    types = [str(array.dtype) for array in (parents, lengths, shares)]
+    if types != ["int64", "float64", "float64"]:
+        raise TypeError(
+            "parents, lengths and shares: expected int64, float64 and float64, got "
+            f"{', '.join(types)}"
+        )
+    n_edges, edge = parents.size, np.arange(parents.size)
+    chain = n_edges == n_bins
+    lowest = edge + 1 if chain else np.maximum(edge + 1, n_bins)
+    if n_edges < n_bins or not ((parents >= lowest) & (parents <= n_edges)).all():
+        raise ValueError(
+            f"parents: expected the edges of a ground space of {n_bins} bins, each before its "
+            "parent and those of the bins first; take the buffers of fastemd.torch.EMDLoss"
+        )
 
 
 def no_products() -> NoReturn:
