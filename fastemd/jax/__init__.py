@@ -1,10 +1,11 @@
 """EMD^rho as functions and losses of JAX: differentiable, under ``jit`` and ``vmap``."""
 
+import functools
 from typing import Any
 
 import numpy as np
 
-from fastemd import arrays, validation
+from fastemd import adapters, arrays, validation
 
 try:
     import jax
@@ -15,10 +16,20 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from fastemd.jax.programs import values
-from fastemd.registry import number_of, space_of
-from fastemd.spaces import GroundSpace
+from fastemd.jax.registry import number_of
 
-_kept: set[GroundSpace] = set()  # the programs that JAX compiles know them by number only
+_FRAMEWORK = adapters.Framework(
+    jnp,
+    is_floating=lambda dtype: jnp.issubdtype(dtype, jnp.floating),
+    default_type=lambda: jnp.result_type(float),
+    cast=lambda array, dtype: array if array.dtype == dtype else array.astype(dtype),
+    broadcast=jnp.broadcast_arrays,
+    constant=jax.lax.stop_gradient,
+    scalar=lambda number, dtype: dtype.type(number),
+)
+# Outside of jit every operation is launched alone. Compiled together they take one launch.
+_loss_rows = jax.jit(functools.partial(adapters.loss_rows, _FRAMEWORK), inline=True)
+_reduced = jax.jit(functools.partial(adapters.reduced, _FRAMEWORK), static_argnums=2, inline=True)
 
 
 def emd(
@@ -78,17 +89,12 @@ def emd(
     >>> jax.grad(loss)(logits).round(4)
     Array([-0.2288, -0.1765,  0.4053], dtype=float32)
     """
-    _check_space(space)
+    adapters.check_space(space)
     p, q = _array("p", p, space), _array("q", q, space)
-    dtype = _computing_type(p, q)
-    tolerance = validation.check_validate(validate, _mass_tolerance(p, q))
-    constants = _number_of(space), validation.check_rho(rho), tolerance
-    try:
-        rows = jnp.broadcast_shapes(p.shape[:-1], q.shape[:-1])
-    except ValueError:
-        validation.do_not_broadcast({"p": p.shape[:-1], "q": q.shape[:-1]})
-    p, q = (jnp.broadcast_to(x.astype(dtype), (*rows, space.n_bins)) for x in (p, q))
-    return values(p, (q,), "emd", *constants)
+    tolerance = adapters.mass_tolerance(_FRAMEWORK, p, q)
+    constants = validation.check_rho(rho), validation.check_validate(validate, tolerance)
+    p, q = adapters.pairs(_FRAMEWORK, p, q)
+    return values(p, (q,), "emd", number_of(space), *constants)
 
 
 def emd_loss(
@@ -119,7 +125,7 @@ def emd_loss(
     normalize : {"softmax", "l1", None}
         How `x` becomes a histogram.
     cross_entropy : float
-        Add this many times the cross entropy.
+        Add this many times the cross entropy; with "softmax" only.
     sample_weight : array_like, (...), optional
         Weight of every row, >= 0 (not checked); broadcasts to the rows. A row of weight 0 is not
         read: whatever it holds, NaN included, its loss and its derivatives, also in the weight,
@@ -163,44 +169,23 @@ def emd_loss(
     >>> fastemd.jax.emd_loss(logits, labels, fastemd.Chain(3), cross_entropy=1.0).round(4)
     Array(2.8032, dtype=float32)
     """
-    validation.check_normalize(normalize)
-    validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
-    cross_entropy = validation.check_cross_entropy(cross_entropy)
-    _check_space(space)
+    rho, cross_entropy = adapters.check_loss_options(
+        space, rho, normalize, cross_entropy, reduction
+    )
     x = _array("x", x, space)
-    target, ignored = _target(target, ignore_index)
-    labelled = jnp.issubdtype(target.dtype, jnp.integer)
-    validation.check_target_shape(target.shape, x.shape, labelled)
-    dtype, tolerance = _computing_type(x, target), _mass_tolerance(x, target)
-    constants = validation.check_rho(rho), tolerance, normalize, cross_entropy
-    x, rows = x.astype(dtype), x.shape[:-1]
-    target = target if labelled else jax.lax.stop_gradient(target.astype(dtype))
-    target = jnp.broadcast_to(target, rows if labelled else x.shape)
-    counted, weight = None, jnp.ones(rows, dtype)
+    target, kept = _target(target, ignore_index)
     if sample_weight is not None:
-        weight = _weight(sample_weight, rows, dtype)
-        counted = weight != 0
-    if ignored is not None:
-        kept = ~jnp.broadcast_to(ignored, rows)
-        counted = kept if counted is None else counted & kept
+        sample_weight = _array("sample_weight", sample_weight)
+    constants = rho, adapters.mass_tolerance(_FRAMEWORK, x, target), normalize, cross_entropy
+    x, target, counted, weight = _loss_rows(x, target, kept, sample_weight)
     second = (target,) if counted is None else (target, counted)
-    losses = values(x, second, "loss", _number_of(space), *constants)
-    if counted is not None:
-        weight = jnp.where(counted, weight, 0)
-    if reduction == "mean" and sample_weight is not None:
-        weight = _scaled(weight)
-    losses = losses * weight
-    if reduction == "none":
-        return losses.astype(dtype)
-    total = losses.sum()
-    if reduction == "mean":
-        weights = weight.sum()
-        total = total / jnp.where(weights > 0, weights, 1)
-    return total.astype(dtype)
+    losses = values(x, second, "loss", number_of(space), *constants)
+    result: jax.Array = _reduced(losses, weight, reduction)
+    return result
 
 
 def _array(name: str, value: Any, space: GroundSpace | None = None) -> jax.Array:
-    """The argument `name` as an array of real numbers, over the bins of `space` if given."""
+    """Return an argument as an array of real numbers; with a space, over its bins."""
     if not isinstance(value, jax.Array):
         value = _host_array(name, value, space)
     with np.errstate(all="ignore"):
@@ -213,7 +198,7 @@ def _array(name: str, value: Any, space: GroundSpace | None = None) -> jax.Array
 
 
 def _host_array(name: str, value: Any, space: GroundSpace | None) -> Any:
-    """A NumPy array of what is not JAX's, or an array that only JAX can read."""
+    """Return what is not JAX's as a NumPy array, or as an array that only JAX can read."""
     if isinstance(value, list | tuple) and _holds_jax(value):
         try:
             return jnp.asarray(value)
@@ -226,18 +211,17 @@ def _host_array(name: str, value: Any, space: GroundSpace | None) -> Any:
 
 
 def _holds_jax(value: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether a list holds arrays of JAX, which NumPy cannot read while they are traced."""
+    """Return whether a list holds arrays of JAX, which NumPy cannot read while they are traced."""
     return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
 
 
 def _target(value: Any, ignore_index: int | None) -> tuple[jax.Array, Any]:
-    """The target, labels in their own type; and whether labels are the ignored one."""
+    """Return the target, labels in their own type, and whether a row has another label."""
     if not isinstance(value, jax.Array):
         value = _host_array("target", value, None)
     validation.check_target(value.dtype)
-    labelled, ignored = jnp.issubdtype(value.dtype, jnp.integer), None
-    if ignore_index is not None:
-        ignored = _equal(value, validation.check_ignore_index(ignore_index, labelled))
+    kept = adapters.kept_labels(_FRAMEWORK, value, ignore_index)
+    labelled = jnp.issubdtype(value.dtype, jnp.integer)
     if labelled and isinstance(value, np.ndarray):
         # Without jax_enable_x64 JAX keeps the last 32 bits only, which may be another label.
         limits = jnp.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
@@ -245,56 +229,4 @@ def _target(value: Any, ignore_index: int | None) -> tuple[jax.Array, Any]:
     target = _array("target", value)
     if labelled and jnp.iinfo(target.dtype).bits < 8:
         target = target.astype(jnp.int8)  # the smallest that NumPy has
-    return target, ignored
-
-
-def _equal(labels: Any, number: int) -> Any:
-    """Whether labels equal a number, which may be beyond their type."""
-    limits = jnp.iinfo(labels.dtype)
-    if not limits.min <= number <= limits.max:
-        return np.zeros(labels.shape, bool)
-    return labels == (
-        number if isinstance(labels, np.ndarray) else jnp.asarray(number, labels.dtype)
-    )
-
-
-def _weight(value: Any, rows: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The weights of all rows, in a type that holds them and the losses."""
-    weight = _array("sample_weight", value)
-    weight = weight.astype(jnp.promote_types(dtype, weight.dtype))
-    try:
-        return jnp.broadcast_to(weight, rows)
-    except ValueError:
-        validation.do_not_broadcast({"sample_weight": weight.shape, "x": rows})
-
-
-def _scaled(weight: jax.Array) -> jax.Array:
-    """Weights divided by about the largest, since their sum might overflow."""
-    limits = jnp.finfo(weight.dtype)
-    largest = jax.lax.stop_gradient(weight.max(initial=0))
-    # XLA multiplies by the reciprocal, and takes it for 0 if it is subnormal.
-    return weight / largest.clip(limits.tiny, limits.max / 8)
-
-
-def _check_space(space: GroundSpace) -> None:
-    if not isinstance(space, GroundSpace):
-        validation.not_a_space(space)
-
-
-def _number_of(space: GroundSpace) -> int:
-    number = number_of(space)
-    _kept.add(space_of(number))
-    return number
-
-
-def _computing_type(a: jax.Array, b: jax.Array) -> Any:
-    common = jnp.promote_types(a.dtype, b.dtype)
-    if not jnp.issubdtype(common, jnp.floating):
-        return jnp.asarray(0.0).dtype
-    return jnp.float32 if common.itemsize < 4 else common
-
-
-def _mass_tolerance(*arrays: jax.Array) -> float:
-    """As `validation.mass_tolerance`, also for types that NumPy does not have."""
-    floats = [x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
-    return validation.tolerance_of(*(float(jnp.finfo(x).eps) for x in floats))
+    return target, kept

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fastemd import validation
 from fastemd.call import Call
-from fastemd.jax import xla
+from fastemd.jax import c_api, xla
+from fastemd.jax.registry import space_of
 from fastemd.losses import LossCall
-from fastemd.registry import space_of
 
 Array = NDArray[Any]
 
@@ -40,7 +40,10 @@ def values(first: Any, second: tuple[Any, ...], operation: str, *constants: Any)
     for array in second:
         first = _spread_as(array, first)
     second = tuple(_spread_as(first, array) for array in second)
-    value: jax.Array = _values(first, second, operation, constants)
+    traced = any(isinstance(array, jax.core.Tracer) for array in (first, *second))
+    # Without a transform there is nothing to differentiate, and JAX's rules take half of the time.
+    run = _values if traced else _launch_values
+    value: jax.Array = run(first, second, operation, constants)
     return value
 
 
@@ -143,31 +146,16 @@ def _constant_jvp(operation: str, rho: float, at: Any, tangents: Any) -> NoRetur
 # -- the kernels in JAX's programs -----------------------------------------------------------------
 
 
-def _run_emd(arguments: list[Any], results: list[Array], constants: str) -> None:
+def _run_emd(operation: str, arguments: list[Any], results: list[Array], constants: str) -> None:
     number, rho, tolerance = json.loads(constants)
-    space = space_of(number)
-    names = dict(zip(("p", "q"), arguments, strict=True))
-    call = Call(space, rho, tolerance >= 0.0 and tolerance, **names)
-    value, grad = results
-    call.run("gradient", value, grad)
+    validate = operation == "gradient" and tolerance >= 0.0 and tolerance
+    inputs = dict(zip("pqv", arguments, strict=False))
+    call = Call(space_of(number), rho, validate, **inputs)
+    *value, rows = results
+    call.run(operation, value[0] if value else None, rows)
 
 
-def _run_emd_product(arguments: list[Any], results: list[Array], constants: str) -> None:
-    number, rho, _ = json.loads(constants)
-    space = space_of(number)
-    call = Call(space, rho, False, **dict(zip(("p", "q", "v"), arguments, strict=True)))
-    call.run("hvp", None, results[0])
-
-
-def _run_loss(arguments: list[Any], results: list[Array], constants: str) -> None:
-    _loss("loss", arguments, results, constants)
-
-
-def _run_loss_product(arguments: list[Any], results: list[Array], constants: str) -> None:
-    _loss("loss_product", arguments, results, constants)
-
-
-def _loss(operation: str, arguments: list[Any], results: list[Array], constants: str) -> None:
+def _run_loss(operation: str, arguments: list[Any], results: list[Array], constants: str) -> None:
     number, rho, tolerance, normalize, cross_entropy = json.loads(constants)
     x, target, *others = arguments
     inputs = {"x": x, "target": target}
@@ -177,64 +165,36 @@ def _loss(operation: str, arguments: list[Any], results: list[Array], constants:
         space_of(number), rho, normalize, cross_entropy, tolerance=tolerance,
         weight=others[0] if others else None, **inputs,
     )  # fmt: skip
-    values = call.values_and_derivatives(operation, None, "none", results[-1])[0]
+    losses = call.values_and_derivatives(operation, None, "none", results[-1])[0]
     if len(results) == 2:
-        call.put(values, results[0])
+        call.put(losses, results[0])
 
 
 _RUN = {
-    "emd": _run_emd,
-    "emd_product": _run_emd_product,
-    "loss": _run_loss,
-    "loss_product": _run_loss_product,
+    "emd": functools.partial(_run_emd, "gradient"),
+    "emd_product": functools.partial(_run_emd, "hvp"),
+    "loss": functools.partial(_run_loss, "loss"),
+    "loss_product": functools.partial(_run_loss, "loss_product"),
 }
 HANDLERS = {
     (name, platform): xla.handler(run, on_device=platform == "CUDA")
     for name, run in _RUN.items()
     for platform in ("cpu", "CUDA")
 }
-KNOWN = xla.version(jax.ffi.include_dir()) in xla.KNOWN
+KNOWN = c_api.version(jax.ffi.include_dir()) in c_api.KNOWN
 if KNOWN:
     for (_name, _platform), _handler in HANDLERS.items():
         jax.ffi.register_ffi_target(f"fastemd_{_name}", jax.ffi.pycapsule(_handler), _platform)
 
 
 def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
-    """The results of one of the functions above: maybe a number per row, then rows."""
+    """Return the results of one of the functions above: maybe a number per row, then rows.
 
-    def results(kind: Any, like: Any) -> list[Any]:
-        rows = kind(like.shape, like.dtype)
-        return (
-            [rows]
-            if operation in ("emd_product", "loss_product")
-            else [kind(like.shape[:-1], like.dtype), rows]
-        )
-
-    def call_back(*given: Any) -> list[Array]:
-        out: list[Array] = results(np.empty, given[0])
-        _RUN[operation]([np.asarray(array) for array in given], out, text)
-        return out
-
-    def directly(*given: Any) -> Any:
-        launch = jax.ffi.ffi_call(f"fastemd_{operation}", kinds, vmap_method="broadcast_all")
-        return launch(*given, constants=text)
-
-    def by_host(*given: Any) -> Any:
-        return jax.pure_callback(call_back, kinds, *given, vmap_method="broadcast_all")
-
-    def by_platform(*given: Any) -> Any:
-        return jax.lax.platform_dependent(*given, cpu=directly, cuda=directly, default=by_host)
-
-    kinds, text = results(jax.ShapeDtypeStruct, arguments[0]), json.dumps(constants)
-    launch = by_host if not KNOWN else directly if only_the_cpu() else by_platform
-    return [_spread_as(arguments[0], array) for array in _raising(launch, *arguments)]
-
-
-def _raising(launch: Callable[..., Any], *arguments: Any) -> Any:
-    """Launch, and raise the ValueError of an invalid row as such where it is known at once."""
+    The ValueError of an invalid row is raised as such where it is known at once.
+    """
     try:
-        out = launch(*arguments)
-        return jax.block_until_ready(out) if only_the_cpu() else out
+        results = _program(operation, constants, *arguments)
+        return jax.block_until_ready(results) if only_the_cpu() else results
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         code, _, message = str(error).partition(": ")
         if code != "INVALID_ARGUMENT":
@@ -242,17 +202,46 @@ def _raising(launch: Callable[..., Any], *arguments: Any) -> Any:
     raise ValueError(message)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _program(operation: str, constants: tuple[Any, ...], *arguments: Any) -> list[Any]:
+    def results(kind: Any, like: Any) -> list[Any]:
+        rows = kind(like.shape, like.dtype)
+        products = operation in ("emd_product", "loss_product")
+        return [rows] if products else [kind(like.shape[:-1], like.dtype), rows]
+
+    def call_back(*on_host: Any) -> list[Array]:
+        out: list[Array] = results(np.empty, on_host[0])
+        _RUN[operation]([np.asarray(array) for array in on_host], out, text)
+        return out
+
+    def directly(*traced: Any) -> Any:
+        launch = jax.ffi.ffi_call(f"fastemd_{operation}", kinds, vmap_method="broadcast_all")
+        return launch(*traced, constants=text)
+
+    def by_host(*traced: Any) -> Any:
+        return jax.pure_callback(call_back, kinds, *traced, vmap_method="broadcast_all")
+
+    kinds, text = results(jax.ShapeDtypeStruct, arguments[0]), json.dumps(constants)
+    if not KNOWN:
+        out = by_host(*arguments)
+    elif only_the_cpu():
+        out = directly(*arguments)
+    else:
+        out = jax.lax.platform_dependent(*arguments, cpu=directly, cuda=directly, default=by_host)
+    return [_spread_as(arguments[0], array) for array in out]
+
+
 @functools.cache
 def only_the_cpu() -> bool:
-    """Whether JAX has no other device."""
+    """Return whether JAX has no other device."""
     return bool(jax.default_backend() == "cpu")
 
 
 def _spread_as(other: Any, array: Any) -> Any:
-    """Rows or a number per row, over all axes of a mesh over which the rows `other` are spread.
+    """Spread rows or a number per row over all axes of a mesh over which the rows `other` are.
 
-    JAX sees to that in operations of its own, such as the addition of zeros, which costs nothing
-    in a compiled program but does elsewhere: without a mesh it is left out.
+    JAX does so in its own operations, such as the addition of zeros, which costs nothing in a
+    compiled program but does elsewhere: without a mesh it is left out.
     """
     if jax.typeof(other) == jax.core.ShapedArray(other.shape, other.dtype):
         return array

@@ -26,10 +26,10 @@ def not_a_space(space: object) -> NoReturn:
     raise TypeError(f"space: expected a fastemd.Chain or fastemd.Tree, got {_kind(space)}")
 
 
-def space_is_gone(number: int) -> NoReturn:
+def space_is_unknown(number: int) -> NoReturn:
     raise ValueError(
-        f"space: the ground space of this compiled program (number {number}) does not exist "
-        "any more, or not in this process; keep a reference to it"
+        f"space: the ground space of this compiled program (number {number}) is unknown in this "
+        "process; call a function of fastemd.jax with the space first"
     )
 
 
