@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastemd import adapters, arrays, validation
+from fastemd import adapters, validation, views
 
 try:
     import jax
@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from fastemd.jax.programs import values
 from fastemd.jax.registry import number_of
+from fastemd.spaces import GroundSpace
 
 _FRAMEWORK = adapters.Framework(
     jnp,
@@ -207,7 +208,7 @@ def _host_array(name: str, value: Any, space: GroundSpace | None) -> Any:
     kind = getattr(getattr(value, "dtype", None), "name", "")
     if kind.startswith(("bfloat16", "float8", "int4", "uint4", "int2", "uint2")):
         return value  # types that NumPy does not have
-    return arrays.real(name, value) if space is None else arrays.histograms(name, value, space)
+    return views.as_array(name, value) if space is None else views.as_histograms(name, value, space)
 
 
 def _holds_jax(value: list[Any] | tuple[Any, ...]) -> bool:

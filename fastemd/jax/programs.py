@@ -12,10 +12,11 @@ from jax.custom_derivatives import SymbolicZero
 from numpy.typing import NDArray
 
 from fastemd import validation
-from fastemd.call import Call
+from fastemd.call import Output, resolve, run
 from fastemd.jax import c_api, xla
 from fastemd.jax.registry import space_of
-from fastemd.losses import LossCall
+from fastemd.kernels.edges import power
+from fastemd.losses import Loss, resolve_loss, run_loss
 
 Array = NDArray[Any]
 
@@ -146,28 +147,25 @@ def _constant_jvp(operation: str, rho: float, at: Any, tangents: Any) -> NoRetur
 # -- the kernels in JAX's programs -----------------------------------------------------------------
 
 
-def _run_emd(operation: str, arguments: list[Any], results: list[Array], constants: str) -> None:
+def _run_emd(operation: str, arguments: list[Any], results: list[Any], constants: str) -> None:
     number, rho, tolerance = json.loads(constants)
+    layout = space_of(number).layout("levels")
     validate = operation == "gradient" and tolerance >= 0.0 and tolerance
-    inputs = dict(zip("pqv", arguments, strict=False))
-    call = Call(space_of(number), rho, validate, **inputs)
-    *value, rows = results
-    call.run(operation, value[0] if value else None, rows)
+    batch = resolve(layout, validate, **dict(zip("pqv", arguments, strict=False)))
+    *value, rows = map(Output, results)
+    run(operation, layout, batch, power(rho), value[0] if value else None, rows)
 
 
-def _run_loss(operation: str, arguments: list[Any], results: list[Array], constants: str) -> None:
+def _run_loss(operation: str, arguments: list[Any], results: list[Any], constants: str) -> None:
     number, rho, tolerance, normalize, cross_entropy = json.loads(constants)
+    layout, loss = space_of(number).layout("levels"), Loss(power(rho), normalize, cross_entropy)
     x, target, *others = arguments
-    inputs = {"x": x, "target": target}
-    if operation == "loss_product":
-        inputs["v"] = others.pop()
-    call = LossCall(
-        space_of(number), rho, normalize, cross_entropy, tolerance=tolerance,
-        weight=others[0] if others else None, **inputs,
-    )  # fmt: skip
-    losses = call.values_and_derivatives(operation, None, "none", results[-1])[0]
+    v = others.pop() if operation == "loss_product" else None
+    counted = others[0] if others else None
+    batch = resolve_loss(layout, loss, x, target, counted, v=v, tolerance=tolerance)
+    losses, _ = run_loss(operation, layout, batch, "none", results[-1])
     if len(results) == 2:
-        call.put(losses, results[0])
+        batch.backend.assign(results[0], losses)
 
 
 _RUN = {

@@ -15,11 +15,11 @@ import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd import devices
+from fastemd.backends import BACKENDS, CudaBackend, DeviceArray, Row
 from fastemd.jax import c_api
 
 Array = NDArray[Any]
-Function = Callable[[list[Any], list[Array], str], None]
+Function = Callable[[list[Any], list[Any], str], None]
 
 SUCCESS = 1  # a status; others are the address of an XLA_FFI_Error
 ALIGNMENT = 256  # bytes
@@ -56,9 +56,9 @@ _Callback = ctypes.CFUNCTYPE(
 def handler(function: Function, on_device: bool = False) -> Any:
     """Return a handler that calls ``function(arguments, results, text)``.
 
-    All are NumPy arrays. On a device the arguments are `Memory`, and the results only describe
-    memory. `text` is the only attribute of the call. What `function` raises becomes the error of
-    the call. Hold a reference to the handler as long as it may be called.
+    All are NumPy arrays. On a device the arguments are `Memory`, and the results are views of it.
+    `text` is the only attribute of the call. What `function` raises becomes the error of the call.
+    Hold a reference to the handler as long as it may be called.
     """
 
     def handle(pointer: Any, status: Any) -> None:
@@ -190,7 +190,7 @@ def _run_on_device(function: Function, frame: Any, text: str) -> None:
     execution = Execution(frame)
     arguments, results = _all_arrays(frame, functools.partial(_memory, execution))
     try:
-        function(arguments, [devices.description(result) for result in results], text)
+        function(arguments, [DeviceArray.of(result) for result in results], text)
     finally:
         execution.release()
 
@@ -200,26 +200,32 @@ def _memory(execution: Execution, buffer: Any) -> Memory:
     return Memory(execution, buffer.data or ALIGNMENT, shape, c_api.DTYPES[buffer.dtype])
 
 
-def _device(memory: Memory) -> devices.Device:
-    from fastemd.kernels.cuda import driver as launcher
+class _XlaBackend(CudaBackend):
+    """XLA's memory; JAX has broadcast the arguments of a call."""
 
-    execution = memory.execution
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory)
+        self.execution = memory.execution
 
-    def assign(result: Array, numbers: Memory) -> None:
-        flat = devices.description(numbers).reshape(-1), result.reshape(-1)
-        launcher.convert(*flat, execution.index, execution.stream)
+    def index_of(self, array: Memory) -> int:
+        return array.execution.index
 
-    def cast(memory: Memory, dtype: np.dtype[Any]) -> Memory:
-        converted = execution.empty(memory.shape, dtype)
-        assign(devices.description(converted), memory)
+    def new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Memory:
+        return self.execution.empty(shape, dtype)
+
+    def convert(self, array: Memory, dtype: np.dtype[Any]) -> Memory:
+        converted = self.new(array.shape, dtype)
+        self.copy(converted, array)
         return converted
 
-    def spread(memory: Memory, shape: tuple[int, ...]) -> Memory:
-        raise NotImplementedError  # JAX has broadcast them
+    def copy(self, out: Memory, array: Memory) -> None:
+        from fastemd.kernels.cuda import driver
 
-    return devices.Device(
-        execution.index, execution.empty, cast, spread, assign, None, lambda: execution.stream
-    )
+        values, result = (DeviceArray.of(memory).reshape(-1) for memory in (array, out))
+        driver.convert(values, result, self.index, self.stream())
+
+    def stream(self) -> int:
+        return self.execution.stream
 
 
-devices.LIBRARIES["fastemd"] = _device
+BACKENDS["fastemd"] = Row(cuda=_XlaBackend)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fastemd import validation
-from fastemd.functions import emd_value_and_grad
-from fastemd.hessians import emd_hvp
+from fastemd.call import resolve, run
+from fastemd.kernels.edges import power
 from fastemd.layout import EdgeLayout
-from fastemd.losses import LossCall
+from fastemd.losses import Loss, resolve_loss, run_loss
 from fastemd.sinkhorn import sinkhorn
 from fastemd.spaces import GroundSpace
 
@@ -28,7 +28,7 @@ Edges = Sequence[Tensor]  # parents, lengths, shares
 
 _edges: weakref.WeakKeyDictionary[GroundSpace, dict[torch.device, Edges]]
 _edges = weakref.WeakKeyDictionary()
-_spaces: dict[tuple[int, ...], Any] = {}  # by the ids of live tensors and the number of bins
+_layouts: dict[tuple[int, ...], EdgeLayout] = {}  # by ids of live tensors and number of bins
 
 
 def new_edges(space: GroundSpace) -> Edges:
@@ -55,26 +55,24 @@ def _uploaded_edges(space: GroundSpace, device: torch.device) -> Edges:
     return edges
 
 
-def _space_of(edges: Edges, n_bins: int) -> Any:
-    """Return the ground space of tensors, as far as the functions on arrays need it."""
+def _layout_of(edges: Edges, n_bins: int) -> EdgeLayout:
+    """Return the layout of tensors."""
     parents, lengths, shares = edges
-    space = _spaces.get((id(parents), id(lengths), id(shares), n_bins))
-    if space is None:
+    layout = _layouts.get((id(parents), id(lengths), id(shares), n_bins))
+    if layout is None:
         arrays = [tensor.detach().contiguous().cpu().numpy() for tensor in edges]
         validation.check_edges(n_bins, *arrays)
-        space = _remember(edges, EdgeLayout.over(n_bins, *arrays))
-    return space
+        layout = EdgeLayout.over(n_bins, *arrays)
+        _remember(edges, layout)
+    return layout
 
 
-def _remember(edges: Edges, layout: EdgeLayout) -> GroundSpace:
-    """Cache the space of tensors as long as all of them live."""
-    space = GroundSpace.__new__(GroundSpace)
-    space.__dict__.update(n_bins=layout.n_bins, _layouts={"levels": layout})
+def _remember(edges: Edges, layout: EdgeLayout) -> None:
+    """Cache the layout of tensors as long as all of them live."""
     key = *map(id, edges), layout.n_bins
-    _spaces[key] = space
+    _layouts[key] = layout
     for tensor in edges:
-        weakref.finalize(tensor, _spaces.pop, key, None)
-    return space
+        weakref.finalize(tensor, _layouts.pop, key, None)
 
 
 # -- the kernels -----------------------------------------------------------------------------------
@@ -82,18 +80,20 @@ def _remember(edges: Edges, layout: EdgeLayout) -> GroundSpace:
 
 def _emd(p: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *edges, rho, tolerance = rest
-    space, validate = _space_of(edges, p.shape[-1]), tolerance >= 0.0 and tolerance
-    result: tuple[Tensor, Tensor] = emd_value_and_grad(
-        p.detach(), q.detach(), space, rho, validate=validate
-    )
-    return result
+    layout = _layout_of(edges, p.shape[-1])
+    batch = resolve(layout, tolerance >= 0.0 and tolerance, p=p.detach(), q=q.detach())
+    value, grad = batch.output("value", None), batch.output("grad", None, layout.n_bins)
+    run("gradient", layout, batch, power(rho), value, grad)
+    return batch.wrap(value), batch.wrap(grad)
 
 
 def _emd_hvp(v: Tensor, p: Tensor, q: Tensor, *rest: Any) -> Tensor:
     *edges, rho, _ = rest
-    p, q, v, space = p.detach(), q.detach(), v.detach(), _space_of(edges, p.shape[-1])
-    product: Tensor = emd_hvp(p, q, v, space, rho, validate=False)
-    return product
+    layout = _layout_of(edges, p.shape[-1])
+    batch = resolve(layout, False, p=p.detach(), q=q.detach(), v=v.detach())
+    product = batch.output("product", None, layout.n_bins)
+    run("hvp", layout, batch, power(rho), None, product)
+    return batch.wrap(product)
 
 
 def _emd_loss(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -105,15 +105,15 @@ def _emd_loss_hvp(v: Tensor, x: Tensor, *rest: Any) -> Tensor:
 
 
 def _loss(
-    operation: str, x: Tensor, target: Tensor, counted: Tensor | None, *rest: Any, **v: Tensor
+    operation: str, x: Tensor, target: Tensor, counted: Tensor | None, *rest: Any, **v: Any
 ) -> tuple[Tensor, Tensor]:
     """Return the losses and derivatives of all rows; those that are not `counted` are not read."""
     *edges, rho, tolerance, normalize, cross_entropy = rest
-    call = LossCall(
-        _space_of(edges, x.shape[-1]), rho, None if normalize == "none" else normalize,
-        cross_entropy, weight=counted, tolerance=tolerance, x=x, target=target, **v,
-    )  # fmt: skip
-    return call.values_and_derivatives(operation, None, "none")
+    layout = _layout_of(edges, x.shape[-1])
+    loss = Loss(power(rho), None if normalize == "none" else normalize, cross_entropy)
+    batch = resolve_loss(layout, loss, x, target, counted, tolerance=tolerance, **v)
+    losses, derivatives = run_loss(operation, layout, batch, "none")
+    return batch.backend.wrap(losses), batch.backend.wrap(derivatives)
 
 
 def _keeping_threads(function: Callable[..., Any]) -> Callable[..., Any]:

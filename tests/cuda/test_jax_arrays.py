@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from fastemd.jax.registry import number_of
 
 import fastemd
 from fastemd import backends
@@ -129,9 +128,10 @@ class OnDevice:
     """Calls a handler like XLA, with memory of the host in place of device memory."""
 
     def __init__(self, name):
-        self.xla, programs = needed("fastemd.jax.xla"), needed("fastemd.jax.programs")
+        self.c_api, programs = needed("fastemd.jax.c_api"), needed("fastemd.jax.programs")
         self.handler, self.messages, self.held = programs.HANDLERS[name, "CUDA"], [], {}
-        types, xla = dict(self.xla._Api._fields_), self.xla
+        api = self.c_api.XLA_FFI_Api
+        types = dict(api._fields_)
 
         def create_error(error):
             self.messages.append(error.contents.message.decode())
@@ -148,30 +148,34 @@ class OnDevice:
             del self.held[question.contents.data]
             return
 
-        functions = {"create_error": create_error, "allocate": allocate, "free": free}
-        functions |= dict.fromkeys(("get_stream", "get_ordinal"), lambda question: None)
-        self.api = xla._Api(**{k: types[k](function) for k, function in functions.items()})
+        functions = {
+            "XLA_FFI_Error_Create": create_error,
+            "XLA_FFI_DeviceMemory_Allocate": allocate,
+            "XLA_FFI_DeviceMemory_Free": free,
+            "XLA_FFI_Stream_Get": lambda question: None,
+            "XLA_FFI_DeviceOrdinal_Get": lambda question: None,
+        }
+        self.api = api(**{k: types[k](function) for k, function in functions.items()})
 
     def buffers(self, arrays):
-        numbers = {str(dtype): number for number, dtype in self.xla.DTYPES.items()}
+        numbers = {str(dtype): number for number, dtype in self.c_api.DTYPES.items()}
         structures = [
-            self.xla._Buffer(
+            self.c_api.XLA_FFI_Buffer(
                 dtype=numbers[str(array.dtype)], data=array.ctypes.data, rank=array.ndim,
                 dims=(ctypes.c_int64 * array.ndim)(*array.shape),
             )
             for array in arrays
         ]  # fmt: skip
-        pointers = (ctypes.POINTER(self.xla._Buffer) * len(structures))(
-            *map(ctypes.pointer, structures)
-        )
-        return self.xla._Buffers(size=len(structures), buffers=pointers)
+        kind = ctypes.POINTER(self.c_api.XLA_FFI_Buffer)
+        return (kind * len(structures))(*map(ctypes.pointer, structures))
 
     def __call__(self, arguments, results, constants):
         text = ctypes.create_string_buffer(json.dumps(constants).encode())
-        texts = ctypes.pointer(self.xla._Text(ctypes.addressof(text), len(text) - 1))
-        frame = self.xla._Frame(api=ctypes.pointer(self.api))
-        frame.arguments, frame.results = self.buffers(arguments), self.buffers(results)
-        frame.attributes.texts = ctypes.pointer(texts)
+        texts = ctypes.pointer(self.c_api.XLA_FFI_ByteSpan(ctypes.addressof(text), len(text) - 1))
+        frame = self.c_api.XLA_FFI_CallFrame(api=ctypes.pointer(self.api))
+        frame.args.size, frame.args.args = len(arguments), self.buffers(arguments)
+        frame.rets.size, frame.rets.rets = len(results), self.buffers(results)
+        frame.attrs.attrs = ctypes.pointer(texts)
         code = self.handler(frame)
         assert not self.held
         return code
@@ -183,7 +187,7 @@ def test_handler_of_emd_writes_to_buffers_of_xla(small_case, dtype, rng, backend
     space, n = small_case.space, small_case.n_bins
     p, q = random_pair(rng, (3, n), dtype)
     value, grad = np.zeros(3, dtype), np.zeros((3, n), dtype)
-    constants = [number_of(space), 1.5, 1e-3]
+    constants = [needed("fastemd.jax.registry").number_of(space), 1.5, 1e-3]
     assert OnDevice("emd")([p, q], [value, grad], constants) is None
     for comp, ref in zip((value, grad), backend.emd_value_and_grad(p, q, space, 1.5), strict=True):
         np.testing.assert_array_equal(comp, ref)
@@ -214,7 +218,7 @@ def test_handler_of_loss_writes_to_buffers_of_xla(
     if weighted:
         x[1] = np.nan
     loss, grad = np.ones(3, dtype), np.ones((3, n), dtype)
-    constants = [number_of(space), 2.0, 1e-3, "softmax", 0.5]
+    constants = [needed("fastemd.jax.registry").number_of(space), 2.0, 1e-3, "softmax", 0.5]
     assert OnDevice("loss")([x, target, *others], [loss, grad], constants) is None
     weights = {"sample_weight": others[0]} if weighted else {}
     ref = backend.emd_loss(x, target, space, cross_entropy=0.5, reduction="none", **weights)

@@ -22,6 +22,8 @@ jax = needed("jax")
 jax.config.update("jax_enable_x64", True)
 jnp = jax.numpy
 adapter = needed("fastemd.jax")
+c_api = needed("fastemd.jax.c_api")
+registry = needed("fastemd.jax.registry")
 xla = needed("fastemd.jax.xla")
 programs = needed("fastemd.jax.programs")
 
@@ -50,8 +52,8 @@ def test_emd_with_other_default_device(known, monkeypatch, rng):
 
 def test_version_of_ffi_is_supported():
     """With an unknown version everything works, but ten times slower."""
-    assert xla.version(jax.ffi.include_dir()) in xla.KNOWN
-    assert xla.version("nowhere") is None
+    assert c_api.version(jax.ffi.include_dir()) in c_api.KNOWN
+    assert c_api.version("nowhere") is None
     assert programs.KNOWN
 
 
@@ -89,14 +91,15 @@ def test_handler_interrupted_at_start_returns_error(dropped):
     codes, calls = [], []
 
     def create_error(error):
-        codes.append(error.contents.code)
+        codes.append(error.contents.errc)
         return 4711
 
-    api = xla._Api(create_error=dict(xla._Api._fields_)["create_error"](create_error))
+    name = "XLA_FFI_Error_Create"
+    api = c_api.XLA_FFI_Api(**{name: dict(c_api.XLA_FFI_Api._fields_)[name](create_error)})
     text = ctypes.create_string_buffer(b"text")
-    texts = ctypes.pointer(xla._Text(ctypes.addressof(text), 4))
-    frame = xla._Frame(api=ctypes.pointer(api))
-    frame.attributes.texts = ctypes.pointer(texts)
+    texts = ctypes.pointer(c_api.XLA_FFI_ByteSpan(ctypes.addressof(text), 4))
+    frame = c_api.XLA_FFI_CallFrame(api=ctypes.pointer(api))
+    frame.attrs.attrs = ctypes.pointer(texts)
     handler = xla.handler(lambda *inputs: calls.append(inputs))
     assert handler(frame) is None
     tracer = sys.gettrace()
@@ -106,7 +109,7 @@ def test_handler_interrupted_at_start_returns_error(dropped):
     finally:
         sys.settrace(tracer)
     assert result == 4711
-    assert codes == [xla.CANCELLED]
+    assert codes == [c_api.XLA_FFI_Error_Code_CANCELLED]
     assert calls == [([], [], "text")]
     assert dropped == ["KeyboardInterrupt"]
 
@@ -122,9 +125,9 @@ def test_emd_interrupted_while_reporting_error_raises(dropped, monkeypatch):
 def test_emd_registers_space_once(rng):
     p = jnp.full(TREE.n_bins, 1 / TREE.n_bins)
     adapter.emd(p, p, fastemd.Chain(5), 2)
-    kept = len(adapter._kept)
+    n_spaces = len(registry._spaces)
     adapter.emd(p, p, fastemd.Chain(5), 2)
-    assert len(adapter._kept) == kept
+    assert len(registry._spaces) == n_spaces
 
 
 def test_emd_space_lives_as_long_as_program(rng):

@@ -32,7 +32,7 @@ OPTIONS = [
     {"rho": 1.5, "cross_entropy": 0.5},
     {"cross_entropy": 1.0, "ignore_index": 3},
     {"normalize": "l1", "rho": 3.7},
-    {"normalize": None, "cross_entropy": 0.5},
+    {"normalize": None, "rho": 1.5},
 ]
 each_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 each_target = pytest.mark.parametrize("kind", ["labels", "histograms"])
@@ -176,6 +176,7 @@ def test_emd_loss_rejects_invalid_input(rng):
         ({"normalize": "max"}, ValueError, "normalize: expected"),
         ({"reduction": "min"}, ValueError, "reduction: expected"),
         ({"cross_entropy": -1}, ValueError, "cross_entropy: expected"),
+        ({"cross_entropy": 1, "normalize": "l1"}, ValueError, "cross_entropy: .*='softmax' only"),
     ):
         with pytest.raises(wrong, match=message):
             adapter.EMDLoss(**{"space": TREE} | options)

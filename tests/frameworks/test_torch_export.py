@@ -10,10 +10,10 @@ import weakref
 
 import numpy as np
 import pytest
-from device import cpu
-from frameworks import needed
 
 import fastemd
+from tests.support.device import cpu
+from tests.support.frameworks import needed
 
 torch = needed("torch")
 adapter = needed("fastemd.torch")

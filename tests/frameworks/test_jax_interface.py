@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from frameworks import needed
 
 import fastemd
+from tests.support.frameworks import needed
 
 jax = needed("jax")
 c_api = needed("fastemd.jax.c_api")
