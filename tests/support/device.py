@@ -26,6 +26,8 @@ simulator = pytest.mark.skipif(DEVICE != "simulator", reason="runs in Numba's si
 device = pytest.mark.skipif(DEVICE == "cpu", reason="not on the CPU")
 hardware = pytest.mark.skipif(SIMULATED, reason="too slow in Numba's simulator of CUDA")
 # Whether arrays that share memory on the host share memory on the device.
+# Sinkhorn computes with the functions of the arrays' library.
+arithmetic = pytest.mark.skipif(DEVICE in ("simulator", "numba"), reason="arrays lack arithmetic")
 SHARES_MEMORY = DEVICE in ("cpu", "simulator", "torch")
 
 # ------------------------------------------------------------------------ arrays of the simulator
