@@ -31,7 +31,7 @@ def main(space, char):
     }
     for operation, cost in sorted(variants):
         out = "d" if operation == "curvature" else char
-        ptx, _ = driver._row_kernel(operation, cost, space, char, out)
+        ptx, _ = driver._row_kernel(operation, cost, space == "chain", char, out)
         print(operation, cost, len(ptx))
     for name in driver.TEAM_FUNCTIONS:
         for pair in ("dd", char + "d", "li") if name == "convert" else (char + "d",):

@@ -3,7 +3,7 @@
 A block is ``blockDim.x`` threads per row times ``blockDim.y`` rows. All rows of a block take the
 same steps at the same time, so every thread meets every barrier; past the end of the batch the last
 row is computed again and written with the same numbers. No barrier separates a row from the next
-one: at both ends of a row a thread touches its own bins only.
+one: at both ends of a row a thread touches only its part of the bins.
 
 Kernels are made here, because Numba's simulator replaces `cuda` in the module of the kernel alone.
 """
@@ -27,14 +27,9 @@ class Team(NamedTuple):
 
     thread: int
     n_threads: int  # a power of 2
-    exchange: np.ndarray  # two float64 per thread
-
-
-class Grid(NamedTuple):
-    """The blocks of a kernel."""
-
     block: int
     n_blocks: int
+    exchange: np.ndarray  # two float64 per thread
 
 
 class Layout(NamedTuple):
@@ -52,7 +47,7 @@ class Scratch(NamedTuple):
 
     x: np.ndarray  # flow, then edge value, then sum of edge values up to the root
     y: np.ndarray  # of a loss: the masses before they are normalised
-    other: np.ndarray  # the same as x for the second sweep
+    other: np.ndarray  # the same for a second vector
     u: np.ndarray  # of a loss: the change of p
 
 
@@ -64,13 +59,15 @@ class Inputs(NamedTuple):
     v: np.ndarray
 
 
-class Loss(NamedTuple):
-    """The options of a loss."""
+class Options(NamedTuple):
+    """What is the same for all rows, and the labels and factors of the rows."""
 
-    label: int  # -1 if the target is a histogram
-    factor: float  # of the derivatives; a row whose factor is 0 is not read
-    normalize: int  # see `fastemd.kernels.operations.NORMALIZATIONS`
+    tolerance: float  # of masses; negative: no checks
+    normalize: int  # of a loss: see `fastemd.kernels.operations.NORMALIZATIONS`
     cross_entropy: float
+    labels: np.ndarray  # (G * R,), or no elements if the targets are histograms
+    factors: np.ndarray  # (G * R,), or no elements
+    factor: float  # the one of all rows if there are no factors
 
 
 class Row(NamedTuple):
@@ -82,7 +79,9 @@ class Row(NamedTuple):
     inputs: Inputs
     out: np.ndarray
     numbers: Numbers
-    loss: Loss
+    options: Options
+    label: int  # see `label_of`
+    factor: float  # of the loss and its derivatives; if it is 0, the row is not read
 
 
 def block_of(n_edges):
@@ -114,9 +113,9 @@ def team_range(team, n):
 
 
 @device
-def grid_range(team, grid, n):
+def grid_range(team, n):
     """Return the indices below `n` of a thread among those of all blocks."""
-    return range(grid.block * team.n_threads + team.thread, n, grid.n_blocks * team.n_threads)
+    return range(team.block * team.n_threads + team.thread, n, team.n_blocks * team.n_threads)
 
 
 @device
@@ -206,13 +205,13 @@ def report_row(errors, slot, row):
 
 
 @device
-def own_bins(row):
+def thread_bins(row):
     """Return the bins of a thread."""
     return team_range(row.team, row.layout.n_bins)
 
 
 @device
-def own_edges(row):
+def thread_edges(row):
     """Return the edges of a thread."""
     return team_range(row.team, row.layout.n_edges)
 
@@ -230,8 +229,24 @@ def part(memory, i, n_threads, n_edges):
     return memory[begin : begin + n_edges + 1]
 
 
+@device
+def label_of(labels, number, n_bins):
+    """Return the label of a row; -1 if the target is a histogram, `n_bins` if it is invalid."""
+    if labels.size == 0:
+        return -1
+    label = labels[number]
+    return label if 0 <= label < n_bins else n_bins
+
+
 @view
-def open_row(layout, p, q, v, out, numbers, loss, number, n_scratch, shared, scratch):
+def open_team(exchange):
+    return Team(
+        cuda.threadIdx.x, cuda.blockDim.x, cuda.blockIdx.x, cuda.gridDim.x, exchange
+    )  # fmt: skip
+
+
+@view
+def open_row(layout, inputs, out, numbers, options, number, n_scratch, shared, scratch):
     """Return the row of this number; its memory is shared, or part of `scratch` if there is any."""
     n_threads, n_edges = cuda.blockDim.x, layout.n_edges
     size = scratch_per_row(n_scratch, n_edges, n_threads)
@@ -239,45 +254,46 @@ def open_row(layout, p, q, v, out, numbers, loss, number, n_scratch, shared, scr
     if scratch.size > 0:
         memory, slot = scratch, slot + cuda.blockIdx.x * cuda.blockDim.y
     memory = memory[slot * size : (slot + 1) * size]
+    p, q, v = inputs
     group, i = number // p.shape[1], number % p.shape[1]
     return Row(
-        Team(cuda.threadIdx.x, n_threads, memory),
+        open_team(memory),
         layout,
         Scratch(
-            part(memory, 0, n_threads, n_edges),
-            part(memory, 1, n_threads, n_edges),
+            part(memory, 0, n_threads, n_edges), part(memory, 1, n_threads, n_edges),
             part(memory, min(2, n_scratch - 1), n_threads, n_edges),
             part(memory, 3, n_threads, n_edges),
         ),
         Inputs(row_at(p, group, i), row_at(q, group, i), row_at(v, group, i)),
         row_at(out, group, i),
         numbers,
-        loss,
-    )
+        options,
+        label_of(options.labels, number, layout.n_bins),
+        options.factors[number] if options.factors.size > 0 else options.factor,
+    )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------ kernels
+# ---------------------------------------------------------------------------------------- kernels
 
 
-def histogram_kernel(compute, is_valid, n_scratch):
-    """Return the kernel of an operation on histograms.
+def row_kernel(sweep, n_scratch):
+    """Return the kernel that calls ``sweep(row)`` for every row.
 
-    `p`, `q`, `v` and `out` are (G, R, columns), `value` is (G * R,), each without elements if there
-    is none. The first invalid row goes to ``errors[0]``, unless `tolerance` is negative.
+    `inputs` and `out` are (G, R, columns), `value` is (G * R,), each without elements if there is
+    none. The first invalid row goes to ``errors[0]``.
     """
 
-    def run(layout, p, q, v, numbers, value, out, tolerance, errors, scratch):
-        shared, n_rows = cuda.shared.array(0, float64), p.shape[0] * p.shape[1]
+    def run(layout, inputs, numbers, value, out, options, errors, scratch):
+        shared, n_rows = cuda.shared.array(0, float64), inputs.p.shape[0] * inputs.p.shape[1]
         first = cuda.blockIdx.x * cuda.blockDim.y
         while first < n_rows:
             number = min(first + cuda.threadIdx.y, n_rows - 1)
             row = open_row(
-                layout, p, q, v, out, numbers, Loss(-1, 1.0, 0, 0.0), number, n_scratch,
-                shared, scratch,
+                layout, inputs, out, numbers, options, number, n_scratch, shared, scratch
             )  # fmt: skip
-            if tolerance >= 0.0 and not is_valid(row, tolerance):
+            valid, result = sweep(row)
+            if not valid:
                 report_row(errors, 0, number)
-            result = compute(row)
             if value.size > 0 and row.team.thread == 0:
                 value[number] = result
             first += cuda.gridDim.x * cuda.blockDim.y
@@ -285,46 +301,11 @@ def histogram_kernel(compute, is_valid, n_scratch):
     return run
 
 
-def loss_kernel(compute, weigh, n_scratch):
-    """Return the kernel of a loss; see `histogram_kernel`.
-
-    `labels` are (G * R,), without elements if the targets `q` are histograms. `factors` (G * R,)
-    multiply every row's derivatives and `value`; without elements, `factor` multiplies all.
-    """
-
-    def run(
-        layout, x, q, v, labels, factors, factor, numbers, value, out, normalize, cross_entropy,
-        tolerance, errors, scratch,
-    ):  # fmt: skip
-        shared, n_rows = cuda.shared.array(0, float64), x.shape[0] * x.shape[1]
-        first = cuda.blockIdx.x * cuda.blockDim.y
-        while first < n_rows:
-            number = min(first + cuda.threadIdx.y, n_rows - 1)
-            row_factor = factors[number] if factors.size > 0 else factor
-            label, exists = -1, True
-            if labels.size > 0:
-                label = labels[number]
-                if not 0 <= label < x.shape[2]:
-                    label, exists = 0, row_factor == 0.0
-            loss = Loss(label, row_factor, normalize, cross_entropy)
-            row = open_row(layout, x, q, v, out, numbers, loss, number, n_scratch, shared, scratch)
-            weighed = weigh(row, tolerance)
-            if not (exists and weighed.valid):
-                report_row(errors, 0, number)
-            result = compute(row, weighed)
-            if value.size > 0 and row.team.thread == 0:
-                value[number] = result * row_factor
-            first += cuda.gridDim.x * cuda.blockDim.y
-
-    return run
-
-
 def team_kernel(function):
-    """Return the kernel that calls ``function(team, grid, arguments)``, every block a team."""
+    """Return the kernel that calls ``function(team, arguments)``, every block a team."""
 
     def run(arguments):
-        team = Team(cuda.threadIdx.x, cuda.blockDim.x, cuda.shared.array(0, float64))
-        function(team, Grid(cuda.blockIdx.x, cuda.gridDim.x), arguments)
+        function(open_team(cuda.shared.array(0, float64)), arguments)
 
     return run
 
@@ -333,20 +314,20 @@ def team_kernel(function):
 
 
 @device
-def convert(team, grid, arguments):
+def convert(team, arguments):
     """Write `values` to `out`, of another type."""
     values, out = arguments
-    for i in grid_range(team, grid, values.size):
+    for i in grid_range(team, values.size):
         out[i] = values[i]
 
 
 @device
-def sum_rows(team, grid, arguments):
+def sum_rows(team, arguments):
     """Write the sum of the block's `values` to the block's place in `out`."""
     values, out = arguments
     total = 0.0
-    for i in grid_range(team, grid, values.size):
+    for i in grid_range(team, values.size):
         total += values[i]
     total, _ = sums(team, total, 0.0)
     if team.thread == 0:
-        out[grid.block] = total
+        out[team.block] = total

@@ -34,6 +34,7 @@ _type_of = types.BaseTuple.from_types
 _layout = _type_of((_int, _int, _int, _ints, _floats), block.Layout)
 _tables = _type_of((_ints, _floats, _ints, _ints, _ints), hessian.Tables)
 _numbers = _type_of([_float] * len(Numbers._fields), Numbers)
+_options = _type_of((_float, _int, _float, _labels, _floats, _float), block.Options)
 
 # The functions of teams, and the types of their arguments. A string stands for arrays whose type
 # depends on the call.
@@ -76,28 +77,14 @@ def launch(
     """
     with on_device(index):
         _launch(
-            operation, layout, rows, cost, argument(value), argument(out), project, tolerance,
-            errors, empty, index, stream,
+            operation, layout, rows, cost, argument(value), argument(out), project,
+            _without_loss(tolerance, index), errors, empty, index, stream,
         )  # fmt: skip
 
 
-def _launch(
-    operation: str, layout: EdgeLayout, rows: Sequence[Any], cost: Cost, value: Any, out: Any,
-    project: bool, tolerance: float, errors: Any, empty: Empty, index: int, stream: int,
-) -> None:  # fmt: skip
-    """Launch an operation into arguments of kernels, on the current device."""
-    operation, name, numbers = variant(operation, cost)
-    form = "chain" if layout.is_chain else "tree"
-    kernel = _row_kernel(operation, name, form, rows[0].dtype.char, out.dtype.char)
-    arguments = (
-        *map(argument, rows),
-        Numbers(*numbers, float(project)),
-        value,
-        out,
-        tolerance,
-        errors,
-    )
-    _launch_rows(kernel, layout, rows[0].shape, arguments, empty, index, stream)
+def _without_loss(tolerance: float, index: int) -> block.Options:
+    nothing = _empty_array("l", index), _empty_array("d", index)
+    return block.Options(tolerance, 0, 0.0, *nothing, 1.0)
 
 
 def launch_loss(
@@ -130,59 +117,65 @@ def launch_loss(
     tolerance : float
         For masses that should be 1.
     """
-    operation, name, numbers = variant(operation, cost)
-    form = "chain" if layout.is_chain else "tree"
     with on_device(index):
-        kernel = _row_kernel(operation, name, form, rows[0].dtype.char, out.dtype.char)
-        arguments = (
-            *map(argument, (*rows, labels, factors)), factor, Numbers(*numbers, 1.0),
-            argument(value), argument(out), NORMALIZATIONS[normalize], cross_entropy, tolerance,
-            errors,
+        options = block.Options(
+            tolerance, NORMALIZATIONS[normalize], cross_entropy, argument(labels),
+            argument(factors), factor,
         )  # fmt: skip
-        _launch_rows(kernel, layout, rows[0].shape, arguments, empty, index, stream)
+        _launch(
+            operation, layout, rows, cost, argument(value), argument(out), True, options, errors,
+            empty, index, stream,
+        )  # fmt: skip
 
 
-@functools.cache
-def _row_kernel(operation: str, cost: str, form: str, char: str, out_char: str) -> tuple[Any, int]:
-    """Return the kernel for types of arrays, and the number of its scratch arrays."""
-    row, functions = OPERATIONS[operation], (COSTS[cost], *sweeps.SWEEPS[form])
-    options: tuple[Any, ...]
-    real = from_dtype(np.dtype(char))
-    rows, out = real[:, :, :], from_dtype(np.dtype(out_char))[:, :, :]
-    if row.start == "loss":
-        n_scratch = losses.LOSSES[operation][1]
-        compute = losses.loss_function(operation, row, *functions)
-        kernel = block.loss_kernel(compute, losses.weigh, n_scratch)
-        options = _labels, _floats, _float, _numbers, _floats, out, _int, _float, _float
-    else:
-        n_scratch = 2 if row.other else 1
-        compute = sweeps.row_function(row, *functions)
-        kernel = block.histogram_kernel(compute, sweeps.is_histogram_pair, n_scratch)
-        options = _numbers, real[::1], out, _float
-    kernel.__qualname__ = f"{operation}_{cost}_{form}"  # for profilers
-    return compiled(kernel, (_layout, rows, rows, rows, *options, _labels, _floats)), n_scratch
-
-
-def _launch_rows(
-    kernel_and_scratch: tuple[Any, int], layout: EdgeLayout, shape: Sequence[int],
-    arguments: Sequence[Any], empty: Empty, index: int, stream: int,
+def _launch(
+    operation: str, layout: EdgeLayout, rows: Sequence[Any], cost: Cost, value: Any, out: Any,
+    project: bool, options: block.Options, errors: Any, empty: Empty, index: int, stream: int,
 ) -> None:  # fmt: skip
-    """Launch a kernel over the rows of arrays of a shape, on the current device."""
-    kernel, n_scratch = kernel_and_scratch
+    """Launch an operation on the current device; `value` and `out` are arguments of kernels."""
+    operation, name, numbers = variant(operation, cost)
+    chars = rows[0].dtype.char, out.dtype.char
+    kernel, n_scratch = _row_kernel(operation, name, layout.is_chain, *chars)
     tables = _uploaded(layout, index, _sweep_tables)
     n_threads, rows_per_block = block.block_of(tables.n_edges)
     row_bytes = 8 * block.scratch_per_row(n_scratch, tables.n_edges, n_threads)
-    shared, scratch = row_bytes <= SHARED_BYTES, np.empty(0)
+    shared, scratch = row_bytes <= SHARED_BYTES, _empty_array("d", index)
     if shared:
         rows_per_block = min(rows_per_block, SHARED_BYTES // row_bytes)
-    n_blocks = -(-shape[0] * shape[1] // rows_per_block)
+    n_blocks = -(-rows[0].shape[0] * rows[0].shape[1] // rows_per_block)
     if not shared:
         n_blocks = min(n_blocks, BLOCKS_WITHOUT)
-        scratch = empty(n_blocks * rows_per_block * row_bytes // 8)
+        scratch = argument(empty(n_blocks * rows_per_block * row_bytes // 8))
     threads, shared_bytes = (n_threads, rows_per_block), shared * rows_per_block * row_bytes
+    inputs = block.Inputs(*map(argument, rows))
     configure(kernel, index, n_blocks, threads, stream, shared_bytes)(
-        tables, *arguments, argument(scratch)
+        tables, inputs, Numbers(*numbers, float(project)), value, out, options, errors, scratch
     )
+
+
+@functools.cache
+def _row_kernel(
+    operation: str, cost: str, is_chain: bool, char: str, out_char: str
+) -> tuple[Any, int]:
+    """Return the kernel for types of arrays, and the number of its scratch arrays."""
+    row, real = OPERATIONS[operation], from_dtype(np.dtype(char))
+    if row.start == "loss":
+        make_sweep, n_scratch = losses.LOSSES[operation]
+        value = _floats
+    else:
+        make_sweep, n_scratch = sweeps.histogram_sweep, 2 if row.other else 1
+        value = real[::1]
+    kernel = block.row_kernel(make_sweep(row, COSTS[cost], is_chain), n_scratch)
+    kernel.__qualname__ = f"{operation}_{cost}_{'chain' if is_chain else 'tree'}"  # for profilers
+    inputs, out = _type_of([real[:, :, :]] * 3, block.Inputs), from_dtype(np.dtype(out_char))
+    signature = _layout, inputs, _numbers, value, out[:, :, :], _options, _labels, _floats
+    return compiled(kernel, signature), n_scratch
+
+
+@functools.cache
+def _empty_array(char: str, index: int) -> Any:
+    """Return an array without elements on the current device."""
+    return argument(np.empty(0, char))
 
 
 _uploads: weakref.WeakKeyDictionary[EdgeLayout, dict[Any, Any]] = weakref.WeakKeyDictionary()
@@ -215,7 +208,7 @@ def _team_kernel(name: str, char: str, values_char: str) -> Any:
     """Return a kernel for types of the results and of `values`."""
     function, *kinds = TEAM_FUNCTIONS[name]
     real, values = from_dtype(np.dtype(char)), from_dtype(np.dtype(values_char))
-    arrays = {"out": real[::1], "hessians": real[:, :, ::1], "values": values[::1]}
+    arrays = {"out": real[::1], "hessians": real[:, :, :], "values": values[::1]}
     kernel = block.team_kernel(function)
     kernel.__qualname__ = name  # for profilers
     kinds = [arrays[kind] if isinstance(kind, str) else kind for kind in kinds]
@@ -246,9 +239,9 @@ def launch_hessian(
             for size in (n_edges, n_edges, n_bins)
         )
         _launch(
-            "curvature", layout, rows, cost, argument(np.empty(0, rows[0].dtype)),
-            curvatures.reshape(*rows[0].shape[:2], n_edges), project, tolerance, errors, empty,
-            index, stream,
+            "curvature", layout, rows, cost, _empty_array(rows[0].dtype.char, index),
+            curvatures.reshape(*rows[0].shape[:2], n_edges),
+            project, _without_loss(tolerance, index), errors, empty, index, stream,
         )  # fmt: skip
         tables = _uploaded(layout, index, _hessian_tables)
         _launch_teams(
@@ -276,13 +269,13 @@ def find_factors(
     """
     n_parts = _n_parts(factors.size)
     with on_device(index):
-        known = argument(factors), argument(empty(2 * n_parts) if mean else np.empty(0))
+        both = argument(factors), argument(empty(2 * n_parts)) if mean else _empty_array("d", index)
         _launch_teams(
             "find_factors", n_parts, index, stream, argument(weights), argument(labels),
-            ignore_index, *known, errors,
+            ignore_index, *both, errors,
         )  # fmt: skip
         if mean:
-            _launch_teams("divide_by_sum", n_parts, index, stream, *known)
+            _launch_teams("divide_by_sum", n_parts, index, stream, *both)
 
 
 def sum_rows(values: Any, out: Any, empty: Empty, index: int, stream: int) -> None:

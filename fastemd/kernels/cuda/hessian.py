@@ -23,7 +23,7 @@ class Tables(NamedTuple):
 
 
 @device
-def sum_paths(team, grid, arguments):
+def sum_paths(team, arguments):
     """Sum the curvatures between every edge and the root; one block per matrix.
 
     `paths` (rows, E) receives the sums, `means` (rows, N) the mean of every row of the raw Hessian
@@ -31,7 +31,7 @@ def sum_paths(team, grid, arguments):
     """
     tables, curvatures, paths, means, project = arguments
     parent, share, n_edges, n_bins = tables.parent, tables.share, paths.shape[1], means.shape[1]
-    h, path, mean, grand = curvatures[grid.block], paths[grid.block], means[grid.block], 0.0
+    h, path, mean, grand = curvatures[team.block], paths[team.block], means[team.block], 0.0
     is_chain = n_edges == n_bins
     for e in team_range(team, n_edges):
         path_sum, mean_sum, edge = 0.0, 0.0, e
@@ -52,11 +52,11 @@ def sum_paths(team, grid, arguments):
 
 
 @device
-def fill_chain(team, grid, arguments):
+def fill_chain(team, arguments):
     """Fill the Hessians of a chain, where the longer of two paths contains the shorter."""
     _, paths, means, out = arguments
     n_bins = out.shape[1]
-    for task in range(grid.block, out.shape[0] * n_bins, grid.n_blocks):
+    for task in range(team.block, out.shape[0] * n_bins, team.n_blocks):
         row, k = task // n_bins, task % n_bins
         path, mean = paths[row], means[row]
         for m in team_range(team, n_bins):
@@ -64,7 +64,7 @@ def fill_chain(team, grid, arguments):
 
 
 @device
-def fill_tree(team, grid, arguments):
+def fill_tree(team, arguments):
     """Fill the Hessians of a tree.
 
     Walk up from bin k. Its path meets those of the bins that are below an edge, but not below the
@@ -72,7 +72,7 @@ def fill_tree(team, grid, arguments):
     """
     tables, paths, means, out = arguments
     n_bins, root = out.shape[1], paths.shape[1] - 1
-    for task in range(grid.block, out.shape[0] * n_bins, grid.n_blocks):
+    for task in range(team.block, out.shape[0] * n_bins, team.n_blocks):
         row, k = task // n_bins, task % n_bins
         path, mean = paths[row], means[row]
         edge, before, n_before = k, 0, 0

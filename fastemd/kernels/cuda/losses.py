@@ -1,8 +1,7 @@
-"""Losses: normalise a row, sweep as an operation on histograms does, apply the chain rule.
+"""Losses: from a row of logits (or of masses) x to the loss and its derivatives in x.
 
-Scratch ``y`` holds the masses before they are normalised, with the sum `total`: ``p = y / total``.
-Formulas and names are those of `fastemd.kernels.cpu.losses`. At the end are the functions that
-compute the factors of the rows.
+Formulas, names and order are those of `fastemd.kernels.cpu.losses`. At the end are the functions
+that compute the factors of the rows.
 """
 
 import math
@@ -14,38 +13,28 @@ from fastemd.kernels.cuda.block import (
     grid_range,
     larger,
     largest,
-    own_bins,
     report_row,
     sums,
     team_range,
+    thread_bins,
 )
 from fastemd.kernels.cuda.numba_cuda import device
-from fastemd.kernels.cuda.sweeps import apply_to_edges
-from fastemd.kernels.operations import L1, NONE, SOFTMAX, jacobian
+from fastemd.kernels.cuda.sweeps import edge_loop, sweeps
+from fastemd.kernels.operations import L1, NONE, SOFTMAX, Jacobian, jacobian
 
 SMALLEST = 2.0**-1022  # of a sum to divide by, and of a factor that is not 0
 LOWEST_LOGIT = -np.finfo(np.float64).max  # for an excluded class: 0 times it is 0
 
 
-class Weighed(NamedTuple):
-    """What is known of a row before the sweeps."""
+class Prediction(NamedTuple):
+    """The normalisation of a row, and whether the row is valid."""
 
     valid: bool
     highest: float  # logit
-    total: float
-    target_mass: float  # without negative entries
-
-
-def loss_function(name, operation, cost, sweep_up, sweep_down):
-    """Return the function that computes a loss of a row and its derivatives."""
-    function, _ = LOSSES[name]
-    edge_values = apply_to_edges(operation.edge(cost))
-
-    @device
-    def compute(row, weighed):
-        return function(row, weighed, edge_values, sweep_up, sweep_down)
-
-    return compute
+    total: float  # sum of y
+    scale: float  # 1 / total
+    jacobian: Jacobian
+    entropy: float  # c times the mass of the target
 
 
 # --------------------------------------------------------- the user's rows, not read if factor is 0
@@ -53,35 +42,35 @@ def loss_function(name, operation, cost, sweep_up, sweep_down):
 
 @device
 def x_at(row, k):
-    return np.float64(row.inputs.p[k]) if row.loss.factor != 0.0 else 0.0
+    return np.float64(row.inputs.p[k]) if row.factor != 0.0 else 0.0
 
 
 @device
 def v_at(row, k):
-    return np.float64(row.inputs.v[k]) if row.loss.factor != 0.0 else 0.0
+    return np.float64(row.inputs.v[k]) if row.factor != 0.0 else 0.0
 
 
 @device
 def target_at(row, k):
-    if row.loss.factor == 0.0:
+    if row.factor == 0.0:
         return 0.0
-    if row.loss.label < 0:
+    if row.label < 0:
         return np.float64(row.inputs.q[k])
-    return 1.0 if k == row.loss.label else 0.0
+    return 1.0 if k == row.label else 0.0
 
 
-# ------------------------------------------------------------------------- checks and normalisation
+# --------------------------------------------------------------------------- from x to histograms
 
 
 @device
-def weigh(row, tolerance):
-    """Fill ``y``, and check the row."""
-    highest, normalize = -np.inf, row.loss.normalize
-    for k in own_bins(row):
+def predict(row):
+    """Fill scratch ``y``, check the row, and return the normalisation."""
+    highest, normalize, tolerance = -np.inf, row.options.normalize, row.options.tolerance
+    for k in thread_bins(row):
         highest = larger(highest, x_at(row, k))
     highest = largest(row.team, highest)
     total, mass, negative_x, negative_q = 0.0, 0.0, 0.0, 0.0
-    for k in own_bins(row):
+    for k in thread_bins(row):
         x, q = x_at(row, k), target_at(row, k)
         y = x
         if normalize == SOFTMAX:
@@ -90,8 +79,8 @@ def weigh(row, tolerance):
             negative_x -= min(x, 0.0)
         row.scratch.y[k] = y
         total += y
-        if row.loss.cross_entropy > 0.0 and q > 0.0 and x == -np.inf:
-            q = np.nan
+        if row.options.cross_entropy > 0.0 and q > 0.0 and x == -np.inf:
+            q = np.nan  # the class is excluded
         mass += q
         negative_q -= min(q, 0.0)
     total, mass = sums(row.team, total, mass)
@@ -104,136 +93,176 @@ def weigh(row, tolerance):
     if normalize == NONE:
         valid = valid and abs(total - 1.0) <= tolerance
         total = 1.0
-    if row.loss.factor == 0.0:
+    if row.factor == 0.0:
         valid, total = True, max(total, 1.0)
-    return Weighed(valid, highest, total, mass + negative_q)
+    scale, entropy = 1.0 / total, row.options.cross_entropy * (mass + negative_q)
+    form = jacobian(normalize, scale, row.layout.n_bins)
+    return Prediction(valid, highest, total, scale, form, entropy)
+
+
+# ------------------------------------------------------- what the sweeps up start from: p - q, r, u
 
 
 @device
-def jacobian_of(row, weighed):
-    return jacobian(row.loss.normalize, 1.0 / weighed.total, row.layout.n_bins)
-
-
-@device
-def fill_deviation(row, weighed):
+def fill_difference(row, prediction):
     """Fill ``x`` with ``p - q``."""
-    x, y, scale = row.scratch.x, row.scratch.y, 1.0 / weighed.total
-    for k in own_bins(row):
-        if row.loss.label < 0:
+    x, y, scale = row.scratch.x, row.scratch.y, prediction.scale
+    for k in thread_bins(row):
+        if row.label < 0:
             x[k] = y[k] * scale - target_at(row, k)
         else:
-            x[k] = (y[k] - weighed.total * target_at(row, k)) * scale
+            x[k] = (y[k] - prediction.total * target_at(row, k)) * scale
 
 
 @device
-def cross_entropies(row, weighed):
-    """Return the cross entropy times its weight; 0 for a row whose factor is 0."""
-    half, c = 0.0, row.loss.cross_entropy  # half, as the difference of two logits may overflow
-    for k in own_bins(row):
+def r_at(row, prediction, k):
+    return row.scratch.y[k] * prediction.jacobian.r_y + prediction.jacobian.r_1
+
+
+@device
+def a_at(row, prediction, k):
+    return row.scratch.y[k] * prediction.jacobian.a_y + prediction.jacobian.a_1
+
+
+@device
+def mean_over_r(row, prediction, x):
+    """Return ``<r, x>``."""
+    total = 0.0
+    for k in thread_bins(row):
+        total += r_at(row, prediction, k) * x[k]
+    total, _ = sums(row.team, total, 0.0)
+    return total
+
+
+# --------------------------------------------------------------------------- the loss, its gradient
+
+
+def gradient_sweep(operation, cost, is_chain):
+    """Make the function that computes the loss of a row and its gradient."""
+    sweep_up, sweep_down = sweeps(is_chain)
+    apply_edges = edge_loop(operation.edge(cost))
+
+    @device
+    def sweep(row):
+        x, c, prediction = row.scratch.x, row.options.cross_entropy, predict(row)
+        fill_difference(row, prediction)
+        sweep_up(row, x)
+        value, _ = apply_edges(row)
+        value *= row.numbers.cost_factor
+        if c > 0.0:
+            value += cross_entropy(row, prediction)
+        sweep_down(row, x, 0.0)
+        mean = mean_over_r(row, prediction, x)
+        for k in thread_bins(row):
+            a, slope = a_at(row, prediction, k), x[k] - mean
+            if row.label == k:  # rounded once
+                row.out[k] = row.factor * (a * slope + c * (a - 1.0))
+            else:
+                q = max(target_at(row, k), 0.0)
+                row.out[k] = row.factor * (a * (slope + prediction.entropy) - c * q)
+        return prediction.valid, row.factor * value
+
+    return sweep
+
+
+@device
+def cross_entropy(row, prediction):
+    """Return the cross entropy times c; 0 for a row whose factor is 0."""
+    half, c = 0.0, row.options.cross_entropy  # half, as the difference of two logits may overflow
+    for k in thread_bins(row):
         q = target_at(row, k)
         if q > 0.0:
-            logit = max(0.5 * x_at(row, k) - 0.5 * weighed.highest, LOWEST_LOGIT)
-            half += c * q * (0.5 * math.log(weighed.total) - logit)
+            logit = max(0.5 * x_at(row, k) - 0.5 * prediction.highest, LOWEST_LOGIT)
+            half += c * q * (0.5 * math.log(prediction.total) - logit)
     half, _ = sums(row.team, half, 0.0)
     return 2.0 * half
 
 
-# ------------------------------------------------------------------------ one row of each operation
+# -------------------------------------------------------------------------- its second derivatives
+
+
+def diagonal_sweep(operation, cost, is_chain):
+    """Make the function that computes the diagonal of the loss's Hessian."""
+    sweep_up, sweep_down = sweeps(is_chain)
+    apply_edges = edge_loop(operation.edge(cost))
+
+    @device
+    def sweep(row):
+        x, y, other, prediction = row.scratch.x, row.scratch.y, row.scratch.other, predict(row)
+        form, entropy = prediction.jacobian, prediction.entropy
+        for k in thread_bins(row):
+            other[k] = r_at(row, prediction, k)
+        sweep_up(row, other)
+        fill_difference(row, prediction)
+        sweep_up(row, x)
+        mean, grand_mean = apply_edges(row)
+        sweep_down(row, other, 0.0)
+        sweep_down(row, x, 0.0)
+        for k in thread_bins(row):
+            a, slope = a_at(row, prediction, k), x[k] - mean
+            second = other[k] + grand_mean - 2.0 * form.depends * slope - entropy
+            change = a * (a * second) + y[k] * form.a_y * (slope + entropy)
+            row.out[k] = row.factor * change
+        return prediction.valid, 0.0
+
+    return sweep
+
+
+def product_sweep(operation, cost, is_chain):
+    """Make the function that multiplies the loss's Hessian by `v`."""
+    sweep_up, sweep_down = sweeps(is_chain)
+    apply_edges = edge_loop(operation.edge(cost))
+
+    @device
+    def sweep(row):
+        x, other, u, prediction = row.scratch.x, row.scratch.other, row.scratch.u, predict(row)
+        form, sum_of_v = prediction.jacobian, fill_u(row, prediction)
+        for k in thread_bins(row):
+            other[k] = u[k]
+        sweep_up(row, other)
+        fill_difference(row, prediction)
+        sweep_up(row, x)
+        apply_edges(row)
+        sweep_down(row, other, 0.0)
+        sweep_down(row, x, 0.0)
+        mean, u_slope = mean_over_r(row, prediction, x), 0.0
+        for k in thread_bins(row):
+            u_slope += u[k] * x[k]
+        u_slope, _ = sums(row.team, u_slope, 0.0)
+        mean_of_product = mean_over_r(row, prediction, other) + form.depends * u_slope
+        softmax = form.a_y / prediction.scale  # 1, or 0
+        for k in thread_bins(row):
+            a, slope = a_at(row, prediction, k), x[k] - mean + prediction.entropy
+            change = other[k] - mean_of_product - form.a_1 * sum_of_v * slope
+            row.out[k] = row.factor * (a * change + softmax * u[k] * slope)
+        return prediction.valid, 0.0
+
+    return sweep
 
 
 @device
-def loss_row(row, weighed, edge_values, sweep_up, sweep_down):
-    """Write the derivatives in x and return the loss."""
-    x, y, jac, loss = row.scratch.x, row.scratch.y, jacobian_of(row, weighed), row.loss
-    fill_deviation(row, weighed)
-    sweep_up(row, x)
-    cost, _ = edge_values(row)
-    value = cost * row.numbers.cost_factor
-    if loss.cross_entropy > 0.0:
-        value += cross_entropies(row, weighed)
-    sweep_down(row, x, 0.0)
-    centre = 0.0
-    for k in own_bins(row):
-        centre += (y[k] * jac.r_y + jac.r_1) * x[k]
-    centre, _ = sums(row.team, centre, 0.0)
-    c, entropy = loss.cross_entropy, loss.cross_entropy * weighed.target_mass
-    for k in own_bins(row):
-        a, slope = y[k] * jac.a_y + jac.a_1, x[k] - centre
-        if loss.label == k:  # rounded once
-            row.out[k] = loss.factor * (a * slope + c * (a - 1.0))
-        else:
-            q = max(target_at(row, k), 0.0)
-            row.out[k] = loss.factor * (a * (slope + entropy) - c * q)
-    return value
-
-
-@device
-def second_row(row, weighed, edge_values, sweep_up, sweep_down):
-    """Write the diagonal of the second derivative."""
-    x, y, z, jac = row.scratch.x, row.scratch.y, row.scratch.other, jacobian_of(row, weighed)
-    for k in own_bins(row):
-        z[k] = y[k] * jac.r_y + jac.r_1
-    sweep_up(row, z)
-    fill_deviation(row, weighed)
-    sweep_up(row, x)
-    centre, grand = edge_values(row)
-    sweep_down(row, z, 0.0)
-    sweep_down(row, x, 0.0)
-    entropy = row.loss.cross_entropy * weighed.target_mass
-    for k in own_bins(row):
-        a, slope = y[k] * jac.a_y + jac.a_1, x[k] - centre
-        curvature = z[k] + grand - 2.0 * jac.depends * slope - entropy
-        change = a * (a * curvature) + y[k] * jac.a_y * (slope + entropy)
-        row.out[k] = row.loss.factor * change
-    return 0.0
-
-
-@device
-def product_row(row, weighed, edge_values, sweep_up, sweep_down):
-    """Write the second derivative times `v`; u is the change of p along v."""
-    x, y, z, u = row.scratch.x, row.scratch.y, row.scratch.other, row.scratch.u
-    jac, scale = jacobian_of(row, weighed), 1.0 / weighed.total
-    mean, growth = 0.0, 0.0  # growth of the sum that l1 divides by
-    for k in own_bins(row):
-        v = v_at(row, k)
-        mean += (y[k] * jac.r_y + jac.r_1) * v
-        growth += v
-    mean, growth = sums(row.team, mean, growth)
-    if row.loss.normalize == L1:
+def fill_u(row, prediction):
+    """Fill scratch ``u`` with the change of p along `v`; for l1 return the sum of v, else 0."""
+    y, u, mean, sum_of_v = row.scratch.y, row.scratch.u, 0.0, 0.0
+    for k in thread_bins(row):
+        mean += r_at(row, prediction, k) * v_at(row, k)
+        sum_of_v += v_at(row, k)
+    mean, sum_of_v = sums(row.team, mean, sum_of_v)
+    if row.options.normalize == L1:
         mean = 0.0
     else:
-        growth = 0.0
-    for k in own_bins(row):
-        u[k] = (y[k] * jac.a_y + jac.a_1) * (v_at(row, k) - mean - y[k] * scale * growth)
-        z[k] = u[k]
-    sweep_up(row, z)
-    fill_deviation(row, weighed)
-    sweep_up(row, x)
-    edge_values(row)
-    sweep_down(row, z, 0.0)
-    sweep_down(row, x, 0.0)
-    centre, mean, slope_change = 0.0, 0.0, 0.0
-    for k in own_bins(row):
-        r = y[k] * jac.r_y + jac.r_1
-        centre += r * x[k]
-        mean += r * z[k]
-        slope_change += u[k] * x[k]
-    centre, mean = sums(row.team, centre, mean)
-    slope_change, _ = sums(row.team, slope_change, 0.0)
-    mean += jac.depends * slope_change
-    entropy = row.loss.cross_entropy * weighed.target_mass
-    for k in own_bins(row):
-        slope, a = x[k] - centre + entropy, y[k] * jac.a_y + jac.a_1
-        change = a * (z[k] - mean - jac.a_1 * growth * slope)
-        row.out[k] = row.loss.factor * (change + jac.a_y / scale * u[k] * slope)
-    return 0.0
+        sum_of_v = 0.0
+    for k in thread_bins(row):
+        change = v_at(row, k) - mean - y[k] * prediction.scale * sum_of_v
+        u[k] = a_at(row, prediction, k) * change
+    return sum_of_v
 
 
-# The function of a row, and the number of scratch arrays x, y, other, u that it needs.
+# For each loss: what makes its function, and the number of scratch arrays x, y, other, u it needs.
 LOSSES = {
-    "loss": (loss_row, 2),
-    "loss_diagonal": (second_row, 3),
-    "loss_product": (product_row, 4),
+    "loss": (gradient_sweep, 2),
+    "loss_diagonal": (diagonal_sweep, 3),
+    "loss_product": (product_sweep, 4),
 }
 
 
@@ -247,7 +276,7 @@ def ratio(a, b):
 
 
 @device
-def find_factors(team, grid, arguments):
+def find_factors(team, arguments):
     """Compute the factor of every row from its weight and its label.
 
     `weights` and `labels` are (rows,), without elements if there are no weights, or no label is
@@ -257,7 +286,7 @@ def find_factors(team, grid, arguments):
     """
     weights, labels, ignore_index, factors, parts, errors = arguments
     most, total = 0.0, 0.0
-    for i in grid_range(team, grid, factors.size):
+    for i in grid_range(team, factors.size):
         factor = 1.0
         if labels.size > 0 and labels[i] == ignore_index:
             factor = 0.0
@@ -269,16 +298,16 @@ def find_factors(team, grid, arguments):
         most = larger(most, factor)
     if parts.size > 0:
         most = largest(team, most)
-        for i in grid_range(team, grid, factors.size):
+        for i in grid_range(team, factors.size):
             total += ratio(factors[i], most)
         total, _ = sums(team, total, 0.0)
         if team.thread == 0:
-            parts[grid.block] = most
-            parts[grid.n_blocks + grid.block] = total
+            parts[team.block] = most
+            parts[team.n_blocks + team.block] = total
 
 
 @device
-def divide_by_sum(team, grid, arguments):
+def divide_by_sum(team, arguments):
     """Divide the factors by their sum, for the weighted mean.
 
     Every block adds up the `parts` that all blocks of `find_factors` left, in the same order.
@@ -291,7 +320,7 @@ def divide_by_sum(team, grid, arguments):
     for i in team_range(team, n_parts):
         total += parts[n_parts + i] * ratio(parts[i], most)
     total, _ = sums(team, total, 0.0)
-    for i in grid_range(team, grid, factors.size):
+    for i in grid_range(team, factors.size):
         factor = factors[i]
         if factor > 0.0:  # a row whose factor is not 0 is read
             factor = larger(SMALLEST, ratio(ratio(factor, most), total))

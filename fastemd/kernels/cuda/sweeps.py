@@ -11,33 +11,49 @@ Names and order are those of `fastemd.kernels.cpu.sweeps`.
 
 import numpy as np
 
-from fastemd.kernels.cuda.block import barrier, own_bins, own_edges, scan, sums
+from fastemd.kernels.cuda.block import (
+    barrier,
+    scan,
+    sums,
+    team_range,
+    thread_bins,
+    thread_edges,
+)
 from fastemd.kernels.cuda.numba_cuda import device
 from fastemd.kernels.edges import Edge, Numbers
 
 
-def row_function(operation, cost, sweep_up, sweep_down):
-    """Return the function that does an operation on a row and returns its value."""
-    edge_values = apply_to_edges(operation.edge(cost))
-    has_other, fill_other = bool(operation.other), FILL[operation.other or operation.start]
-    fill, write, mean_factor = FILL[operation.start], WRITE[operation.output], operation.mean
-    has_bins = operation.output == "bins"
+def histogram_sweep(operation, cost, is_chain):
+    """Make the function that performs an operation on a row; it returns `valid` and the value."""
+    sweep_up, sweep_down = sweeps(is_chain)
+    apply_edges = edge_loop(operation.edge(cost))
+    sweeps_other, fill_other = bool(operation.other), FILL[operation.other or operation.start]
+    fill, writes_bins, mean_factor = (
+        FILL[operation.start],
+        operation.output == "bins",
+        operation.mean,
+    )
+    n_roots = 1 if operation.output == "nodes" else 0  # the root has no edge of its own
 
     @device
-    def compute(row):
-        if has_other:
-            fill_other(row, row.scratch.other)
-            sweep_up(row, row.scratch.other)
-        fill(row, row.scratch.x)
-        sweep_up(row, row.scratch.x)
-        value, mean = edge_values(row)
+    def sweep(row):
+        x, other, project = row.scratch.x, row.scratch.other, row.numbers.project
+        valid = row.options.tolerance < 0.0 or is_histogram_pair(row, row.options.tolerance)
+        if sweeps_other:
+            fill_other(row, other)
+            sweep_up(row, other)
+        fill(row, x)
+        sweep_up(row, x)
+        value, mean = apply_edges(row)
         if row.out.size > 0:
-            if has_bins:
-                sweep_down(row, row.scratch.x, mean_factor * row.numbers.project * mean)
-            write(row, row.scratch.x)
-        return value * row.numbers.cost_factor
+            if writes_bins:
+                sweep_down(row, x, mean_factor * project * mean)
+                write_bins(row, x)
+            else:
+                write_edges(row, x, n_roots)
+        return valid, value * row.numbers.cost_factor
 
-    return compute
+    return sweep
 
 
 # ------------------------------------------------------ the layout, see `fastemd.layout.CudaTables`
@@ -61,36 +77,8 @@ def level_start(row, i):
 
 
 @device
-def own_edges_of_level(row, i):
+def level_edges(row, i):
     return range(level_start(row, i) + row.team.thread, level_start(row, i + 1), row.team.n_threads)
-
-
-# -------------------------------------------------------------------- what the sweep up starts from
-
-
-@device
-def fill_difference(row, x):
-    p, q = row.inputs.p, row.inputs.q
-    for k in own_bins(row):
-        mass = np.float64(p[k])
-        if q.size > 0:
-            mass -= np.float64(q[k])
-        x[k] = mass
-
-
-@device
-def fill_vector(row, x):
-    """Fill with `v`, less its mean if the total mass is to be conserved."""
-    v, total = row.inputs.v, 0.0
-    for k in own_bins(row):
-        total += np.float64(v[k])
-    total, _ = sums(row.team, total, 0.0)
-    mean = row.numbers.project * total / row.layout.n_bins
-    for k in own_bins(row):
-        x[k] = np.float64(v[k]) - mean
-
-
-FILL = {"p - q": fill_difference, "v": fill_vector}
 
 
 # ----------------------------------------------------------------------------------- the two sweeps
@@ -101,7 +89,7 @@ def sweep_up_tree(row, x):
     """Turn the masses of the bins into the flow of every edge."""
     for i in range(row.layout.n_levels):
         barrier()
-        for e in own_edges_of_level(row, i):
+        for e in level_edges(row, i):
             flow = 0.0
             for j in range(first_child(row, e), first_child(row, e + 1)):
                 flow += x[row.layout.numbers[j]]
@@ -113,16 +101,16 @@ def sweep_up_tree(row, x):
 def sweep_down_tree(row, x, start):
     """Turn the edge values into their sums up to the root, from `start`.
 
-    `edge_values` ends with a barrier. Afterwards a thread sees the sums of its own bins only.
+    `apply_edges` ends with a barrier. Afterwards a thread sees the sums of its own bins only.
     """
     if row.team.thread == 0:
         x[row.layout.n_edges] = start
     for i in range(row.layout.n_levels - 1, -1, -1):
         barrier()
-        for e in own_edges_of_level(row, i):
+        for e in level_edges(row, i):
             x[e] += x[parent(row, e)]
     barrier()
-    for k in own_bins(row):
+    for k in thread_bins(row):
         x[k] += x[parent(row, k)]
 
 
@@ -137,47 +125,77 @@ def sweep_down_chain(row, x, start):
     scan(row.team, x, row.layout.n_bins, start, True)
 
 
-SWEEPS = {"tree": (sweep_up_tree, sweep_down_tree), "chain": (sweep_up_chain, sweep_down_chain)}
+def sweeps(is_chain):
+    """Return `sweep_up` and `sweep_down`."""
+    return (sweep_up_chain, sweep_down_chain) if is_chain else (sweep_up_tree, sweep_down_tree)
 
 
 # ------------------------------------------------------------------------- a function on every edge
 
 
-def apply_to_edges(function):
-    """Return what replaces the flows by the edge values, and returns the two sums of a row.
+def edge_loop(edge_values):
+    """Make the function that replaces all flows of a row by edge values and returns the two sums.
 
     On CUDA `min` and `max` drop NaN, so no NaN in an edge function may depend on them: an invalid
     row must not get finite results.
     """
-    values, _, _ = function(Edge(1.0, 1.0, 1.0, Numbers(1.0, 1.0, 1.0, 1.0, 1.0)), 1.0)
+    values, _, _ = edge_values(Edge(1.0, 1.0, 1.0, Numbers(1.0, 1.0, 1.0, 1.0, 1.0)), 1.0)
     has_two = isinstance(values, tuple)
 
     @device
-    def edge_values(row):
+    def apply_edges(row):
         x, other, numbers = row.scratch.x, row.scratch.other, row.numbers
         lengths, n_edges = row.layout.lengths, row.layout.n_edges
         first_sum, second_sum = 0.0, 0.0
-        for e in own_edges(row):
+        for e in thread_edges(row):
             length, share = numbers.length_factor * lengths[e], lengths[n_edges + e]
             edge = Edge(length, share, other[e], numbers)
-            values, first, second = function(edge, x[e])
+            values, first, second = edge_values(edge, x[e])
             if has_two:
                 x[e], other[e] = values
             else:
                 x[e] = values
-            first_sum = add_product(first_sum, first)
-            second_sum = add_product(second_sum, second)
+            first_sum = add_term(first_sum, first)
+            second_sum = add_term(second_sum, second)
         return sums(row.team, first_sum, second_sum)
 
-    return edge_values
+    return apply_edges
 
 
 @device
-def add_product(total, factors):
+def add_term(total, factors):
     """Add the product of two factors, if the edge function returns them."""
     if factors is None:
         return total
     return total + factors[0] * factors[1]
+
+
+# -------------------------------------------------------------------- what the sweep up starts from
+
+
+@device
+def fill_difference(row, x):
+    p, q = row.inputs.p, row.inputs.q
+    for k in thread_bins(row):
+        mass = np.float64(p[k])
+        if q.size > 0:
+            mass -= np.float64(q[k])
+        x[k] = mass
+
+
+@device
+def fill_vector(row, x):
+    """Fill with `v`, less its mean if the total mass is to be conserved."""
+    v, total = row.inputs.v, 0.0
+    for k in thread_bins(row):
+        total += np.float64(v[k])
+    total, _ = sums(row.team, total, 0.0)
+    mean = row.numbers.project * total / row.layout.n_bins
+    for k in thread_bins(row):
+        x[k] = np.float64(v[k]) - mean
+
+
+FILL = {"p - q": fill_difference, "v": fill_vector}
 
 
 # ---------------------------------------------------------------------------------- what is written
@@ -185,29 +203,16 @@ def add_product(total, factors):
 
 @device
 def write_bins(row, x):
-    for k in own_bins(row):
+    for k in thread_bins(row):
         row.out[k] = x[k]
 
 
 @device
-def write_nodes(row, x):
-    """Write the values of the edges above the nodes; the last one, above the root, is left out."""
-    write_listed(row, x, row.layout.numbers.size - 1)
-
-
-@device
-def write_edges(row, x):
-    write_listed(row, x, row.layout.numbers.size)
-
-
-@device
-def write_listed(row, x, end):
-    """Write values in the order of the layout, whose list of edges stops before `end`."""
-    for i in range(row.team.thread, row.out.size, row.team.n_threads):
-        row.out[i] = x[row.layout.numbers[end - row.out.size + i]]
-
-
-WRITE = {"bins": write_bins, "nodes": write_nodes, "edges": write_edges}
+def write_edges(row, x, n_roots):
+    """Write the edge values in the order of the layout, without those of the last `n_roots`."""
+    first = row.layout.numbers.size - n_roots - row.out.size
+    for i in team_range(row.team, row.out.size):
+        row.out[i] = x[row.layout.numbers[first + i]]
 
 
 # ------------------------------------------------------------------------------------------- checks
@@ -217,7 +222,7 @@ WRITE = {"bins": write_bins, "nodes": write_nodes, "edges": write_edges}
 def is_histogram_pair(row, tolerance):
     """Return whether p and q are histograms of equal mass, up to the tolerance, and v is finite."""
     mass_p, mass_q, negative_p, negative_q = 0.0, 0.0, 0.0, 0.0
-    for k in own_bins(row):
+    for k in thread_bins(row):
         p = np.float64(row.inputs.p[k])
         mass_p += p
         negative_p -= min(p, 0.0)
