@@ -92,7 +92,7 @@ def test_emd_loss_accepts_any_memory_layout(rng, backend):
         np.testing.assert_array_equal(inputs, before)
 
 
-@cpu  # other backends raise later with less detail, see test_cuda.py
+@cpu  # other backends raise later with less detail, see cuda/test_validation.py
 @pytest.mark.parametrize(
     ("x", "target", "keywords", "message"),
     [

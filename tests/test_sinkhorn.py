@@ -190,7 +190,7 @@ def test_sinkhorn_reports_failure_without_warning(dtype, lam, rng, backend):
     assert backend.sinkhorn(p, q, cost, **keywords, method="log").converged.all()
 
 
-def test_sinkhorn_error_includes_mass_without_finite_cost(backend):
+def test_sinkhorn_paper_fails_and_log_converges_if_kernel_underflows(backend):
     """All kernel entries between the two halves underflow to 0, but nothing overflows."""
     cost = np.kron(1 - np.eye(2), np.ones((2, 2)))
     p, q = np.array([0.3, 0.3, 0.2, 0.2]), np.full(4, 0.25)

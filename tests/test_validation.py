@@ -298,7 +298,7 @@ def test_embed_does_not_compare_masses(validate, small_case, rng, backend):
         backend.embed(p, small_case.space, 2, validate=validate)
 
 
-@cpu  # see test_cuda.py
+@cpu  # see cuda/test_validation.py
 def test_validate_accepts_tolerance(backend):
     p, q, chain = [0.5, 0.5], [0.5, 0.51], fastemd.Chain(2)
     assert backend.emd(p, q, chain, 1, validate=0.02) >= 0

@@ -220,7 +220,7 @@ def test_compiled_warns_if_code_contains_addresses(folder, monkeypatch):
     assert not folder.exists()
 
 
-def test_compiled_raises_errors_of_the_compiler(folder, monkeypatch):
+def test_compiled_rejects_disabled_jit(folder, monkeypatch):
     monkeypatch.setattr(config, "DISABLE_JIT", 1)
     with pytest.raises(RuntimeError, match=r"^NUMBA_DISABLE_JIT: .* unset"):
         _is_loaded()

@@ -53,7 +53,7 @@ def test_functions_raise_for_invalid_row_on_synchronize(name, small_case, rng):
 
 
 @device
-def test_functions_with_tolerance_do_not_synchronize(small_case, rng):
+def test_functions_with_tolerance_raise_on_synchronize(small_case, rng):
     p, q = random_pair(rng, (3, small_case.n_bins))
     fastemd.emd(on_device(p * 1.01), on_device(q), small_case.space, 2, validate=0.1)
     fastemd.synchronize()

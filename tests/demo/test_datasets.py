@@ -95,7 +95,7 @@ def test_imagenet_graph_returns_new_graph() -> None:
     assert imagenet_graph().number_of_nodes() == 1374
 
 
-def test_imagenet_tree_has_nodes_of_graph(classes: dict[int, str]) -> None:
+def test_imagenet_tree_has_sizes_and_classes_of_graph(classes: dict[int, str]) -> None:
     tree = imagenet_tree()
     assert (tree.n_nodes, tree.n_bins, tree.depth, tree.diameter) == (1374, 1000, 13, 20)
     assert list(tree.bins) == [classes[k] for k in range(1000)]

@@ -175,7 +175,7 @@ def test_plot_tree_enlarges_margins_for_long_names():
     assert np.ptp(heights) > 72.0  # the tree remains visible, in pixels
 
 
-def test_plot_tree_preserves_limits_of_axes_of_user():
+def test_plot_tree_does_not_shrink_limits_of_axes_of_user():
     ax = plt.figure().add_subplot()
     ax.plot([-5, 9], [-7, 3])
     plotting.plot_tree(TREE, ax=ax)

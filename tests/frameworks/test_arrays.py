@@ -113,7 +113,7 @@ def test_functions_name_invalid_row(library, rng):
 
 @each_library
 @each_operation
-def test_functions_leave_inputs_alive_and_results_outlive_them(library, operation, rng):
+def test_functions_release_inputs_and_results_outlive_them(library, operation, rng):
     theirs = framework(library)
     inputs = operation.draw(rng, (64,), 7)
     before = [x.copy() for x in inputs]
@@ -386,9 +386,7 @@ def test_functions_return_numpy_for_dlpack_objects_without_library(rng):
 def test_functions_reject_dlpack_objects_on_other_device(rng):
     p, q = _pair(rng)
     for device, why in (((10, 0), r"\(10, 0\)"), ((2, 0), "CUDA device")):
-        with pytest.raises(
-            TypeError, match=f"q: cannot read this test_arrays._OnlyDLPack: .*{why}"
-        ):
+        with pytest.raises(TypeError, match=rf"q: cannot read this [\w.]+\._OnlyDLPack: .*{why}"):
             fastemd.emd(p, _OnlyDLPack(q, device), CHAIN, 2)
 
 
@@ -415,7 +413,7 @@ def test_functions_reject_namespace_without_from_dlpack(rng):
         (lambda: None, r"its library has no from_dlpack to take the results"),
     ):
         invalid = _OfLibrary(q, namespace)
-        kind = r" cannot read this test_arrays._OfLibrary: "
+        kind = r" cannot read this [\w.]+\._OfLibrary: "
         with pytest.raises(TypeError, match="q:" + kind + message):
             fastemd.emd(p, invalid, CHAIN, 2)
         with pytest.raises(TypeError, match="q:" + kind + message):
@@ -431,7 +429,7 @@ def test_functions_accept_namespace_without_name(rng):
     nameless = types.SimpleNamespace(from_dlpack=np.from_dlpack)
     pair = [_OfLibrary(x, lambda: nameless) for x in (p, q)]
     np.testing.assert_array_equal(fastemd.emd(*pair, CHAIN, 2), fastemd.emd(p, q, CHAIN, 2))
-    with pytest.raises(TypeError, match=r"p from numpy, q from test_arrays"):
+    with pytest.raises(TypeError, match=r"p from numpy, q from tests"):
         fastemd.emd(p, pair[1], CHAIN, 2)
 
 

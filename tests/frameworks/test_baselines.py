@@ -105,8 +105,8 @@ def test_emd_is_optimum_of_linear_programme_with_cost_matrix(problem):
 
 
 @given(problems(max_nodes=7, n_rows=1))
-def test_emd_flow_is_optimal_flow_of_networkx(problem):
-    """The flows have the cost of the minimum cost flow, by network simplex on integers."""
+def test_emd_equals_min_cost_flow_of_networkx(problem):
+    """The value is the cost of the minimum cost flow, by network simplex on integers."""
     case, p, q = problem
     units = np.rint((p - q)[0] * 2**10).astype(int)
     graph = nx.DiGraph(naive.graph(case.ground))

@@ -97,7 +97,7 @@ def test_emd_is_differentiable_twice_in_control_flow(wrapper, rho, rng):
         )
 
 
-def test_emd_has_no_third_derivative(rng):
+def test_emd_third_derivative_exists_at_rho_2_only(rng):
     x, y = random_logits(rng, ())
 
     def third(loss, rho):

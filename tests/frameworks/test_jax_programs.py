@@ -57,7 +57,7 @@ def test_version_of_ffi_is_supported():
     assert programs.KNOWN
 
 
-def test_emd_adds_no_collectives_without_mesh(rng):
+def test_emd_adds_no_operation_without_mesh(rng):
     x, y = random_logits(rng)
     assert " add " not in str(jax.make_jaxpr(lambda x: emd_of_softmax(x, y))(x))
 
@@ -122,7 +122,7 @@ def test_emd_interrupted_while_reporting_error_raises(dropped, monkeypatch):
     assert dropped == ["KeyboardInterrupt"]
 
 
-def test_emd_registers_space_once(rng):
+def test_emd_registers_equal_spaces_once(rng):
     p = jnp.full(TREE.n_bins, 1 / TREE.n_bins)
     adapter.emd(p, p, fastemd.Chain(5), 2)
     n_spaces = len(registry._spaces)

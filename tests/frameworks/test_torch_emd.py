@@ -78,7 +78,7 @@ def test_emd_hessian_vector_product(rng):
         assert_close(comp, way(lambda x: _dense(x, y, 2), x, v)[1], 1.0, 1e-11)
 
 
-def test_emd_has_no_third_derivative(rng):
+def test_emd_third_derivative_exists_at_rho_2_only(rng):
     x, y = (tensor.detach() for tensor in random_logits(rng, ()))
 
     def third(loss, rho):
@@ -148,7 +148,7 @@ def test_emd_compiled_with_derivatives_inside(rng):
     assert_close(comp, second(_dense)(x), 1.0, 1e-11)
 
 
-def test_emd_compiled_recompiles_for_other_space(rng):
+def test_emd_compiled_depends_on_space(rng):
     """A space is a constant of the program, so another one requires recompilation."""
     torch._dynamo.reset()
     x, y = (tensor.detach().softmax(-1) for tensor in random_logits(rng))
@@ -221,7 +221,7 @@ def test_emd_rejects_tensors_on_two_devices():
                 call(**{"p": p, "q": p, "space": TREE, "rho": 2} | invalid)
 
 
-def test_emd_supports_other_devices():
+def test_emd_accepts_cuda_and_rejects_other_devices():
     from torch._subclasses import FakeTensorMode
 
     loss = adapter.EMDLoss(TREE)

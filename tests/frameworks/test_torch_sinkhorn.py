@@ -79,7 +79,7 @@ def test_sinkhorn_broadcasts_and_supports_vmap(rng):
         torch.func.vmap(lambda cost: adapter.sinkhorn(p, q, cost, lam=2.0))(costs)
 
 
-def test_sinkhorn_gradient_is_zero_for_failed_rows():
+def test_sinkhorn_gradient_is_nan_for_failed_rows():
     p = as_tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]).requires_grad_()
     q = as_tensor([[0.0, 0.5, 0.5], [0.5, 0.5, 0.0]])
     value = adapter.sinkhorn(p, q, fastemd.Chain(3), lam=200.0, max_iter=3)
