@@ -43,17 +43,17 @@ def test_emd_loss_of_masked_classes_equals_low_logits(small_case, rng, backend):
     x, target = random_inputs(rng, (20, n))
     masked = rng.random((20, n)) < 0.4
     masked[np.arange(20), target] = False
-    low, gone = np.where(masked, -1e5, x), np.where(masked, -np.inf, x)
+    low, excluded = np.where(masked, -1e5, x), np.where(masked, -np.inf, x)
     for function in (loss_hessian_diag, lambda *args: loss_and_gradient(*args)[:, 1:]):
         np.testing.assert_array_equal(
-            function(backend, gone, target, small_case.space),
+            function(backend, excluded, target, small_case.space),
             function(backend, low, target, small_case.space),
         )
-        assert (function(backend, gone, target, small_case.space)[masked] == 0).all()
+        assert (function(backend, excluded, target, small_case.space)[masked] == 0).all()
     soft = np.where(masked, 0.0, rng.random((20, n)) + 0.1)
     soft /= soft.sum(-1, keepdims=True)
     np.testing.assert_array_equal(
-        loss_and_gradient(backend, gone, soft, small_case.space),
+        loss_and_gradient(backend, excluded, soft, small_case.space),
         loss_and_gradient(backend, low, soft, small_case.space),
     )
     # Without cross entropy the target may be a masked class.

@@ -11,9 +11,7 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "support" / "concurrency.py"
 SCENES = ["threads", "nested", "forked", "forked_while_busy", "spawned", "users_threads_stay"]
 LAYERS = ["workqueue", "omp", "default"]
-if (
-    sys.platform == "linux" and platform.machine() == "x86_64"
-):  # tbb has wheels for this platform only
+if sys.platform == "linux" and platform.machine() == "x86_64":  # others have no wheel of tbb
     LAYERS.append("tbb")
 
 

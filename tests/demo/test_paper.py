@@ -39,9 +39,7 @@ def test_table1_quick_writes_table_and_picture(tmp_path, capsys):
     times = {(row["gradient"], row["implementation"]): row["milliseconds"] for row in rows}
     assert float(times["EMD^2", "fastemd"]) < float(times["SD, 5 iterations", "fastemd"])
     assert times["EMD^2", table1.NO_CUDA] == ""
-    assert not any(
-        row["implementation"] == table1.PAPER for row in rows
-    )  # in a batch of other size
+    assert not any(row["implementation"] == table1.PAPER for row in rows)  # other batch size
 
 
 def test_table1_states_scaled_and_missing_baselines(monkeypatch):

@@ -118,17 +118,15 @@ def test_functions_release_inputs_and_results_outlive_them(library, operation, r
     inputs = operation.draw(rng, (64,), 7)
     before = [x.copy() for x in inputs]
     arrays = [theirs.of(x) for x in inputs]
-    gone = [weakref.ref(x) for x in arrays]
+    references = [weakref.ref(x) for x in arrays]
     ref = operation(before, CHAIN, 2)
     comp = operation(arrays, CHAIN, 2)
     for x, y in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(np.asarray(x), y)
     del arrays, x
     gc.collect()
-    assert all(x() is None for x in gone)
-    scratch = [
-        np.full((64, 7), 7.0) for _ in range(20)
-    ]  # overwrite memory that was freed too early
+    assert all(x() is None for x in references)
+    scratch = [np.full((64, 7), 7.0) for _ in range(20)]  # overwrites memory freed too early
     for ours, wanted in zip(comp, ref, strict=True):
         np.testing.assert_array_equal(np.asarray(ours), wanted)
     del scratch
