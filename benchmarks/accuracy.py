@@ -3,8 +3,8 @@
     python -m benchmarks.accuracy
 
 Every row holds the largest error over some pairs of random histograms: of the value relative to
-the exact value, of the gradient relative to its largest exact entry. Powers that are no integers
-have a reference of 50 digits. Takes a minute or two; the same seeds give the same table.
+the exact value, of the gradient relative to its largest exact entry. The reference of powers that
+are not integers has 50 digits. Takes a minute or two; the same seeds give the same table.
 """
 
 from fractions import Fraction
@@ -19,15 +19,15 @@ SIZES = [10, 100, 1000]
 POWERS = [1, 2, 3.7]
 
 
-def space_of(kind, n_bins, rng):
-    """A chain with random gaps, or the tree of clustering random points."""
+def random_space(kind, n_bins, rng):
+    """Return a chain with random gaps, or the tree of a clustering of random points."""
     if kind == "chain":
         return fastemd.Chain(n_bins, rng.exponential(size=n_bins - 1))
     return fastemd.Tree.from_linkage(linkage(rng.normal(size=(n_bins, 4)), "average"))
 
 
 def histograms(n_bins, dtype, rng):
-    """Masses with all the digits of the type."""
+    """Return two histograms that use all digits of the type."""
     return rng.dirichlet(np.ones(n_bins), 2).astype(dtype)
 
 
@@ -40,7 +40,7 @@ def largest_errors(kind, n_bins, dtype, rho):
     rng = np.random.default_rng(n_bins)
     value_error = grad_error = 0.0
     for _ in range(20 if n_bins < 1000 else 3):
-        space = space_of(kind, n_bins, rng)
+        space = random_space(kind, n_bins, rng)
         p, q = histograms(n_bins, dtype, rng)
         value, grad = fastemd.emd_value_and_grad(p, q, space, rho)
         ground = naive.ground(space)

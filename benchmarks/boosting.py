@@ -1,4 +1,4 @@
-"""Print the table of docs/boosting.md: what boosting makes of the second derivatives it is given.
+"""Print the table of docs/boosting.md: boosting with different second derivatives.
 
     python -m benchmarks.boosting
 
@@ -27,7 +27,7 @@ CURVATURES = {
 }
 
 
-def ordered(n_classes, n_rows, noise):
+def ordered_classes(n_classes, n_rows, noise):
     x, hidden = make_friedman1(n_rows, noise=noise, random_state=0)
     cuts = np.quantile(hidden, np.arange(1, n_classes) / n_classes)
     return x, np.searchsorted(cuts, hidden), fastemd.Chain(n_classes)
@@ -40,11 +40,15 @@ def digits():
     return x, y, fastemd.Tree.from_linkage(merges)
 
 
-PROBLEMS = {"7 classes": ordered(7, 1000, 2), "20 classes": ordered(20, 2000, 1), "tree": digits()}
+PROBLEMS = {
+    "7 classes": ordered_classes(7, 1000, 2),
+    "20 classes": ordered_classes(20, 2000, 1),
+    "tree": digits(),
+}
 
 
 def train(library, train_rows, test_rows, space, rate, curvature, rounds=100):
-    """The loss of both kinds of rows after every round."""
+    """Return the losses of training and test rows after every round."""
     losses = {"train": [], "test": []}
 
     def objective(scores, data):
@@ -81,9 +85,11 @@ def cell(library, problem, rate, curvature):
     x, y, space = problem
     best, rises = [], 0
     for a, b in ShuffleSplit(5, test_size=1 / 3, random_state=0).split(x):
-        fitted, held_out = train(library, (x[a], y[a]), (x[b], y[b]), space, rate, curvature)
-        best.append(held_out.min())
-        rises += int((np.diff(fitted) > 0).sum())
+        train_losses, test_losses = train(
+            library, (x[a], y[a]), (x[b], y[b]), space, rate, curvature
+        )
+        best.append(test_losses.min())
+        rises += int((np.diff(train_losses) > 0).sum())
     return f"{np.mean(best):.3f} ± {np.std(best):.3f} ({rises})"
 
 

@@ -1,4 +1,4 @@
-"""What all benchmarks share: problems, and how long their solutions take."""
+"""Problems and timing for all benchmarks."""
 
 import time
 
@@ -10,33 +10,33 @@ from fastemd.demo.common import softmax
 
 
 def histograms(shape, dtype, seed=0):
-    """Random softmax predictions."""
+    """Return random softmax predictions."""
     rng = np.random.default_rng(seed)
     return softmax(3.0 * rng.standard_normal(shape, np.float32).astype(dtype))
 
 
 def logits(shape, dtype, seed=0):
-    """Random logits, and a class for every row."""
+    """Return random logits, and a class for every row."""
     rng = np.random.default_rng(seed)
     x = 3.0 * rng.standard_normal(shape, np.float32).astype(dtype)
     return x, rng.integers(0, shape[-1], shape[:-1])
 
 
 def random_tree(n_nodes, seed=0):
-    """A random recursive tree: every node hangs below a random earlier one."""
+    """Return a random recursive tree: the parent of every node is a random earlier one."""
     rng = np.random.default_rng(seed)
     parents = np.append(-1, rng.integers(0, np.arange(1, n_nodes)))
     return fastemd.Tree.from_parents(parents, rng.exponential(size=n_nodes))
 
 
-def timed(contenders, seconds=1.0):
-    """Median and half the range between the quartiles of everyone's run times, taken in turns."""
-    for run in contenders.values():
-        run()  # compiles, allocates
+def timed(runs, seconds=1.0):
+    """Return median and half the interquartile range of the seconds of interleaved runs."""
+    for run in runs.values():
+        run()  # compile, allocate
     start = time.perf_counter()
-    for run in contenders.values():
+    for run in runs.values():
         run()
-    once = (time.perf_counter() - start) / len(contenders)
-    times = measure(contenders, max(CALLS_PER_TURN, min(100, int(seconds / once))))
+    once = (time.perf_counter() - start) / len(runs)
+    times = measure(runs, max(CALLS_PER_TURN, min(100, int(seconds / once))))
     quartiles = {name: np.quantile(values, (0.25, 0.5, 0.75)) for name, values in times.items()}
     return {name: (middle, (high - low) / 2) for name, (low, middle, high) in quartiles.items()}

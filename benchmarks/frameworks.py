@@ -1,7 +1,7 @@
-"""What the frameworks cost: per call, and in training, beside what people use there.
+"""Calls and training in the frameworks, with the losses commonly used there as baselines.
 
-Every function gives runs by name, to be timed in turns; raises NotImplementedError without the
-framework.
+Every function returns runs by name, to be interleaved, or raises NotImplementedError if the
+framework is not installed.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from fastemd.demo.baselines import ancestor_matrix, installed
 
 
 def small_calls():
-    """Value and gradient of eight rows of ten bins, where the call is all there is to time."""
+    """Return value and gradient of eight rows of ten bins, where overhead is all of the time."""
     torch, jax = installed("torch"), installed("jax")
     import fastemd.jax
     import fastemd.torch
@@ -21,9 +21,9 @@ def small_calls():
     p, q = (histograms((8, 10), np.float32, seed) for seed in (0, 1))
     tensors = torch.from_numpy(p), torch.from_numpy(q)
     arrays = jax.numpy.asarray(p), jax.numpy.asarray(q)
-    plain = jax.jit(lambda p, q: (p * q).sum(-1))
+    sum_of_products = jax.jit(lambda p, q: (p * q).sum(-1))
     jitted = jax.jit(lambda p, q: fastemd.jax.emd(p, q, chain, 2))
-    slope = jax.jit(jax.grad(lambda p, q: fastemd.jax.emd(p, q, chain, 2).sum()))
+    gradient = jax.jit(jax.grad(lambda p, q: fastemd.jax.emd(p, q, chain, 2).sum()))
     leaf = tensors[0].clone().requires_grad_()
     result = BACKENDS["jax"].cpu.empty(p.shape, p.dtype)
 
@@ -38,14 +38,14 @@ def small_calls():
         "jax.dlpack.from_dlpack of a result": lambda: jax.dlpack.from_dlpack(result),
         "fastemd.torch.emd": lambda: fastemd.torch.emd(*tensors, chain, 2),
         "fastemd.torch.emd, forward and backward": backward,
-        "jit of (p * q).sum(-1)": lambda: plain(*arrays).block_until_ready(),
+        "jit of (p * q).sum(-1)": lambda: sum_of_products(*arrays).block_until_ready(),
         "jit of fastemd.jax.emd": lambda: jitted(*arrays).block_until_ready(),
-        "jit of its gradient": lambda: slope(*arrays).block_until_ready(),
+        "jit of its gradient": lambda: gradient(*arrays).block_until_ready(),
     }
 
 
 def backward_of(loss, x, labels):
-    """Forward and backward of a loss in torch, to the logits."""
+    """Return a run of a loss in torch, forward and backward to the logits."""
     torch = installed("torch")
     x, labels = torch.from_numpy(x).requires_grad_(), torch.from_numpy(labels)
 
@@ -57,24 +57,24 @@ def backward_of(loss, x, labels):
 
 
 def cross_entropy(x, labels):
-    """The yardstick of a loss."""
+    """Return the run that losses are compared with."""
     return backward_of(installed("torch").nn.functional.cross_entropy, x, labels)
 
 
 def training(space, batch, dtype):
-    """Losses in torch, forward and backward to the logits, with labels."""
+    """Return runs of losses in torch with labels, forward and backward to the logits."""
     torch = installed("torch")
     from fastemd.torch import EMDLoss
 
     problem = logits((batch, space.n_bins), dtype)
-    ancestors, weight = (torch.from_numpy(a.astype(dtype)) for a in ancestor_matrix(space))
-    descend = ancestors.T.contiguous()
+    ancestors, length = (torch.from_numpy(a.astype(dtype)) for a in ancestor_matrix(space))
+    descendants = ancestors.T.contiguous()
 
     def dense(x, target):
-        """The EMD^2 that one writes with a matrix of ancestors."""
+        """Compute EMD^2 by a product with the matrix of ancestors."""
         p = x.softmax(-1)
-        flow = (p - torch.nn.functional.one_hot(target, p.shape[-1]).to(p.dtype)) @ descend
-        return (weight * flow.square()).sum(-1).mean()
+        flow = (p - torch.nn.functional.one_hot(target, p.shape[-1]).to(p.dtype)) @ descendants
+        return (length * flow.square()).sum(-1).mean()
 
     return {
         "cross_entropy": cross_entropy(*problem),

@@ -2,11 +2,11 @@
 
     python -m benchmarks.gpu
 
-float32 tensors of torch that are on the device already, the ImageNet tree and a chain of 1000.
-Results are compared with those of the CPU first. A time on the device is that of a replay of a
-captured CUDA graph, between two events, so that no launch from Python is in it; a call is the time
-until Python has it back. Medians of rounds in which all take turns. ``--device cpu`` runs the same
-on the CPU, by the clock, to see that the script works.
+Inputs are float32 tensors of torch on the device, for the ImageNet tree and a chain of 1000 bins.
+First, results are compared with those of the CPU. A time on the device is that of a replay of a
+captured CUDA graph, between two events, without launches from Python; the time of a call ends when
+it returns to Python. Figures are medians of interleaved rounds. ``--device cpu`` runs the same on
+the CPU, by the clock, to test the script.
 """
 
 import argparse
@@ -20,11 +20,11 @@ import fastemd.torch
 from benchmarks.common import histograms, logits
 
 ROUNDS = 30
-PAPER = 25e-3  # seconds, EMD^2 of 512 rows on the ImageNet tree, on its GPU
+PAPER_SECONDS = 25e-3  # EMD^2 of 512 rows on the ImageNet tree, on the paper's GPU
 
 
-def captured(run):
-    """A replay of what `run` does on the device."""
+def capture(run):
+    """Capture a run as a CUDA graph; return its replay."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -36,7 +36,7 @@ def captured(run):
     return graph.replay
 
 
-def on_device(run):
+def event_seconds(run):
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     run()
@@ -45,29 +45,29 @@ def on_device(run):
     return 1e-3 * begin.elapsed_time(end)
 
 
-def by_the_clock(run):
+def clock_seconds(run):
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
-def call(run):
-    """Until Python has it back; the device is idle before."""
+def call_seconds(run):
+    """Time a call until it returns to Python, with the device idle before."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return by_the_clock(run)
+    return clock_seconds(run)
 
 
-def medians(contenders, measure):
-    times = {name: [] for name in contenders}
+def medians(runs, measure):
+    times = {name: [] for name in runs}
     for _ in range(ROUNDS):
-        for name, run in contenders.items():
+        for name, run in runs.items():
             times[name].append(measure(run))
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def trained(loss, x):
-    """Forward and backward."""
+def training_step(loss, x):
+    """Return a run of forward and backward."""
 
     def run():
         x.grad = None
@@ -77,12 +77,12 @@ def trained(loss, x):
 
 
 def cumsum_loss(target):
-    """What one writes in torch for a chain: EMD^2 of a softmax."""
+    """Return the usual loss in torch for a chain: EMD^2 of a softmax."""
     return lambda x: (x.softmax(-1) - target).cumsum(-1)[:, :-1].square().sum(-1).mean()
 
 
-def problems(device, n_rows):
-    """By name: what is timed."""
+def runs_by_name(device, n_rows):
+    """Return the runs to time."""
     tree, chain = fastemd.datasets.imagenet_tree(), fastemd.Chain(1000)
     p, q = (torch.from_numpy(histograms((n_rows, 1000), np.float32, i)).to(device) for i in (0, 1))
     x, labels = (torch.from_numpy(array).to(device) for array in logits((n_rows, 1000), np.float32))
@@ -98,23 +98,25 @@ def problems(device, n_rows):
         "tree: loss with CE and gradient": lambda: fastemd.emd_loss(
             detached, labels, tree, cross_entropy=1.0
         ),
-        "torch: cross entropy, both ways": trained(
+        "torch: cross entropy, both ways": training_step(
             lambda x: torch.nn.functional.cross_entropy(x, labels), x
         ),
-        "EMDLoss with CE, both ways": trained(lambda x: fused(x, labels), x),
-        "chain: EMDLoss, both ways": trained(lambda x: fastemd.torch.EMDLoss(chain)(x, labels), x),
-        "chain: cumsum in torch, both ways": trained(cumsum_loss(q), x),
+        "EMDLoss with CE, both ways": training_step(lambda x: fused(x, labels), x),
+        "chain: EMDLoss, both ways": training_step(
+            lambda x: fastemd.torch.EMDLoss(chain)(x, labels), x
+        ),
+        "chain: cumsum in torch, both ways": training_step(cumsum_loss(q), x),
     }
 
 
 def check(device):
-    """The numbers are those of the CPU."""
+    """Compare results with those of the CPU."""
     p, q = (histograms((64, 1000), np.float32, i) for i in (0, 1))
     for space in (fastemd.datasets.imagenet_tree(), fastemd.Chain(1000)):
-        given = (torch.from_numpy(x).to(device) for x in (p, q))
-        comp = fastemd.emd_value_and_grad(*given, space, 2)
-        for ours, ref in zip(comp, fastemd.emd_value_and_grad(p, q, space, 2), strict=True):
-            np.testing.assert_allclose(ours.cpu().numpy(), ref, rtol=3e-7, atol=1e-7)
+        tensors = (torch.from_numpy(x).to(device) for x in (p, q))
+        results = fastemd.emd_value_and_grad(*tensors, space, 2)
+        for result, ref in zip(results, fastemd.emd_value_and_grad(p, q, space, 2), strict=True):
+            np.testing.assert_allclose(result.cpu().numpy(), ref, rtol=3e-7, atol=1e-7)
     fastemd.synchronize()
 
 
@@ -130,21 +132,21 @@ def main():
     print("torch", torch.__version__)
     summary = []
     for n_rows in arguments.rows:
-        runs = problems(device, n_rows)
+        runs = runs_by_name(device, n_rows)
         for run in runs.values():
-            run()  # compiles, allocates
-        calls = medians(runs, call)
+            run()  # compile, allocate
+        calls = medians(runs, call_seconds)
         if device == "cuda":
-            replays = {name: captured(run) for name, run in runs.items()}
-            times = medians(replays, on_device)
+            replays = {name: capture(run) for name, run in runs.items()}
+            times = medians(replays, event_seconds)
         else:
-            times = medians(runs, by_the_clock)
+            times = medians(runs, clock_seconds)
         print(f"\n| {n_rows} rows | us | of torch.sub | call, us |\n| --- | --: | --: | --: |")
         for name, seconds in times.items():
             ratio = seconds / times["torch.sub"]
             print(f"| {name} | {1e6 * seconds:.1f} | {ratio:.2f} | {1e6 * calls[name]:.1f} |")
         if n_rows == 512:
-            value = PAPER / times["tree: value and gradient"]
+            value = PAPER_SECONDS / times["tree: value and gradient"]
             print(f"\nThe paper's 25 ms over the tree's value and gradient: {value:.0f}")
         seconds, subtraction = times["tree: value and gradient"], times["torch.sub"]
         ratio = seconds / subtraction

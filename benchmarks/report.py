@@ -2,9 +2,9 @@
 
     python -m benchmarks.report [table ...]
 
-The contenders of a table take turns in one process. Figures are medians, and ratios to something
-simple that was timed beside them: ``np.subtract(p, q, out=g)`` on the same arrays, or
-``ndarray.fill``.
+The runs of a table are interleaved in one process, so that machine noise affects all of them
+equally. Figures are medians, and ratios to a simple operation of the same table:
+``np.subtract(p, q, out=g)`` on the same arrays, or ``ndarray.fill``.
 """
 
 import os
@@ -29,7 +29,7 @@ SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def machine():
-    """What the figures were taken on."""
+    """Describe the machine."""
     try:
         with open("/proc/cpuinfo") as info:
             name = next(line.split(":")[1].strip() for line in info if "model name" in line)
@@ -74,13 +74,13 @@ def subtraction(p, q):
     return lambda: np.subtract(p, q, out=g)
 
 
-def plain(space, p, q, rho):
-    """Value and gradient, unchecked, into arrays that are there."""
+def unchecked(space, p, q, rho):
+    """Return a run of value and gradient, unchecked, into existing arrays."""
     return EMD_BASELINES["fastemd"](space, p, q, rho)
 
 
 def against_subtraction():
-    """Value and gradient; checked is measured with new arrays, beside the same unchecked."""
+    """Compare value and gradient with np.subtract: into `out` or new arrays, checked or not."""
     header(
         "space",
         "type",
@@ -100,7 +100,7 @@ def against_subtraction():
                 out = np.empty(batch, dtype), np.empty_like(p)
                 call = partial(fastemd.emd_value_and_grad, p, q, space, 2)
                 runs = {"subtract": subtraction(p, q)}
-                runs |= {rho: plain(space, p, q, rho) for rho in (1, 2, 3.7)}
+                runs |= {rho: unchecked(space, p, q, rho) for rho in (1, 2, 3.7)}
                 runs["new"] = partial(call, validate=False)
                 runs |= {"new, checked": call, "checked": partial(call, out=out)}
                 times = timed(runs)
@@ -109,12 +109,12 @@ def against_subtraction():
 
 
 def chains():
-    """Chains of 8e6 numbers, next to the usual loss in torch, forward and backward."""
+    """Compare chains of 8e6 numbers with the usual loss in torch, forward and backward."""
     header("bins", "batch", "np.subtract", "fastemd", "torch", "torch / fastemd")
     for n_bins in (64, 100, 1000, 1024):
         space = fastemd.Chain(n_bins)
         p, q = problem(space, 8_000_000 // n_bins)
-        runs = {"subtract": subtraction(p, q), "fastemd": plain(space, p, q, 2)}
+        runs = {"subtract": subtraction(p, q), "fastemd": unchecked(space, p, q, 2)}
         if (loss := cumsum_loss(p, q)) is not None:
             runs["torch"] = loss
         times = timed(runs, 2.0)
@@ -125,7 +125,7 @@ def chains():
 
 
 def cumsum_loss(p, q):
-    """The loss as people write it: less than what the table of implementations asks for."""
+    """Return the usual loss in torch, without the projection that the baseline computes."""
     try:
         import torch
     except ImportError:
@@ -140,7 +140,7 @@ def cumsum_loss(p, q):
 
 
 def strides():
-    """Per number: rows of 1024, whose lanes share cache sets, and float64 next to float32."""
+    """Compare rows of 1024 bins, whose lanes share cache sets, with 1000; float64 with float32."""
     header("space", "batch", "1024 / 1000 bins, per bin", "float64 / float32")
     tree = fastemd.datasets.imagenet_tree()
     graph = tree.to_networkx()
@@ -152,16 +152,16 @@ def strides():
     }
     for name, space in spaces().items():
         for batch in (512, 8192):
-            runs = {1000: plain(space, *problem(space, batch), 2)}
-            runs[1024] = plain(wider[name], *problem(wider[name], batch), 2)
-            runs["float64"] = plain(space, *problem(space, batch, DOUBLE), 2)
+            runs = {1000: unchecked(space, *problem(space, batch), 2)}
+            runs[1024] = unchecked(wider[name], *problem(wider[name], batch), 2)
+            runs["float64"] = unchecked(space, *problem(space, batch, DOUBLE), 2)
             times = timed(runs)
             per_bin = times[1024][0] / times[1000][0] * 1000 / 1024
             row(name, batch, f"{per_bin:.2f}", f"{times['float64'][0] / times[1000][0]:.2f}")
 
 
 def functions():
-    """All functions next to value and gradient."""
+    """Compare all functions with value and gradient."""
     header("space", "batch", "rho", "value", "gradient", "diagonal", "product", "flow", "embedding")
     for name, space in spaces().items():
         for batch in (512, 8192):
@@ -186,7 +186,7 @@ def functions():
 
 
 def hessians():
-    """The dense Hessian next to filling an array of its size."""
+    """Compare the dense Hessian with filling an array of its size."""
     header("space", "type", "matrices", "ndarray.fill", "Hessian", "checked")
     for name, space in {**spaces(), "chain of 64": fastemd.Chain(64)}.items():
         for batch in (1, 16) if space.n_bins == 1000 else (4096,):
@@ -202,7 +202,7 @@ def hessians():
 
 
 def losses():
-    """EMD^2 and cross entropy of logits, next to torch's cross entropy, forward and backward."""
+    """Compare EMD^2 plus cross entropy of logits with torch's cross entropy, with gradients."""
     header("space", "type", "batch", "torch", "labels", "histograms", "Hessian's diagonal")
     for name, space in spaces().items():
         for dtype in (SINGLE, DOUBLE):
@@ -220,7 +220,7 @@ def losses():
 
 
 def one_pair():
-    """Microseconds of a call from Python with one pair, checked, into new arrays."""
+    """Time a call from Python with one pair, checked, into new arrays."""
     header("space", "type", "emd", "emd_value_and_grad", "unchecked")
     for name, space in {"chain of 10": fastemd.Chain(10), **spaces()}.items():
         for dtype in (SINGLE, DOUBLE):
@@ -233,7 +233,7 @@ def one_pair():
 
 
 def threads():
-    """When a second thread pays, and how far it carries; np.subtract for comparison."""
+    """Compare one thread with all, for small and large batches, and np.subtract with two."""
     header(
         "space", "batch", "numbers", "one thread / all threads", "np.subtract: one / two threads"
     )
@@ -243,7 +243,7 @@ def threads():
         for size in (8, 16, 32, 64, 512, 8192):
             batch = size * 1024 // space.n_bins if size < 512 else size * 1000 // space.n_bins
             p, q = problem(space, batch)
-            g, half, run = np.empty_like(p), batch // 2, plain(space, p, q, 2)
+            g, half, run = np.empty_like(p), batch // 2, unchecked(space, p, q, 2)
             halves = [[a[part] for a in (p, q, g)] for part in (slice(half), slice(half, None))]
             runs = {
                 "one": partial(with_threads, 1, run),
@@ -268,8 +268,8 @@ def both_halves(pool, halves):
     return list(pool.map(lambda arrays: np.subtract(*arrays), halves))
 
 
-def peers():
-    """Other ways to the same numbers."""
+def baselines():
+    """Compare other implementations with fastemd."""
     space, batch = fastemd.datasets.imagenet_tree(), 512
     p, q = problem(space, batch)
     header("ImageNet tree, batch of 512, float32, rho = 2", "time", "ratio to fastemd")
@@ -280,13 +280,14 @@ def peers():
 
 
 def growth():
+    """Time value and gradient on trees of growing size."""
     header("tree", "nodes", "batch", "time", "per node and row", "np.subtract, per bin and row")
     cases = [("ImageNet", fastemd.datasets.imagenet_tree(), batch) for batch in (16, 512, 8192)]
     cases += [("random", random_tree(10**k), 16) for k in (2, 3, 4, 5, 6)]
     cases += [("path", fastemd.Tree.from_parents(range(-1, 99_999), bins=range(100_000)), 16)]
     for name, space, batch in cases:
         p, q = problem(space, batch)
-        times = timed({"subtract": subtraction(p, q), "fastemd": plain(space, p, q, 2)})
+        times = timed({"subtract": subtraction(p, q), "fastemd": unchecked(space, p, q, 2)})
         per_node = times["fastemd"][0] / space.n_nodes / batch
         per_bin = times["subtract"][0] / space.n_bins / batch
         cells = (
@@ -298,7 +299,7 @@ def growth():
 
 
 def start():
-    """Seconds of new processes, from their start."""
+    """Time new processes, from their start."""
     code = "import fastemd; tree = fastemd.datasets.imagenet_tree(); "
     code += "p = [[1.0] + 999 * [0.0]] * {0}; fastemd.emd_value_and_grad(p, p, tree, {1})"
     cases = {
@@ -325,20 +326,20 @@ def seconds_of_process(code, cache):
 
 
 def calls():
-    """What a call costs in the frameworks."""
+    """Time small calls in the frameworks."""
     header("call", "us")
     for name, (middle, spread) in timed(small_calls()).items():
         row(name, f"{middle * 1e6:.1f} ± {spread * 1e6:.1f}")
 
 
 def train():
-    """Losses in torch, forward and backward, in units of its cross entropy."""
+    """Compare losses in torch, forward and backward, with its cross entropy."""
     names = None
     for name, space in spaces().items():
         for batch in (512, 8192):
             runs = training(space, batch, SINGLE)
             if batch > 512:
-                del runs["dense EMD^2"]  # no news, and half a minute
+                del runs["dense EMD^2"]  # same ratio, and takes half a minute
             times = timed(runs, 2.0)
             if names is None:
                 names = list(runs)
@@ -360,7 +361,7 @@ TABLES = [
     train,
     one_pair,
     threads,
-    peers,
+    baselines,
     growth,
     start,
 ]

@@ -1,4 +1,4 @@
-"""What airspeed velocity follows: times, ratios, memory, start-up and growth.
+"""Benchmarks of airspeed velocity: times, ratios, memory, start-up and growth.
 
     asv run --python=same --quick --launch-method spawn
 
@@ -23,7 +23,7 @@ def _space(name):
 
 
 class _ValueAndGradient:
-    """Every way to the same numbers; one that cannot do a case skips it."""
+    """All baselines; a case that a baseline cannot solve is skipped."""
 
     param_names = ("space", "dtype", "batch", "rho", "implementation")
     timeout = 300
@@ -31,7 +31,7 @@ class _ValueAndGradient:
     def setup(self, space, dtype, batch, rho, implementation):
         space = _space(space)
         if batch * space.n_bins > 1e6 and not implementation.startswith("fastemd"):
-            raise NotImplementedError  # no news in a big batch
+            raise NotImplementedError  # the time per row is the same as in a small batch
         p, q = (histograms((batch, space.n_bins), dtype, seed) for seed in (0, 1))
         self.run = EMD_BASELINES[implementation](space, p, q, rho)
         self.run()
@@ -61,7 +61,7 @@ class Tree(_ValueAndGradient):
 
 
 class Chain(_ValueAndGradient):
-    """Chains at one number of elements; 1024 is a power-of-two stride."""
+    """Chains of different lengths; 1024 is a power-of-two stride."""
 
     params = (("64", "100", "1000", "1024"), ("float32", "float64"), (8000,), (2,), ("fastemd",))
 
@@ -170,7 +170,7 @@ class Sinkhorn:
 
     def setup(self, dtype, batch, implementation):
         if batch > 1 and "pair by pair" in implementation:
-            raise NotImplementedError  # no news in a big batch
+            raise NotImplementedError  # the time per row is the same as in a small batch
         tree = fastemd.datasets.imagenet_tree()
         p = histograms((batch, tree.n_bins), dtype, 0)
         q = np.repeat(histograms((1, tree.n_bins), dtype, 1), batch, axis=0)
@@ -198,7 +198,7 @@ class Training:
 
 
 class Calls:
-    """What a call costs in the frameworks."""
+    """Small calls in the frameworks."""
 
     params = (
         "emd_grad, NumPy",
@@ -218,7 +218,7 @@ class Calls:
 
 
 class Memory:
-    """Peak memory of a big batch: inputs, results and little else."""
+    """Peak memory of a big batch: little more than inputs and results."""
 
     params = ("tree", "1000")
     param_names = ("space",)
@@ -235,7 +235,7 @@ class Memory:
 
 
 class Growth:
-    """Linear in the nodes: 16 rows on random trees, and on a path, the deepest of trees."""
+    """16 rows on random trees, and on a path, the deepest tree; time is linear in the nodes."""
 
     params = (("random", "path"), (10, 10**2, 10**3, 10**4, 10**5, 10**6))
     param_names = ("tree", "nodes")
@@ -255,14 +255,14 @@ class Growth:
 
 
 class Start:
-    """What a new process pays before its first result."""
+    """Time of a new process until its first result."""
 
     timeout = 300
     number, repeat, warmup_time = 1, (3, 5, 30.0), 0
     FIRST_CALL = "import fastemd; fastemd.emd_grad([1, 0], [0, 1], fastemd.Chain(2), 2)"
 
     def setup(self):
-        self.python(self.FIRST_CALL)  # fills the caches
+        self.python(self.FIRST_CALL)  # fill the caches
 
     def python(self, code, **environment):
         subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **environment})

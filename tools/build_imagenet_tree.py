@@ -7,16 +7,16 @@ Two sources, neither of them in this repository:
 - the 1000 WordNet ids, one a line in class order, as in the Python package timm, where they are
   timm/data/_info/imagenet_synsets.txt.
 
-WordNet is not a tree: some synsets have several hypernyms. The rule that picks one:
+WordNet is not a tree: some synsets have several hypernyms. The rule that selects one:
 
-1. Take the classes and everything above them, hypernyms before instance hypernyms, each in
+1. Start with the classes and all their ancestors, hypernyms before instance hypernyms, each in
    data.noun's order.
 2. Contract inner nodes with a single child: the child takes the node's place among its parents.
 3. Drop a parent that is also an ancestor through another parent.
-4. Of the parents that remain, keep the last one, and only what the classes still reach.
-5. Contract once more, since step 4 leaves new inner nodes with a single child.
+4. Keep only the last remaining parent of every node, and only the ancestors of classes.
+5. Contract once more, since step 4 creates inner nodes with a single child.
 
-The last parent, because that gives the 1374 nodes that the paper reports (the first gives 1373).
+The last parent results in the 1374 nodes that the paper reports (the first one in 1373).
 
     python tools/build_imagenet_tree.py data.noun imagenet_synsets.txt --output imagenet_tree.tsv
     python tools/build_imagenet_tree.py data.noun imagenet_synsets.txt --check imagenet_tree.tsv
@@ -57,18 +57,18 @@ def read_nouns(lines: Iterable[str]) -> tuple[Parents, dict[str, str]]:
 
 def restrict(parents: Parents, classes: Iterable[str]) -> Parents:
     """Return the part of the graph at and above the classes."""
-    kept: Parents = {}
+    restricted: Parents = {}
     stack = list(classes)
     while stack:
         node = stack.pop()
-        if node not in kept:
-            kept[node] = parents[node]
+        if node not in restricted:
+            restricted[node] = parents[node]
             stack += parents[node]
-    return kept
+    return restricted
 
 
 def contract(parents: Parents, classes: Collection[str]) -> Parents:
-    """Splice out inner nodes with a single child, the smallest id first, until none is left."""
+    """Remove inner nodes with a single child, the smallest id first, until none is left."""
     parents = dict(parents)
     while True:
         children: dict[str, list[str]] = defaultdict(list)
@@ -80,22 +80,22 @@ def contract(parents: Parents, classes: Collection[str]) -> Parents:
         if not node:
             return parents
         (child,) = children[node]
-        at = parents[child].index(node)
-        spliced = parents[child][:at] + parents.pop(node) + parents[child][at + 1 :]
-        parents[child] = list(dict.fromkeys(spliced))  # the child may have had that parent already
+        i = parents[child].index(node)
+        parents_of_child = parents[child][:i] + parents.pop(node) + parents[child][i + 1 :]
+        parents[child] = list(dict.fromkeys(parents_of_child))  # without duplicates
 
 
 def drop_shortcuts(parents: Parents) -> Parents:
     """Drop every parent that is also an ancestor through another parent."""
     reduced: Parents = {}
     for node, above in parents.items():
-        beyond = {parent: restrict(parents, parents[parent]) for parent in above}
-        reduced[node] = [p for p in above if not any(p in further for further in beyond.values())]
+        ancestors = [restrict(parents, parents[parent]) for parent in above]
+        reduced[node] = [p for p in above if not any(p in graph for graph in ancestors)]
     return reduced
 
 
 def build_tree(hypernyms: Parents, classes: Sequence[str]) -> Parents:
-    """Return the tree over the classes that the rule at the top of this file picks."""
+    """Return the tree over the classes by the rule at the top of this file."""
     known = set(classes)
     graph = drop_shortcuts(contract(restrict(hypernyms, classes), known))
     last = {node: above[-1:] for node, above in graph.items()}

@@ -1,4 +1,7 @@
-"""Fail if `import fastemd` takes more than the given seconds, the median of five processes."""
+"""Fail if the median time of `import fastemd` in five processes exceeds a limit in seconds.
+
+python tools/import_time.py 1.0
+"""
 
 import statistics
 import subprocess

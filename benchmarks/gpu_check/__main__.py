@@ -20,7 +20,7 @@ from benchmarks.gpu_check.runner import Step, run_all, table, tails
 
 ROWS = {"cuda": ("512", "8192", "65536"), "cpu": ("8",)}
 TESTS = {"cuda": ("tests",), "cpu": ("tests/test_flows.py",)}
-# Workers of pytest; the files are dealt to them, so that each kernel is compiled in one of them.
+# Workers of pytest; files are distributed to them, so that each kernel is compiled in one worker.
 WORKERS = str(max(1, min(13, (os.cpu_count() or 2) - 2)))
 SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy", "WarpStateStats")
 METRICS = (
@@ -66,13 +66,13 @@ def steps(device):
 def metrics(log):
     """Return the main metrics and the largest stall of the last kernel in a report of ncu."""
     rows = re.findall(r"^\s*(\S.*?\S)\s{2,}(\S+)\s+([\d.,]+)\s*$", log, re.MULTILINE)
-    found = {name: (value, unit) for name, unit, value in rows}
-    stalls = [name for name in found if "Stall" in name]
-    names = [name for name in METRICS if name in found]
+    values = {name: (value, unit) for name, unit, value in rows}
+    stalls = [name for name in values if "Stall" in name]
+    names = [name for name in METRICS if name in values]
     names += (
-        [max(stalls, key=lambda name: float(found[name][0].replace(",", "")))] if stalls else []
+        [max(stalls, key=lambda name: float(values[name][0].replace(",", "")))] if stalls else []
     )
-    text = ", ".join(" ".join((name, *found[name])) for name in names)
+    text = ", ".join(" ".join((name, *values[name])) for name in names)
     return text or "no kernel was profiled"
 
 
@@ -83,14 +83,14 @@ def main(arguments=None, steps=steps):
     parser.add_argument("--steps", nargs="+", choices=names, default=names)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--logs", type=Path, default=Path("gpu-check"))
-    given = parser.parse_args(arguments)
-    logs = given.logs.absolute()
+    options = parser.parse_args(arguments)
+    logs = options.logs.absolute()
     logs.mkdir(parents=True, exist_ok=True)
-    chosen = [step for step in steps(given.device) if step.name in given.steps]
-    end = time.monotonic() + 60 * given.minutes
+    selected = [step for step in steps(options.device) if step.name in options.steps]
+    end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as cache:
-        environment = child_environment(os.environ, given.device, cache)
-        results = run_all(chosen, given.device, end - time.monotonic(), logs, environment)
+        environment = child_environment(os.environ, options.device, cache)
+        results = run_all(selected, options.device, end - time.monotonic(), logs, environment)
     (logs / "table.md").write_text(table(results) + "\n")
     print(f"{tails(results, logs)}\n{table(results)}")
     return int(any(result.failed for result in results))

@@ -1,4 +1,4 @@
-"""What must hold on a GPU: results against dense references in float64, and how calls behave.
+"""Checks on a GPU: results against dense references in float64, and the behaviour of calls.
 
 A check is a function of the device, "cuda" or "cpu", that raises if something does not hold.
 `CHECKS` is the table of them. The references are the oracles of the tests, on the host.
@@ -69,7 +69,7 @@ def value_and_grad(kind, rho, dtype, device):
 
 
 def nan_at_rho_1(device):
-    """NaN in a row is in all of its gradient, and in no other row."""
+    """Check that NaN in a row is in all of its gradient, and in no other row."""
     for kind, space in (("tree", SMALL), ("chain", fastemd.Chain(9))):
         p, q = histograms(3, space)
         p[1, 0] = np.nan
@@ -79,23 +79,23 @@ def nan_at_rho_1(device):
 
 
 def loss_of_many_rows(n_rows, device):
-    """Weights, ignored labels and values are summed in one block, in several, or in all."""
+    """Check that weights, ignored labels and values are summed in one or several blocks."""
     space, rng = fastemd.Chain(5), np.random.default_rng(n_rows)
     x, labels = rng.normal(size=(n_rows, 5)), rng.integers(0, 5, n_rows)
     weight, one_hot = rng.exponential(size=n_rows), np.eye(5)[labels]
     labels[::7], weight[::7] = -100, 0.0
     p = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
     rows = ((p - one_hot).cumsum(-1)[:, :-1] ** 2).sum(-1)
-    given = tensors(device, x, labels, np.where(labels < 0, 3.0, weight))
-    options = {"sample_weight": given[2], "ignore_index": -100}
-    first, second = (fastemd.emd_loss(*given[:2], space, **options) for _ in range(2))
+    x, labels, weights = tensors(device, x, labels, np.where(labels < 0, 3.0, weight))
+    options = {"sample_weight": weights, "ignore_index": -100}
+    first, second = (fastemd.emd_loss(x, labels, space, **options) for _ in range(2))
     assert_close([first[0]], [(weight * rows).sum() / weight.sum()], 1e-12)
-    for one, other in zip(first, second, strict=True):  # the order of the sums is fixed
-        np.testing.assert_array_equal(host(one), host(other))
+    for a, b in zip(first, second, strict=True):  # the order of the sums is fixed
+        np.testing.assert_array_equal(host(a), host(b))
 
 
 def without_warnings(device):
-    """Launches of small grids do not warn."""
+    """Check that launches of small grids do not warn."""
     space, (p, q) = fastemd.Chain(31), tensors(device, *histograms(3, fastemd.Chain(31)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -104,7 +104,7 @@ def without_warnings(device):
 
 
 def loss(labelled, dtype, device):
-    """All reductions; rows of weight 0 and ignored rows hold NaN."""
+    """Check all reductions; rows of weight 0 and ignored rows hold NaN."""
     space = fastemd.datasets.imagenet_tree()
     x, labels = logits(33, space, dtype), np.arange(33) * 29
     target, weight = histograms(33, space, dtype)[0], np.linspace(0.5, 2.0, 33)
@@ -127,7 +127,7 @@ def loss(labelled, dtype, device):
 
 
 def _loss(x, soft, space, weight, reduction):
-    """The loss and its gradient by torch on the host."""
+    """Return the loss and its gradient by torch on the host."""
     keep = torch.tensor(weight > 0)
     x = torch.tensor(x, dtype=torch.float64).where(keep[:, None], 0.0).requires_grad_()
     rows = naive.torch_loss(x, torch.tensor(soft), naive.ground(space), cross_entropy=0.5)
@@ -137,7 +137,7 @@ def _loss(x, soft, space, weight, reduction):
 
 
 def plain_loss(device):
-    """Without weights and ignored labels."""
+    """Check the loss without weights and ignored labels."""
     x, labels = logits(17, SMALL, np.float64), np.arange(17) % SMALL.n_bins
     for reduction in ("none", "sum", "mean"):
         results = fastemd.emd_loss(
@@ -167,12 +167,12 @@ def loss_hessian_diag(device):
 
 
 def second_derivatives(name, device):
-    """`emd_hvp`, `emd_hessian_diag` or `emd_hessian` at rho = 2 and any other."""
+    """Check `emd_hvp`, `emd_hessian_diag` or `emd_hessian` at rho = 2 and another rho."""
     p, q, v = histograms(5, SMALL, count=3)
-    given = (p, q, v) if name == "emd_hvp" else (p, q)
+    inputs = (p, q, v) if name == "emd_hvp" else (p, q)
     for rho in (2, 3.7):
-        result = getattr(fastemd, name)(*tensors(device, *given), SMALL, rho)
-        reference = getattr(naive, name)(*given, naive.ground(SMALL), rho)
+        result = getattr(fastemd, name)(*tensors(device, *inputs), SMALL, rho)
+        reference = getattr(naive, name)(*inputs, naive.ground(SMALL), rho)
         assert_close([result], [reference], 1e-12)
 
 
@@ -202,8 +202,8 @@ def sinkhorn(method, device):
         assert_close([result.value, grad], [[value for value, _ in references], grads], 1e-9)
 
 
-def _swept(p, q, space, rho=2):
-    """Value and gradient by plain loops over the nodes, for trees without room for a matrix."""
+def _value_and_grad_by_loops(p, q, space, rho=2):
+    """Compute value and gradient by loops over the nodes, for trees too large for a matrix."""
     flows = np.zeros((len(p), space.n_nodes))
     np.add.at(flows, (slice(None), space.bin_node), p.astype(np.float64) - q)
     for node in range(space.n_nodes - 1):
@@ -216,11 +216,11 @@ def _swept(p, q, space, rho=2):
 
 
 def large_rows(kind, device):
-    """Rows whose scratch fits into no shared memory."""
+    """Check rows whose scratch does not fit into shared memory."""
     space = fastemd.Chain(70_001) if kind == "chain" else random_tree(70_001)
     p, q = histograms(3, space, np.float32)
     results = fastemd.emd_value_and_grad(*tensors(device, p, q), space, 2, validate=True)
-    assert_close(results, _swept(p, q, space), TOLERANCES[np.float32])
+    assert_close(results, _value_and_grad_by_loops(p, q, space), TOLERANCES[np.float32])
 
 
 def strides(device):
@@ -289,8 +289,8 @@ def float16(device):
     assert_close([x.grad.float()], [host(single.grad)], 2e-3)
 
 
-def compiled(backend, device):
-    """`emd` and `EMDLoss`, forward and backward, as one graph."""
+def torch_compile(backend, device):
+    """Check `emd` and `EMDLoss`, forward and backward, as one graph of torch.compile."""
     space, dtype = SMALL, np.float32
     x, y, labels = tensors(device, logits(4, space, dtype), logits(4, space, dtype), np.arange(4))
     loss = fastemd.torch.EMDLoss(space, cross_entropy=1.0)
@@ -309,34 +309,34 @@ def compiled(backend, device):
 
 
 def side_stream(device):
-    """The first use of a space, on a stream that is not the default one."""
+    """Check the first use of a space, on a stream that is not the default one."""
     space = fastemd.Chain(777)
     p, q = histograms(64, space, np.float32)
-    given = tensors(device, p, q)
+    inputs = tensors(device, p, q)
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
-        results = fastemd.emd_value_and_grad(*given, space, 2, validate=False)
+        results = fastemd.emd_value_and_grad(*inputs, space, 2, validate=False)
     torch.cuda.synchronize()
-    assert_close(results, _swept(p, q, space), TOLERANCES[np.float32])
+    assert_close(results, _value_and_grad_by_loops(p, q, space), TOLERANCES[np.float32])
 
 
 def thread(device):
-    """The first use of the device by the library, in a thread."""
+    """Check the first use of the device by the library, in a thread."""
     space, results = fastemd.Chain(778), []
     p, q = histograms(64, space, np.float32)
-    given = tensors(device, p, q)
+    inputs = tensors(device, p, q)
 
     def call():
-        results.extend(fastemd.emd_value_and_grad(*given, space, 2, validate=True))
+        results.extend(fastemd.emd_value_and_grad(*inputs, space, 2, validate=True))
 
     worker = threading.Thread(target=call)
     worker.start()
     worker.join()
-    assert_close(results, _swept(p, q, space), TOLERANCES[np.float32])
+    assert_close(results, _value_and_grad_by_loops(p, q, space), TOLERANCES[np.float32])
 
 
 def memory(device):
-    """300 calls leave no memory allocated."""
+    """Check that 300 calls leave no memory allocated."""
     space = fastemd.datasets.imagenet_tree()
     p, q = tensors(device, *histograms(64, space, np.float32))
     (labels,) = tensors(device, np.arange(64))
@@ -350,15 +350,15 @@ def memory(device):
     before = torch.cuda.memory_allocated()
     for _ in range(300):
         call()
-    grown = torch.cuda.memory_allocated() - before
-    assert grown == 0, f"{grown} bytes"
+    leaked = torch.cuda.memory_allocated() - before
+    assert leaked == 0, f"{leaked} bytes"
 
 
 def graph_of_emd(device):
-    """A captured call computes new numbers when replayed, and reports an invalid row."""
+    """Check that a replayed call computes new numbers and reports an invalid row."""
     space = fastemd.datasets.imagenet_tree()
     p, q = tensors(device, *histograms(64, space, np.float32))
-    fastemd.emd_value_and_grad(p, q, space, 2)  # compiles, allocates, uploads
+    fastemd.emd_value_and_grad(p, q, space, 2)  # compile, allocate, upload
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = fastemd.emd_value_and_grad(p, q, space, 2)
@@ -403,21 +403,21 @@ def message_of(call):
 
 
 def deferred_errors(device):
-    """Without `validate` an invalid row is reported by `synchronize`, with it at once."""
+    """Check that `synchronize` reports an invalid row, and with `validate` the call itself."""
     p, q = histograms(5, SMALL)
     p[2, 1] = -1.0
-    given = tensors(device, p, q)
-    fastemd.emd(*given, SMALL, 2)
+    inputs = tensors(device, p, q)
+    fastemd.emd(*inputs, SMALL, 2)
     assert "row 2" in message_of(fastemd.synchronize)
     x, labels = tensors(device, logits(5, SMALL, np.float64), np.array([0, 1, 99, 0, 1]))
     fastemd.emd_loss(x, labels, SMALL)
     assert "row 2" in message_of(fastemd.synchronize)
-    message = message_of(lambda: fastemd.emd(*given, SMALL, 2, validate=True))
+    message = message_of(lambda: fastemd.emd(*inputs, SMALL, 2, validate=True))
     assert "p: row 2 has a negative mass" in message, message
     fastemd.synchronize()  # the error was raised
 
 
-# Other libraries ----------------------------------------------------------------------------------
+# Other backends -----------------------------------------------------------------------------------
 
 
 def _jax(device):
@@ -435,10 +435,10 @@ def jax_arrays(device):
     jax, place = _jax(device)
     space = fastemd.datasets.imagenet_tree()
     p, q = histograms(9, space, np.float32)
-    given = [jax.device_put(x, place) for x in (p, q)]
+    inputs = [jax.device_put(x, place) for x in (p, q)]
     references = naive.emd_value_and_grad(p, q, naive.ground(space), 2)
     for _ in range(20):  # results whose memory was freed would be overwritten
-        results = fastemd.emd_value_and_grad(*given, space, 2, validate=True)
+        results = fastemd.emd_value_and_grad(*inputs, space, 2, validate=True)
     assert all(isinstance(x, jax.Array) and x.devices() == {place} for x in results)
     assert_close(map(np.asarray, results), references, TOLERANCES[np.float32])
 
@@ -448,9 +448,9 @@ def jax_jit(device):
     import fastemd.jax
 
     p, q = histograms(9, SMALL, np.float32)
-    given = [jax.device_put(x, place) for x in (p, q)]
+    inputs = [jax.device_put(x, place) for x in (p, q)]
     program = jax.jit(jax.value_and_grad(lambda p, q: fastemd.jax.emd(p, q, SMALL, 2).sum()))
-    value, grad = program(*given)
+    value, grad = program(*inputs)
     references = naive.emd_value_and_grad(p, q, naive.ground(SMALL), 2)
     results = np.asarray(value), np.asarray(grad)
     assert_close(results, [references[0].sum(), references[1]], 1e-6)
@@ -463,7 +463,7 @@ def jax_jit(device):
 
 
 def _round_trip(put, get, kind):
-    """Value and gradient of arrays that `put` makes, as arrays of the same kind."""
+    """Check value and gradient of arrays made by `put`; the results are of the same kind."""
     p, q = histograms(9, SMALL, np.float32)
     results = fastemd.emd_value_and_grad(put(p), put(q), SMALL, 2, validate=True)
     assert all(isinstance(result, kind) for result in results)
@@ -504,7 +504,7 @@ def _kernels():
 
     dispatchers = [x for x in gc.get_objects() if issubclass(type(x), CUDADispatcher)]
     for kernel in dispatchers:
-        if kernel.targetoptions.get("device"):  # a function, part of kernels
+        if kernel.targetoptions.get("device"):  # a device function, part of kernels
             continue
         cells = [cell.cell_contents for cell in kernel.py_func.__closure__ or ()]
         names = [cell.py_func.__name__ for cell in cells if isinstance(cell, CUDADispatcher)]
@@ -553,12 +553,12 @@ CHECKS = {
     "autograd of emd": autograd_of_emd,
     "autograd of EMDLoss": autograd_of_the_loss,
     "EMDLoss in float16": float16,
-    "torch.compile, aot_eager": functools.partial(compiled, "aot_eager"),
+    "torch.compile, aot_eager": functools.partial(torch_compile, "aot_eager"),
     "JAX arrays": jax_arrays,
     "JAX under jit": jax_jit,
 }
 NEED_A_GPU = {
-    "torch.compile, inductor": functools.partial(compiled, "inductor"),
+    "torch.compile, inductor": functools.partial(torch_compile, "inductor"),
     "side stream": side_stream,
     "thread": thread,
     "memory of 300 calls": memory,

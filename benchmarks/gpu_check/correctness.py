@@ -1,4 +1,4 @@
-"""Run the checks of `benchmarks.gpu_check.checks`: a line for each, and their number at the end.
+"""Run the checks of `benchmarks.gpu_check.checks`, and print a line for each and a summary.
 
     python -m benchmarks.gpu_check.correctness --device cuda
 
@@ -82,23 +82,23 @@ def run_all(names, run, workers):
     with ThreadPoolExecutor(workers) as pool:
         statuses = dict(zip(names, pool.map(timed, names), strict=True))
     counts = Counter(statuses.values())
-    bad = [name for name, status in statuses.items() if status in (FAILED, TIMED_OUT)]
+    failed = [name for name, status in statuses.items() if status in (FAILED, TIMED_OUT)]
     summary = ", ".join(f"{counts[x]} {x}" for x in (OK, FAILED, TIMED_OUT, SKIPPED) if counts[x])
-    print(summary + (f": {'; '.join(bad)}" if bad else ""))
-    return int(bool(bad))
+    print(summary + (f": {'; '.join(failed)}" if failed else ""))
+    return int(bool(failed))
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check.correctness")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--only", metavar="CHECK", help="run this check in this process")
-    given = parser.parse_args()
-    checks = load(given.device)
-    if given.only:
-        status, text = run_here(checks[given.only], given.device)
+    options = parser.parse_args()
+    checks = load(options.device)
+    if options.only:
+        status, text = run_here(checks[options.only], options.device)
         print(text)
         return {OK: 0, SKIPPED: SKIP}.get(status, 1)
-    if given.device == "cpu":
+    if options.device == "cpu":
         return run_all(checks, lambda name: run_here(checks[name], "cpu"), workers=1)
     command = sys.executable, "-m", __spec__.name, "--device", "cuda", "--only"
     return run_all(checks, lambda name: run_apart((*command, name)), WORKERS)

@@ -41,8 +41,8 @@ def cuda_home(environment):
 
 def libnvvm(home):
     """Return the path of libnvvm in a CUDA toolkit, or None."""
-    found = home and sorted(home.glob("nvvm/lib*/libnvvm.so*"))
-    return found[0] if found else None
+    libraries = home and sorted(home.glob("nvvm/lib*/libnvvm.so*"))
+    return libraries[0] if libraries else None
 
 
 def _prepend(environment, name, folder):
@@ -115,9 +115,9 @@ def main():
     if device == "cuda":
         home = cuda_home(os.environ)
         print(f"CUDA_HOME: {home}\nlibnvvm: {libnvvm(home)}")
-        shimmed = getattr(np, "row_stack", None) is np.vstack
+        restored = getattr(np, "row_stack", None) is np.vstack
         summary = [gpu(), *summary, f"numba-cuda {versions['numba_cuda']}"]
-        summary += ["numpy.row_stack restored for numba-cuda"] if shimmed else []
+        summary += ["numpy.row_stack restored for numba-cuda"] if restored else []
     print(", ".join([*summary, f"torch {versions['torch']}"]))
 
 

@@ -59,14 +59,14 @@ def run(step: Step, limit: float, log: Path, environment: dict[str, str]) -> Res
     with log.open("w") as file:
         code = _exit_code(step, limit, file, environment)
     seconds, text = time.monotonic() - start, log.read_text(errors="replace")
-    unable = re.search(f"^.*{step.skip}.*$", text, re.MULTILINE) if step.skip else None
-    if unable:
-        return Result(step.name, SKIPPED, seconds, unable.group().strip()[:WIDTH], False)
+    unavailable = re.search(f"^.*{step.skip}.*$", text, re.MULTILINE) if step.skip else None
+    if unavailable:
+        return Result(step.name, SKIPPED, seconds, unavailable.group().strip()[:WIDTH], False)
     detail = step.detail(text)[:WIDTH]
     if code is None:
-        good = bool(step.partial and re.search(f"{step.partial}|no tests ran", detail))
-        status = FAILED if step.partial and not good else TIMED_OUT
-        return Result(step.name, status, seconds, detail, not good)
+        passed = bool(step.partial and re.search(f"{step.partial}|no tests ran", detail))
+        status = FAILED if step.partial and not passed else TIMED_OUT
+        return Result(step.name, status, seconds, detail, not passed)
     status = {0: OK, SKIP: SKIPPED}.get(code, FAILED)
     return Result(step.name, status, seconds, detail, status == FAILED)
 
