@@ -1,4 +1,4 @@
-"""What the experiments on real data share: runs that are kept on disk, and their statistics."""
+"""Shared by the experiments on real data: runs that are saved on disk, and their statistics."""
 
 import json
 
@@ -8,11 +8,11 @@ from fastemd.demo.common import Progress
 
 
 class Runs:
-    """Results of training runs by name, kept in a file as soon as there is one.
+    """Results of training runs by name, saved in a file as soon as they are computed.
 
-    An experiment that was interrupted goes on where it was when it is started again; delete the
-    file to start anew. `settings` is what all runs depend on; a file of other settings is refused.
-    `total` is the work of all runs together, in any unit, for the bar.
+    An interrupted experiment continues when it is started again; delete the file to start anew.
+    All runs depend on `settings`; a file of other settings is refused. `total` is the work of all
+    runs together, in any unit, for the progress bar.
     """
 
     def __init__(self, path, settings, total):
@@ -23,32 +23,32 @@ class Runs:
             path.write_text("\n".join(lines))
         if json.loads(lines[0]) != json.loads(json.dumps(settings)):
             raise SystemExit(f"{path} is from a run with other settings; delete it or move it away")
-        whole = lines[1:-1]  # what follows the last end of a line was cut off while it was written
+        complete = lines[1:-1]  # the last line is empty, or was cut off by an interruption
         if lines[-1]:
             path.write_text("\n".join([*lines[:-1], ""]))
-        self.kept = dict(json.loads(line) for line in whole)
+        self.results = dict(json.loads(line) for line in complete)
 
     def get(self, name, work, compute, *arguments):
-        """The result of a run as an array; ``compute(*arguments)`` if it is not there yet."""
-        if name in self.kept:
+        """Return the result of a run as an array, by ``compute(*arguments)`` if it is not saved."""
+        if name in self.results:
             self.progress.skip(work)
         else:
             result = np.asarray(compute(*arguments)).tolist()
             with self.path.open("a") as file:
                 file.write(json.dumps([name, result]) + "\n")
-            self.kept[name] = result
+            self.results[name] = result
             self.progress.add(work)
-        return np.array(self.kept[name])
+        return np.array(self.results[name])
 
 
 def mean_and_spread(values):
-    """Mean and standard deviation over the first axis."""
+    """Return mean and standard deviation over the first axis."""
     values = np.asarray(values)
     return values.mean(axis=0), values.std(axis=0, ddof=1)
 
 
 def band(axis, x, values, label):
-    """The mean over runs (runs, len(x)) as a line, one standard deviation as a band."""
+    """Draw the mean over runs (runs, len(x)) as a line, one standard deviation as a band."""
     mean, spread = mean_and_spread(values)
     (line,) = axis.plot(x, mean, label=label)
     axis.fill_between(x, mean - spread, mean + spread, alpha=0.2, color=line.get_color())

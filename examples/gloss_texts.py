@@ -1,4 +1,4 @@
-"""The texts of examples/wordnet_glosses.py: read, hashed and split."""
+"""Read, hash and split the texts of examples/wordnet_glosses.py."""
 
 import csv
 import functools
@@ -19,7 +19,7 @@ class Task(NamedTuple):
     tree: fastemd.Tree
     words: list  # of every text, the buckets of its words
     label: np.ndarray
-    parts: dict  # "training", "validation", "test": which texts
+    parts: dict  # "training", "validation", "test": indices of texts
 
 
 @functools.cache
@@ -29,10 +29,10 @@ def task():
         nodes = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     with gzip.open(data / "gloss_samples.tsv.gz", "rt", encoding="utf-8") as file:
         texts = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    place = {node["child"]: i for i, node in enumerate(nodes)} | {"": -1}
-    class_node = {int(text["label"]): place[text["class_wnid"]] for text in texts}
+    index = {node["child"]: i for i, node in enumerate(nodes)} | {"": -1}
+    class_node = {int(text["label"]): index[text["class_wnid"]] for text in texts}
     tree = fastemd.Tree.from_parents(
-        [place[node["parent"]] for node in nodes],
+        [index[node["parent"]] for node in nodes],
         bins=[class_node[label] for label in range(len(class_node))],
     )
     label = np.array([int(text["label"]) for text in texts])
@@ -40,12 +40,12 @@ def task():
 
 
 def buckets(text):
-    """Words as numbers below N_BUCKETS, in the same way in every process."""
+    """Hash words to numbers below N_BUCKETS, the same in every process."""
     return [zlib.crc32(w.encode()) % N_BUCKETS for w in set(re.findall("[a-z]+", text.lower()))]
 
 
 def split(label):
-    """Of every class a fifth for the test, 15 % for validation, the rest for training."""
+    """Return 20 % of every class for the test, 15 % for validation, the rest for training."""
     order = np.random.default_rng(0).permutation(len(label))
     share = (rank_in_class(label, order) / np.bincount(label)[label])[order]
     return {
@@ -56,7 +56,7 @@ def split(label):
 
 
 def rank_in_class(label, order):
-    """Of every text, how many of its class come before it in `order`."""
+    """Return for every text the number of texts of its class before it in `order`."""
     order = order[np.argsort(label[order], kind="stable")]
     size = np.bincount(label)
     rank = np.empty(len(label), int)

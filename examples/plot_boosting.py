@@ -2,9 +2,9 @@
 Boosting ordered classes
 ========================
 
-LightGBM learns ordered classes by multiclass log loss, which knows no order, by :math:`EMD^2`, and
-by :math:`EMD^2` plus cross entropy. What it is good for depends on the data: here are two sets, one
-on which it makes no difference and one on which it does.
+LightGBM learns ordered classes with multiclass log loss, which ignores the order, with
+:math:`EMD^2`, and with :math:`EMD^2` plus cross entropy. The benefit depends on the data: on the
+first of two data sets the losses make no difference, on the second they do.
 """
 
 import lightgbm
@@ -18,8 +18,9 @@ import fastemd
 from fastemd.boosting import lightgbm_metric, lightgbm_objective
 
 # %%
-# scikit-learn's diabetes data: how far the disease will have come in a year, cut at its quintiles
-# into five classes. And a made-up one, Friedman's first, with ten classes. Both are noisy.
+# The first data set is scikit-learn's diabetes data: the progress of the disease after a year, cut
+# at its quintiles into five classes. The second one is synthetic, Friedman's first problem, with
+# ten classes. Both are noisy.
 
 DATA = {
     "diabetes, 5 classes": (5, *load_diabetes(return_X_y=True)),
@@ -27,14 +28,15 @@ DATA = {
 }
 
 # %%
-# Every loss has the same trees and stops when its own value on a quarter of the training rows has
-# not fallen for ten rounds. Scores become probabilities by softmax, except LightGBM's own.
+# All losses use the same parameters of trees. Training stops when the loss on a quarter of the
+# training rows has not decreased for ten rounds. Softmax converts scores to probabilities, except
+# with LightGBM's objective, which predicts probabilities.
 
 COMMON = {"num_leaves": 6, "learning_rate": 0.05, "verbose": -1, "num_threads": 1}
 
 
 def losses(chain):
-    """Objective and metric by name."""
+    """Return objective and metric by name."""
     result = {"log loss": ("multiclass", None)}
     for name, c in (("EMD²", 0), ("EMD² + CE", 1)):
         arguments = {"space": chain, "cross_entropy": c}
@@ -43,7 +45,7 @@ def losses(chain):
 
 
 def predict(objective, metric, x, y, n_classes, test):
-    """The probabilities of the rows `test`, by a model of the rows `x`, `y`."""
+    """Return the probabilities of the rows `test` by a model trained on the rows `x`, `y`."""
     x, x_stop, y, y_stop = train_test_split(x, y, stratify=y, random_state=0)
     rows = lightgbm.Dataset(x, y)
     model = lightgbm.train(
@@ -58,24 +60,23 @@ def predict(objective, metric, x, y, n_classes, test):
     return softmax(scores, axis=1) if callable(objective) else scores
 
 
-def judge(p, truth, chain):
-    """Three measures of a prediction."""
+def measure(p, truth, chain):
+    """Return three measures of a prediction."""
     off = np.abs(p.argmax(axis=1) - truth)
     return (off == 0).mean(), off.mean(), fastemd.emd_loss(np.log(p), truth, chain, rho=1)[0]
 
 
 # %%
-# Five folds, three times, all losses on the same. The class error is how many classes the most
-# probable one is off; EMD is how many classes the whole prediction is off, on average.
+# All losses are compared on the same five folds, repeated three times. The class error is the
+# distance, in classes, of the most probable class from the truth; EMD is the mean distance of the
+# whole prediction.
 
 MEASURES = ["accuracy", "mean class error", "EMD"]
 
 
 def report(name, rows, sign=""):
     cells = zip(MEASURES, rows.mean(0), rows.std(0), strict=True)
-    print(
-        f"{name:10}", *(f"{measure} {m:{sign}.3f} ± {s:.3f}" for measure, m, s in cells), sep="  "
-    )
+    print(f"{name:10}", *(f"{title} {m:{sign}.3f} ± {s:.3f}" for title, m, s in cells), sep="  ")
 
 
 folds = RepeatedStratifiedKFold(n_splits=5, n_repeats=3, random_state=0)
@@ -87,7 +88,7 @@ for (title, (n_classes, x, hidden)), line in zip(DATA.items(), axes, strict=True
     for name, loss in losses(chain).items():
         results[name] = np.array(
             [
-                judge(predict(*loss, x[train], y[train], n_classes, x[test]), y[test], chain)
+                measure(predict(*loss, x[train], y[train], n_classes, x[test]), y[test], chain)
                 for train, test in folds.split(x, y)
             ]
         )
@@ -97,14 +98,14 @@ for (title, (n_classes, x, hidden)), line in zip(DATA.items(), axes, strict=True
     print("less log loss on the same fold")
     for name in ("EMD²", "EMD² + CE"):
         report(name, results[name] - results["log loss"], "+")
-    for column, (ax, measure) in enumerate(zip(line, MEASURES, strict=True)):
+    for column, (ax, name) in enumerate(zip(line, MEASURES, strict=True)):
         lines = np.array([rows[:, column] for rows in results.values()])
         ax.plot(lines, color="tab:blue", alpha=0.3, linewidth=0.8)
         ax.plot(lines.mean(1), "o-", color="black")
-        ax.set(title=f"{title}\n{measure}", xticks=range(len(results)), xticklabels=results)
+        ax.set(title=f"{title}\n{name}", xticks=range(len(results)), xticklabels=results)
 plt.show()
 
 # %%
-# Each line is a fold, black is their mean. On the diabetes data all differences are well inside
-# the spread over folds. With ten classes :math:`EMD^2` puts its probabilities nearer to the truth;
-# accuracy differs by less than the spread.
+# Each blue line is a fold, the black line is their mean. On the diabetes data all differences are
+# well within the spread over folds. With ten classes the probabilities of :math:`EMD^2` are nearer
+# to the truth; the accuracy differs by less than the spread.

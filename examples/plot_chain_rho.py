@@ -1,10 +1,10 @@
 r"""
-What rho does
-=============
+The effect of rho
+=================
 
 The classes are ordered, like the grades 1 to 9. :math:`EMD^\rho` raises the flow between
-neighbours to the power :math:`\rho`. A larger :math:`\rho` looks more at gaps that much mass has to
-cross, less at those that little mass crosses.
+neighbours to the power :math:`\rho`. A larger :math:`\rho` gives more weight to gaps that much mass
+crosses, and less to gaps that little mass crosses.
 """
 
 import matplotlib.pyplot as plt
@@ -25,9 +25,9 @@ flow = fastemd.emd_flow(prediction, truth, chain)
 print("flow across each gap:", flow.round(2))
 
 # %%
-# For ``rho=1`` every gap that is crossed counts the same: away from the truth the gradient rises
-# evenly, however little mass there is. Larger powers weigh a gap by the mass that crosses it, so
-# the gradient is flat where hardly any mass has to pass.
+# For ``rho=1`` every gap that is crossed counts the same: the gradient increases linearly with the
+# distance from the truth, independently of the mass there. Larger powers weigh a gap by the mass
+# that crosses it, so the gradient is flat where hardly any mass has to cross.
 
 figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
 top.bar(grades, prediction, label="prediction")

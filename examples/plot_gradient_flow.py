@@ -2,9 +2,9 @@ r"""
 Where gradients lead
 ====================
 
-Figure 5 of the paper: a smooth histogram p is to become a spiky q on a chain. The losses are the
-mean squared error, EMD, its relaxed form :math:`EMD^2`, and the Sinkhorn distance (SD) for three
-:math:`\lambda`. What do their gradients look like, and where does p go if it follows them?
+Figure 5 of the paper: gradient descent moves a smooth histogram p towards a spiky q on a chain. The
+losses are the mean squared error, EMD, its relaxed form :math:`EMD^2`, and the Sinkhorn distance
+(SD) for three :math:`\lambda`. The figure shows their gradients, and the histograms on the way.
 """
 
 import matplotlib.pyplot as plt
@@ -27,7 +27,7 @@ q /= q.sum()
 
 
 def sinkhorn_gradient(lam):
-    """Log domain, so that only lambda matters and not the arithmetic."""
+    """Return the gradient in the log domain, which is accurate for every lambda."""
     return lambda p: (
         fastemd.sinkhorn(p, q, chain, lam=lam, max_iter=3000, tol=1e-6, method="log").grad
     )
@@ -43,29 +43,29 @@ gradients = {
 }
 
 # %%
-# The flow: steps against the gradient, each followed by the nearest histogram whose bins keep the
-# floor. All losses move the same amount of mass in their first step, then take smaller and smaller
-# ones, by the same factor in every step.
+# Every step follows the negative gradient and projects onto the histograms with a minimum mass in
+# every bin. All losses move the same amount of mass in their first step; the steps then shrink by
+# the same factor.
 
 
 def nearest_histogram(x):
-    """The projection onto the histograms with at least `floor` in every bin."""
-    free = 1 - n_bins * floor
-    falling = np.sort(x - floor)[::-1]
-    excess = (np.cumsum(falling) - free) / np.arange(1, n_bins + 1)
-    return np.maximum(x - floor - excess[np.flatnonzero(falling > excess)[-1]], 0) + floor
+    """Project onto the histograms with at least `floor` in every bin."""
+    mass = 1 - n_bins * floor
+    descending = np.sort(x - floor)[::-1]
+    excess = (np.cumsum(descending) - mass) / np.arange(1, n_bins + 1)
+    return np.maximum(x - floor - excess[np.flatnonzero(descending > excess)[-1]], 0) + floor
 
 
 def flow(gradient, n_steps=1000, shown=(0, 10, 30, 100, 1000)):
-    """The histograms after some numbers of steps."""
-    x, seen = p.copy(), {0: p}
+    """Return the histograms after some numbers of steps."""
+    x, histograms = p.copy(), {0: p}
     for step in range(1, n_steps + 1):
         g = gradient(x)
         g = g - g.mean()
         x = nearest_histogram(x - 0.04 * 0.994**step * g / np.abs(g).sum())
         if step in shown:
-            seen[step] = x
-    return seen
+            histograms[step] = x
+    return histograms
 
 
 figure, axes = plt.subplots(6, 2, figsize=(10, 13), sharex=True, layout="constrained")
@@ -90,14 +90,14 @@ for axis in axes[-1]:
 plt.show()
 
 # %%
-# MSE looks at every bin by itself: it raises the spikes and lowers the hump, and does not know
-# that a bin next to a spike is nearly right. EMD's gradient has the same slope wherever any mass
-# has to pass, so it says the direction but not how far there is to go. :math:`EMD^2` is smooth.
+# MSE treats every bin separately: it raises the spikes and lowers the hump, and ignores that a bin
+# next to a spike is nearly right. EMD's gradient has the same slope wherever any mass has to cross:
+# it depends on the direction but not on the amount. :math:`EMD^2` is smooth.
 # With a small :math:`\lambda` the Sinkhorn distance prefers blurred histograms, and its flow ends
 # in a blur of q; at :math:`\lambda = 10` its gradient is close to EMD's.
 #
-# What is left to move when the flows end, as EMD:
+# The EMD that is left at the end:
 
 print(f"p at the start: {fastemd.emd(p, q, chain, 1):.3f}")
-for name, left_over in distance.items():
-    print(f"{name}: {left_over:.3f}")
+for name, value in distance.items():
+    print(f"{name}: {value:.3f}")

@@ -2,8 +2,8 @@
 Near and far mistakes
 =====================
 
-A classifier that takes a cat for a dog is less wrong than one that takes it for a truck. The Earth
-Mover's Distance on a tree of classes says so, and its gradient does, too.
+Predicting dog for a cat is a smaller error than predicting truck. The Earth Mover's Distance on a
+tree of classes and its gradient reflect this.
 """
 
 import matplotlib.pyplot as plt
@@ -12,8 +12,8 @@ import numpy as np
 import fastemd
 
 # %%
-# The classes are the leaves of a small hierarchy. Two classes are as far apart as the path between
-# them is long.
+# The classes are the leaves of a small hierarchy. The distance between two classes is the length of
+# the path between them.
 
 tree = fastemd.Tree.from_paths(
     [
@@ -30,8 +30,8 @@ print(names)
 print(tree.cost_matrix())
 
 # %%
-# The truth is a cat. All three predictions give it 0.4, and 0.6 to something else. Cross entropy
-# sees no difference between them.
+# The true class is cat. All three predictions assign 0.4 to it, and 0.6 to another class. Their
+# cross entropy is the same.
 
 truth = np.array([1.0, 0, 0, 0, 0, 0])
 predictions = np.array(
@@ -45,8 +45,8 @@ for rho in (1, 2):
     print(f"EMD^{rho}:", fastemd.emd(predictions, truth, tree, rho))
 
 # %%
-# Downhill is against the gradient. A bar to the right is mass to remove, a bar to the left mass to
-# add. The farther the mistake, the longer the bars.
+# Gradient descent removes mass where the gradient is positive (bars to the right) and adds mass
+# where it is negative. The farther the predicted class, the longer the bars.
 
 grad = fastemd.emd_grad(predictions, truth, tree, rho=2)
 figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharex=True, sharey=True, layout="constrained")

@@ -3,9 +3,10 @@ Characters of eight alphabets
 =============================
 
 A net learns 242 handwritten characters from five drawings of each, in PyTorch, once per loss: with
-the cross entropy (CE), with :math:`EMD^2`, and with their sum. The last two know which alphabet a
-character belongs to. What does that change? The drawings are from Omniglot (Lake, Salakhutdinov and
-Tenenbaum, 2015); ``examples/data/SOURCES.md`` says more. Run this in the folder ``examples``.
+the cross entropy (CE), with :math:`EMD^2`, and with their sum. The last two use the alphabet of a
+character, and the example measures the difference. The drawings are from Omniglot (Lake,
+Salakhutdinov and Tenenbaum, 2015); see ``examples/data/SOURCES.md``. Run this in the folder
+``examples``.
 """
 
 import matplotlib.pyplot as plt
@@ -17,7 +18,7 @@ from torch import nn
 import fastemd
 import fastemd.torch
 
-# Steps as small as these are not worth a second thread, neither in torch nor in fastemd.
+# Steps are too small for a second thread, in torch and in fastemd.
 torch.set_num_threads(1)
 numba.set_num_threads(1)
 
@@ -36,8 +37,8 @@ drawings = torch.from_numpy(data["X"]).reshape(n_characters, n_drawers, 1, 28, 2
 print(tree)
 
 
-def drawn_by(drawers):
-    """Images and labels."""
+def samples(drawers):
+    """Return the images of some drawers, and labels."""
     labels = torch.arange(n_characters).repeat_interleave(len(drawers))
     return drawings[:, drawers].flatten(0, 1), labels
 
@@ -45,8 +46,8 @@ def drawn_by(drawers):
 # %%
 # A small convolutional net, trained with Adam while the learning rate rises and falls.
 # :class:`fastemd.torch.EMDLoss` takes logits and labels as `torch.nn.CrossEntropyLoss` does. With
-# ``rho=1`` it is a measure, too, the holistic error: how far all of the prediction is from the
-# truth, not just its largest bin.
+# ``rho=1`` it also serves as a measure, the holistic error: the mean distance of the whole
+# prediction from the truth, not only of its largest bin.
 
 losses = {
     "CE": nn.CrossEntropyLoss(),
@@ -65,10 +66,10 @@ n_epochs, batch_size = 10, 64
 
 
 def train(loss, rate, seed, drawers, others):
-    """The measures on drawings by others, after every epoch."""
+    """Return the measures on drawings by others, after every epoch."""
     torch.manual_seed(seed)
-    images, labels = drawn_by(drawers)
-    other_images, other_labels = drawn_by(others)
+    images, labels = samples(drawers)
+    other_images, other_labels = samples(others)
     net = nn.Sequential(
         nn.Conv2d(1, 16, 5, stride=2),
         nn.ReLU(),
@@ -80,7 +81,7 @@ def train(loss, rate, seed, drawers, others):
     optimizer = torch.optim.Adam(net.parameters())
     n_batches = -(-len(labels) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, n_epochs * n_batches)
-    seen = []
+    history = []
     for _ in range(n_epochs):
         net.train()
         for rows in torch.randperm(len(labels)).split(batch_size):
@@ -91,23 +92,23 @@ def train(loss, rate, seed, drawers, others):
         net.eval()
         with torch.no_grad():
             logits = net(other_images)
-            seen.append([measure(logits, other_labels).mean() for measure in measures.values()])
-    return np.array(seen)
+            history.append([measure(logits, other_labels).mean() for measure in measures.values()])
+    return np.array(history)
 
 
 # %%
-# Within an alphabet, drawing k of every character is by the same person, so no drawer's characters
-# of an alphabet are on both sides. The last ten drawers are for the test. Of the first ten, a seed
-# picks five to train with. Each loss gets the best of the same four learning rates, that with the
-# smallest tree distance on the other five drawers, in one run per rate, with a seed of its own.
+# Within an alphabet, drawing k of every character is by the same person, so training and test share
+# no drawer of an alphabet. The last ten drawers are for the test. Of the first ten, a seed selects
+# five for training. Each loss uses the best of the same four learning rates, the one with the
+# smallest tree distance on the other five drawers, in one run per rate with a separate seed.
 
 test = torch.arange(10, 20)
 order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
 candidates, rates = (0.003, 0.01, 0.03, 0.1), {}
 for name, loss in losses.items():
-    found = {rate: train(loss, rate, 0, order[:5], order[5:])[-1, 2] for rate in candidates}
-    rates[name] = min(found, key=found.get)
-    print(f"{name}:", ", ".join(f"{rate} -> {value:.2f}" for rate, value in found.items()))
+    distances = {rate: train(loss, rate, 0, order[:5], order[5:])[-1, 2] for rate in candidates}
+    rates[name] = min(distances, key=distances.get)
+    print(f"{name}:", ", ".join(f"{rate} -> {value:.2f}" for rate, value in distances.items()))
 
 # %%
 # Then five more seeds for every loss. A seed chooses the drawers, the net's first weights and the
@@ -137,24 +138,25 @@ plt.show()
 # %%
 # The bands are one standard deviation over the seeds. In numbers, after the last epoch: the mean
 # and the standard deviation, and then the same of the difference to CE, taken seed by seed. A star
-# marks differences of more than two of their standard deviations. Make nothing of the others. And
-# not too much of the stars: all seeds share the test drawers, and another net may show other
-# differences. With twice as many channels we saw none between the sum and CE.
+# marks differences of more than two of their standard deviations; the others are not significant.
+# The stars are weak evidence, too: all seeds share the test drawers, and another net may show other
+# differences. With twice as many channels there was none between the sum and CE.
 
 last = {name: runs[:, -1] for name, runs in results.items()}
 for i, measure in enumerate(measures):
     print(measure)
     for name, values in last.items():
-        value, more = values[:, i], values[:, i] - last["CE"][:, i]
+        value, difference = values[:, i], values[:, i] - last["CE"][:, i]
         line = f"  {name:9}  {value.mean():.3f} ± {value.std(ddof=1):.3f}"
         if name != "CE":
-            star = " *" if abs(more.mean()) > 2 * more.std(ddof=1) else ""
-            line += f", less CE {more.mean():+.3f} ± {more.std(ddof=1):.3f}{star}"
+            star = " *" if abs(difference.mean()) > 2 * difference.std(ddof=1) else ""
+            line += f", less CE {difference.mean():+.3f} ± {difference.std(ddof=1):.3f}{star}"
         print(line)
 
 # %%
-# In the logits, the gradient of :math:`EMD^2` has the predicted probabilities as factors. While the
-# right character has hardly any mass, it is hardly pushed, where CE pushes it the most. So
+# With respect to the logits, the gradient of :math:`EMD^2` has the predicted probabilities as
+# factors. While the right character has hardly any mass, its gradient is small, where that of CE is
+# largest. So
 # :math:`EMD^2` alone starts slowly where there are many classes, and the sum does not.
 #
 # An untrained net gets one character in 242 right. These nets have learned:

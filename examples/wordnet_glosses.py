@@ -2,8 +2,8 @@
 
     python examples/wordnet_glosses.py [--quick] [--folder FOLDER]
 
-Prints tables, saves `wordnet_glosses.csv` and `wordnet_glosses.png`. What has been computed is kept
-in `wordnet_glosses.jsonl`; started again, it goes on from there. docs/glosses.md says more.
+Prints tables and saves `wordnet_glosses.csv` and `wordnet_glosses.png`. Results are saved in
+`wordnet_glosses.jsonl`, so that an interrupted run continues from there. See docs/glosses.md.
 """
 
 import contextlib
@@ -23,24 +23,23 @@ import fastemd
 import fastemd.torch
 from fastemd.demo.common import parse_options, save_table
 
-# Steps are too small to be shared between threads; runs are shared between processes.
+# Steps are too small for several threads; runs are distributed to processes instead.
 torch.set_num_threads(1)
 numba.set_num_threads(1)
 
 N_HIDDEN, BATCH, FEW = 128, 128, 10
-MEASURES = {"top-1": -1, "tree distance": 1, "EMD": 1}  # and the sign that makes less better
-CHOOSING = ("top-1", "EMD")  # the measures to choose a learning rate by
+MEASURES = {"top-1": -1, "tree distance": 1, "EMD": 1}  # 1 if smaller values are better
+CRITERIA = ("top-1", "EMD")  # the measures that select a learning rate
 BASE = "CE"
 
 
 class SinkhornLoss(nn.Module):
-    """A quarter of Sinkhorn distance, three of cross entropy, for labels.
+    """A quarter of the Sinkhorn distance plus three quarters of the cross entropy, for labels.
 
-    All of a label's mass is in one bin, so there is one transport plan: everything goes there.
-    Sinkhorn's first iteration finds it, and what it minimises, <T, cost> - h(T) / lambda, is
-    EMD (rho = 1) less the entropy of the prediction over lambda. tests/examples/test_glosses.py
-    checks that against `fastemd.sinkhorn`, which takes two products with a matrix of 982 x 982 per
-    iteration.
+    All mass of a label is in one bin, so there is only one transport plan, and Sinkhorn's first
+    iteration finds it. Its objective <T, cost> - h(T) / lambda is EMD (rho = 1) minus the entropy
+    of the prediction over lambda. tests/examples/test_glosses.py compares with `fastemd.sinkhorn`, which
+    computes two products with a matrix of 982 x 982 per iteration.
     """
 
     def __init__(self, space, lam):
@@ -77,22 +76,22 @@ class Net(nn.Module):
 
 
 class Run(NamedTuple):
-    """One training: with which loss and rate, on how many texts of a class, measured on what."""
+    """The settings of one training."""
 
-    few: bool
+    few: bool  # only FEW texts per class
     loss: str
     rate: float
     seed: int
     part: str  # "validation" or "test"
     epochs: int
-    n_measured: int | None  # so many texts; None: all
+    n_measured: int | None  # number of texts of `part`; None: all
 
 
 def train(run):
-    """The measures after every epoch (epochs, measures)."""
+    """Return the measures after every epoch (epochs, measures)."""
     tree, words, label, parts = task()
     torch.manual_seed(run.seed)
-    rows, others = parts["training"], parts[run.part][: run.n_measured]
+    rows, measured_rows = parts["training"], parts[run.part][: run.n_measured]
     if run.few:
         order = np.random.default_rng(run.seed).permutation(len(rows))
         rows = rows[rank_in_class(label[rows], order) < FEW]
@@ -110,27 +109,27 @@ def train(run):
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, run.rate, n_steps, cycle_momentum=False
     )
-    inputs, truth = batch(others)
-    seen = []
+    inputs, truth = batch(measured_rows)
+    measures = []
     for _ in range(run.epochs):
         net.train()
-        for chosen in torch.randperm(len(rows)).split(BATCH):
-            some, labels = batch(rows[chosen.numpy()])
+        for indices in torch.randperm(len(rows)).split(BATCH):
+            texts, labels = batch(rows[indices.numpy()])
             optimizer.zero_grad()
-            loss(net(*some), labels).backward()
+            loss(net(*texts), labels).backward()
             optimizer.step()
             schedule.step()
         net.eval()
         with torch.no_grad():
             logits = net(*inputs)
             best = logits.argmax(-1)
-            right = (best == truth).double().mean()
-            seen.append([right, distance[best, truth].mean(), holistic(logits, truth)])
-    return np.array(seen, dtype=float)
+            accuracy = (best == truth).double().mean()
+            measures.append([accuracy, distance[best, truth].mean(), holistic(logits, truth)])
+    return np.array(measures, dtype=float)
 
 
-class Form(NamedTuple):
-    """How much is done."""
+class Scale(NamedTuple):
+    """The size of the experiment."""
 
     settings: dict  # name: (few texts per class?, epochs)
     losses: tuple
@@ -139,84 +138,84 @@ class Form(NamedTuple):
     n_measured: int | None
 
 
-FULL = Form(
+FULL = Scale(
     {"all texts": (False, 12), f"{FEW} per class": (True, 20)},
     tuple(LOSSES),
     (0.1, 0.2, 0.5, 1.0, 2.0),
     (1, 2, 3, 4, 5),
     None,
 )
-QUICK = Form({f"{FEW} per class": (True, 2)}, tuple(LOSSES)[:3], (2.0,), (1, 2), 1000)
+QUICK = Scale({f"{FEW} per class": (True, 2)}, tuple(LOSSES)[:3], (2.0,), (1, 2), 1000)
 
 
 class Experiment:
-    """The runs of a form: to choose rates, and with the chosen ones."""
+    """The runs that select learning rates, and those with the selected rates."""
 
-    def __init__(self, form, runs, submit):
-        self.form, self.runs, self.submit = form, runs, submit
+    def __init__(self, scale, runs, submit):
+        self.scale, self.runs, self.submit = scale, runs, submit
 
     def run(self, setting, loss, rate, seed, part):
-        few, epochs = self.form.settings[setting]
-        return Run(few, loss, rate, seed, part, epochs, self.form.n_measured)
+        few, epochs = self.scale.settings[setting]
+        return Run(few, loss, rate, seed, part, epochs, self.scale.n_measured)
 
-    def results(self, plan):
-        """The measures of every key's run; those that are not kept yet run side by side."""
-        names = {key: " ".join(map(str, run)) for key, run in plan.items()}
-        new = {names[key]: run for key, run in plan.items() if names[key] not in self.runs.kept}
+    def results(self, runs):
+        """Return the measures of runs by key; runs that are not saved are computed in parallel."""
+        names = {key: " ".join(map(str, run)) for key, run in runs.items()}
+        new = {names[key]: run for key, run in runs.items() if names[key] not in self.runs.results}
         futures = {name: self.submit(train, run) for name, run in new.items()}
-        found = {}
-        for key, run in plan.items():
+        results = {}
+        for key, run in runs.items():
             future = futures.get(names[key])
-            found[key] = self.runs.get(names[key], work(run), future.result if future else None)
-        return found
+            results[key] = self.runs.get(names[key], work(run), future.result if future else None)
+        return results
 
     def choose_rates(self):
-        """{(setting, loss, measure): rate}, best on the validation texts after the last epoch."""
-        plan = {
+        """Return {(setting, loss, measure): rate}, the best on the validation texts at the end."""
+        runs = {
             (setting, loss, rate): self.run(setting, loss, rate, 0, "validation")
-            for setting in self.form.settings
-            for loss in self.form.losses
-            for rate in self.form.rates
+            for setting in self.scale.settings
+            for loss in self.scale.losses
+            for rate in self.scale.rates
         }
-        found = self.results(plan)
-        chosen = {}
-        for setting in self.form.settings:
-            for loss in self.form.losses:
-                at_end = np.array([found[setting, loss, rate][-1] for rate in self.form.rates])
+        results = self.results(runs)
+        best_rates = {}
+        for setting in self.scale.settings:
+            for loss in self.scale.losses:
+                at_end = np.array([results[setting, loss, rate][-1] for rate in self.scale.rates])
                 for measure, sign, values in zip(
                     MEASURES, MEASURES.values(), at_end.T, strict=True
                 ):
                     best = np.nan_to_num(sign * values, nan=np.inf).argmin()
-                    chosen[setting, loss, measure] = self.form.rates[best]
-                    pairs = zip(self.form.rates, values, strict=True)
-                    seen = ", ".join(f"{rate:g} -> {value:.3f}" for rate, value in pairs)
-                    print(f"{setting}, {loss}, validation {measure}: {seen}")
-        return {key: rate for key, rate in chosen.items() if key[2] in CHOOSING}
+                    best_rates[setting, loss, measure] = self.scale.rates[best]
+                    pairs = zip(self.scale.rates, values, strict=True)
+                    listed = ", ".join(f"{rate:g} -> {value:.3f}" for rate, value in pairs)
+                    print(f"{setting}, {loss}, validation {measure}: {listed}")
+        return {key: rate for key, rate in best_rates.items() if key[2] in CRITERIA}
 
     def measure(self, rates):
-        """{(setting, loss, measure): (seeds, epochs, measures)} on the test texts."""
-        plan = {
+        """Return {(setting, loss, measure): (seeds, epochs, measures)} on the test texts."""
+        runs = {
             (setting, loss, measure, seed): self.run(setting, loss, rate, seed, "test")
             for (setting, loss, measure), rate in rates.items()
-            for seed in self.form.seeds
+            for seed in self.scale.seeds
         }
-        found = self.results(plan)
-        return {key: np.array([found[*key, seed] for seed in self.form.seeds]) for key in rates}
+        results = self.results(runs)
+        return {key: np.array([results[*key, seed] for seed in self.scale.seeds]) for key in rates}
 
 
 def work(run):
-    """In texts seen, about."""
+    """Return the work of a run, roughly in texts."""
     return run.epochs * (FEW if run.few else 27)
 
 
 def main(arguments=None):
-    chosen = parse_options("examples/wordnet_glosses.py", __doc__, arguments)
-    form, path = QUICK if chosen.quick else FULL, chosen.folder / "wordnet_glosses"
-    n_runs = len(form.losses) * (len(form.rates) + len(CHOOSING) * len(form.seeds))
-    total = n_runs * sum(work(Run(few, "", 0, 0, "", n, 0)) for few, n in form.settings.values())
-    runs = Runs(path.with_suffix(".jsonl"), form, total)
-    with side_by_side(1 if chosen.quick else 2) as submit:
-        experiment = Experiment(form, runs, submit)
+    options = parse_options("examples/wordnet_glosses.py", __doc__, arguments)
+    scale, path = QUICK if options.quick else FULL, options.folder / "wordnet_glosses"
+    n_runs = len(scale.losses) * (len(scale.rates) + len(CRITERIA) * len(scale.seeds))
+    total = n_runs * sum(work(Run(few, "", 0, 0, "", n, 0)) for few, n in scale.settings.values())
+    runs = Runs(path.with_suffix(".jsonl"), scale, total)
+    with process_pool(1 if options.quick else 2) as submit:
+        experiment = Experiment(scale, runs, submit)
         rates = experiment.choose_rates()
         results = experiment.measure(rates)
     save_table(
@@ -225,25 +224,25 @@ def main(arguments=None):
         (
             [*key, rates[key], seed, epoch, *map("{:.6g}".format, row)]
             for key, values in results.items()
-            for seed, epochs in zip(form.seeds, values, strict=True)
+            for seed, epochs in zip(scale.seeds, values, strict=True)
             for epoch, row in enumerate(epochs, 1)
         ),
     )
-    print(f"\nalways the same class, the nearest: tree distance {without_learning():.3f}")
-    for setting in form.settings:
-        for measure in CHOOSING:
+    print(f"\nalways the same class, the nearest: tree distance {constant_answer_distance():.3f}")
+    for setting in scale.settings:
+        for measure in CRITERIA:
             print(f"\n{setting}, rates chosen by {measure}\n")
             print_table(
-                {loss: results[setting, loss, measure] for loss in form.losses},
-                {loss: rates[setting, loss, measure] for loss in form.losses},
+                {loss: results[setting, loss, measure] for loss in scale.losses},
+                {loss: rates[setting, loss, measure] for loss in scale.losses},
             )
-    draw(form, results, path.with_suffix(".png"))
+    draw(scale, results, path.with_suffix(".png"))
     for (setting, loss, measure), values in results.items():
         check(f"{loss}, {setting}, rate chosen by {measure}", loss, values[:, -1])
 
 
-def without_learning():
-    """The tree distance, and EMD, of always answering the class nearest to the training texts."""
+def constant_answer_distance():
+    """Return the tree distance of always predicting the class nearest to the training texts."""
     tree, _, label, parts = task()
     cost = tree.cost_matrix()
     answer = cost[:, label[parts["training"]]].mean(axis=1).argmin()
@@ -251,7 +250,7 @@ def without_learning():
 
 
 @contextlib.contextmanager
-def side_by_side(n_processes):
+def process_pool(n_processes):
     pool = ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn"))
     try:
         yield pool.submit
@@ -260,29 +259,29 @@ def side_by_side(n_processes):
 
 
 def print_table(results, rates):
-    """Mean and standard deviation over the seeds after the last epoch, and of what CE has less."""
+    """Print mean and standard deviation over the seeds at the end, also of differences to CE."""
     print("| loss | rate |", " | ".join(f"{m} | less CE" for m in MEASURES), "|")
     print("|---|--:|" + "--:|" * 2 * len(MEASURES))
     for loss, values in results.items():
         cells = [loss, f"{rates[loss]:g}"]
         for i in range(len(MEASURES)):
             mean, spread = mean_and_spread(values[:, -1, i])
-            more, its_spread = mean_and_spread(values[:, -1, i] - results[BASE][:, -1, i])
-            star = " *" if abs(more) > 2 * its_spread else ""
+            difference, its_spread = mean_and_spread(values[:, -1, i] - results[BASE][:, -1, i])
+            star = " *" if abs(difference) > 2 * its_spread else ""
             cells.append(f"{mean:.3f} ± {spread:.3f}")
-            cells.append("" if loss == BASE else f"{more:+.3f} ± {its_spread:.3f}{star}")
+            cells.append("" if loss == BASE else f"{difference:+.3f} ± {its_spread:.3f}{star}")
         print("|", " | ".join(cells), "|")
 
 
-def draw(form, results, path):
+def draw(scale, results, path):
     figure, axes = plt.subplots(
-        len(form.settings), len(MEASURES), squeeze=False, layout="constrained",
-        figsize=(11, 3.2 * len(form.settings)),
+        len(scale.settings), len(MEASURES), squeeze=False, layout="constrained",
+        figsize=(11, 3.2 * len(scale.settings)),
     )  # fmt: skip
-    for row, (setting, (_, epochs)) in zip(axes, form.settings.items(), strict=True):
+    for row, (setting, (_, epochs)) in zip(axes, scale.settings.items(), strict=True):
         for i, (axis, measure) in enumerate(zip(row, MEASURES, strict=True)):
-            for loss in form.losses:
-                values = results[setting, loss, CHOOSING[0]][..., i]
+            for loss in scale.losses:
+                values = results[setting, loss, CRITERIA[0]][..., i]
                 band(axis, np.arange(1, epochs + 1), values, loss)
             axis.set(title=f"{measure}, {setting}", xlabel="epoch")
     axes[0, 0].legend()
@@ -290,10 +289,10 @@ def draw(form, results, path):
 
 
 def check(name, loss, at_end):
-    """An untrained net gets a text in 982 right, and the EMD of its predictions is 11."""
-    right, _, emd = at_end.T
+    """Check that the net learned: untrained, 1 text in 982 is right, and the EMD is 11."""
+    accuracy, _, emd = at_end.T
     assert emd.max() < 10.5, f"{name}: did not learn"
-    assert "CE" not in loss or right.min() > 0.03, f"{name}: did not learn"
+    assert "CE" not in loss or accuracy.min() > 0.03, f"{name}: did not learn"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The loss of your own in JAX, if fastemd.jax does not fit: not under jit, ten lines."""
+"""Write a custom loss in JAX without fastemd.jax: ten lines, not under jit."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A loss in TensorFlow: ten lines, eager; inside tf.function wrap the call in tf.py_function."""
+"""Write a loss in TensorFlow: ten lines, eager; in tf.function wrap the call in tf.py_function."""
 
 import tensorflow as tf
 

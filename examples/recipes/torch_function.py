@@ -1,4 +1,4 @@
-"""The loss of your own in PyTorch, if fastemd.torch does not fit: first derivatives, ten lines."""
+"""Write a custom loss in PyTorch without fastemd.torch: ten lines, first derivatives."""
 
 import torch
 

@@ -86,7 +86,7 @@ def test_check_fails_for_untrained_model(breathing):
     breathing.check(rows)
     with pytest.raises(AssertionError, match="did not learn"):
         breathing.check([(*rows[0][:-1], untrained)])
-    with pytest.raises(AssertionError, match="no floor"):
+    with pytest.raises(AssertionError, match="untrained net beats the mean spectrum"):
         breathing.check([("b01", 469, 6.0, *rows[0][3:])])
 
 
