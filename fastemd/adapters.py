@@ -81,23 +81,9 @@ def loss_rows(
 ) -> tuple[Any, Any, Any, Any]:
     """Broadcast the arguments of a loss to the rows of `x`, in their computing types.
 
-    Parameters
-    ----------
-    framework : Framework
-    x, target : array
-        As for `fastemd.emd_loss`.
-    kept : array of bool or None
-        Whether a row is read as far as its label is concerned.
-    sample_weight : array or None
-
-    Returns
-    -------
-    x : array, (..., N)
-    target : array, (...) or (..., N)
-    counted : array of bool, (...), or None
-        Whether a row is read: it is kept and its weight is not 0. None if all rows are.
-    weight : array, (...), or None
-        0 for rows that are not read. None if all rows have the same weight.
+    `kept` says which rows are read as far as their labels are concerned. Returned are `x`, the
+    target, which rows are read at all (their weight is not 0, either; None if all are) and the
+    weights, 0 for rows that are not read (None if all are equal).
     """
     xp, rows = framework.namespace, x.shape[:-1]
     labelled = not framework.is_floating(target.dtype)
@@ -107,9 +93,8 @@ def loss_rows(
         target = framework.constant(framework.cast(target, dtype))
     x = framework.cast(x, dtype)
     target = _broadcast_to(framework, target, rows if labelled else x.shape)
-    counted, weight = None, None
-    if kept is not None:
-        counted = _broadcast_to(framework, kept, rows)
+    counted = None if kept is None else _broadcast_to(framework, kept, rows)
+    weight = None if counted is None else framework.cast(counted, dtype)
     if sample_weight is not None:
         wide = xp.promote_types(sample_weight.dtype, dtype)
         try:
@@ -119,8 +104,6 @@ def loss_rows(
             validation.do_not_broadcast(shapes)
         counted = weight != 0 if counted is None else counted & (weight != 0)
         weight = xp.where(counted, weight, 0)
-    elif counted is not None:
-        weight = framework.cast(counted, dtype)
     return x, target, counted, weight
 
 

@@ -121,22 +121,12 @@ def emd_loss(
         rows of `x`, never `x` to the target.
     space : Chain or Tree
         The ground space; it stays in memory until the process ends.
-    rho : float
-        The power of the flow, >= 1.
-    normalize : {"softmax", "l1", None}
-        How `x` becomes a histogram.
-    cross_entropy : float
-        Add this many times the cross entropy; with "softmax" only.
+    rho, normalize, cross_entropy, ignore_index, reduction
+        As for `fastemd.emd_loss`.
     sample_weight : array_like, (...), optional
         Weight of every row, >= 0 (not checked); broadcasts to the rows. A row of weight 0 is not
         read: whatever it holds, NaN included, its loss and its derivatives, also in the weight,
         are 0.
-    ignore_index : int, optional
-        Rows with this label are ignored, as if their weight were 0, whatever it is. A number that
-        the type of the labels cannot hold ignores none.
-    reduction : {"mean", "sum", "none"}
-        The mean is the weighted sum divided by the sum of the weights of the rows that are not
-        ignored, and 0 if that is 0.
 
     Returns
     -------
@@ -200,7 +190,8 @@ def _array(name: str, value: Any, space: GroundSpace | None = None) -> jax.Array
 
 def _host_array(name: str, value: Any, space: GroundSpace | None) -> Any:
     """Return what is not JAX's as a NumPy array, or as an array that only JAX can read."""
-    if isinstance(value, list | tuple) and _holds_jax(value):
+    leaves = jax.tree.leaves(value) if isinstance(value, list | tuple) else []
+    if any(isinstance(leaf, jax.Array) for leaf in leaves):  # NumPy cannot read traced ones
         try:
             return jnp.asarray(value)
         except (TypeError, ValueError):
@@ -209,11 +200,6 @@ def _host_array(name: str, value: Any, space: GroundSpace | None) -> Any:
     if kind.startswith(("bfloat16", "float8", "int4", "uint4", "int2", "uint2")):
         return value  # types that NumPy does not have
     return views.as_array(name, value) if space is None else views.as_histograms(name, value, space)
-
-
-def _holds_jax(value: list[Any] | tuple[Any, ...]) -> bool:
-    """Return whether a list holds arrays of JAX, which NumPy cannot read while they are traced."""
-    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
 
 
 def _target(value: Any, ignore_index: int | None) -> tuple[jax.Array, Any]:

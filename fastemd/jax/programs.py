@@ -78,8 +78,8 @@ def _launch_values(first: Any, second: Any, operation: str, constants: Any) -> A
     return _launch(operation, constants, first, *second)[0]
 
 
-def _launch_values_and_grads(first: Any, second: Any, operation: str, constants: Any) -> Any:
-    return tuple(_launch(operation, constants, first, *second))
+def _launch_both(first: Any, second: Any, operation: str, constants: Any) -> Any:
+    return _launch(operation, constants, first, *second)
 
 
 def _values_jvp(operation: str, constants: Any, at: Any, tangents: Any) -> tuple[Any, Any]:
@@ -87,18 +87,14 @@ def _values_jvp(operation: str, constants: Any, at: Any, tangents: Any) -> tuple
     return value, (grad * _direction(operation, tangents)).sum(-1)
 
 
-def _values_and_grads_jvp(
-    operation: str, constants: Any, at: Any, tangents: Any
-) -> tuple[Any, Any]:
-    first, second = at
-    value, grad = _values_and_grads(first, second, operation, constants)
+def _both_jvp(operation: str, constants: Any, at: Any, tangents: Any) -> tuple[Any, Any]:
+    value, grad = _values_and_grads(*at, operation, constants)
     v = _direction(operation, tangents)
-    product = _product(first, second, v, operation, constants)
-    return (value, grad), ((grad * v).sum(-1), product)
+    return (value, grad), ((grad * v).sum(-1), _product(at, v, operation, constants))
 
 
 _values = _differentiable(_launch_values, _values_jvp)
-_values_and_grads = _differentiable(_launch_values_and_grads, _values_and_grads_jvp)
+_values_and_grads = _differentiable(_launch_both, _both_jvp)
 
 
 def _direction(operation: str, tangents: Any) -> Any:
@@ -109,19 +105,13 @@ def _direction(operation: str, tangents: Any) -> Any:
     return -second[0] if isinstance(first, SymbolicZero) else first - second[0]
 
 
-def _product(
-    first: jax.Array,
-    second: tuple[jax.Array, ...],
-    v: jax.Array,
-    operation: str,
-    constants: tuple[Any, ...],
-) -> jax.Array:
+def _product(at: Any, v: Any, operation: str, constants: Any) -> jax.Array:
     """Return second derivatives times vectors `v`, differentiable in `v`."""
     rho = constants[1]
     if operation == "emd" and rho in (1.0, 2.0):  # its third derivative is 0
-        first, second = jax.lax.stop_gradient((first, second))
+        first, second = jax.lax.stop_gradient(at)
     else:
-        first, second = _constant((first, second), operation, rho)
+        first, second = _constant(at, operation, rho)
 
     def multiply(matvec: Any, v: jax.Array) -> Any:
         product = _launch(f"{operation}_product", constants, first, *second, v)[0]
@@ -201,7 +191,7 @@ def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _program(operation: str, constants: tuple[Any, ...], *arguments: Any) -> list[Any]:
+def _program(operation: str, constants: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
     def results(kind: Any, like: Any) -> list[Any]:
         rows = kind(like.shape, like.dtype)
         products = operation in ("emd_product", "loss_product")
@@ -226,7 +216,7 @@ def _program(operation: str, constants: tuple[Any, ...], *arguments: Any) -> lis
         out = directly(*arguments)
     else:
         out = jax.lax.platform_dependent(*arguments, cpu=directly, cuda=directly, default=by_host)
-    return [_spread_as(arguments[0], array) for array in out]
+    return tuple(_spread_as(arguments[0], array) for array in out)
 
 
 @functools.cache
