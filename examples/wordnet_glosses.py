@@ -38,8 +38,8 @@ class SinkhornLoss(nn.Module):
 
     All mass of a label is in one bin, so there is only one transport plan, and Sinkhorn's first
     iteration finds it. Its objective <T, cost> - h(T) / lambda is EMD (rho = 1) minus the entropy
-    of the prediction over lambda. tests/examples/test_glosses.py compares with `fastemd.sinkhorn`, which
-    computes two products with a matrix of 982 x 982 per iteration.
+    of the prediction over lambda. tests/examples/test_glosses.py compares with `fastemd.sinkhorn`,
+    which computes two products with a matrix of 982 x 982 per iteration.
     """
 
     def __init__(self, space, lam):

@@ -1,9 +1,14 @@
 """Powers and exponentials in SIMD lanes, edge functions, and the order of the edges."""
 
+import math
+
 import numba
 import numpy as np
 import pytest
-from fastemd.kernels.lanes import (
+
+import fastemd
+from fastemd.kernels import edges
+from fastemd.kernels.cpu.simd import (
     address,
     aligned,
     at,
@@ -13,9 +18,6 @@ from fastemd.kernels.lanes import (
     put_number,
     store,
 )
-
-import fastemd
-from fastemd.kernels import edges
 
 LANES = 8
 _lanes_at = at(LANES)
@@ -127,9 +129,12 @@ def test_edge_functions_run_on_python_floats(x, rho):
     """Lanes, CUDA and Python share one source; the chain of two bins has one edge."""
     p, q, chain = [max(x, 0.0), 2.0], [max(-x, 0.0), 2.0 + x], fastemd.Chain(2, [0.7])
     grad = fastemd.emd_grad(p, q, chain, rho, project=False)
-    power = {1.0: "1", 2.0: "2"}.get(rho, "any")
-    slope = edges.SLOPE[power](x, 0.7 * edges.slope_factor(rho), rho)
+    name, _ = edges.power(rho)
+    cost, length = edges.COSTS[name], 0.7 * edges.COSTS[name].slope_factor(rho)
+    slope = cost.slope(x, length, rho)
     np.testing.assert_allclose(slope, grad[0], rtol=1e-14)
+    value = math.prod(cost.cost(x, slope, length, rho)) * cost.cost_factor(rho)
+    np.testing.assert_allclose(value, fastemd.emd(p, q, chain, rho), rtol=1e-14)
     hessian = fastemd.emd_hessian(p, q, chain, rho, project=False)
-    curvature = edges.CURVATURE[power](x, 0.7 * edges.curvature_factor(rho), rho)
+    curvature = cost.curvature_ratio(rho) * cost.curvature(x, length, rho)
     np.testing.assert_allclose(curvature, hessian[0, 0], rtol=1e-14)
