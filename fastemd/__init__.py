@@ -8,17 +8,10 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING
 
-from fastemd import datasets
+from fastemd import datasets, functions
 from fastemd.call import synchronize
 from fastemd.exact import exact_emd
-from fastemd.functions import (
-    embed,
-    emd,
-    emd_flow,
-    emd_grad,
-    emd_value_and_grad,
-)
-from fastemd.hessians import emd_hessian, emd_hessian_diag, emd_hvp
+from fastemd.functions import *
 from fastemd.losses import emd_loss, emd_loss_hessian_diag
 from fastemd.sinkhorn import SinkhornResult, sinkhorn
 from fastemd.spaces import Chain, Tree
@@ -37,20 +30,13 @@ __all__ = [
     "Tree",
     "__version__",
     "datasets",
-    "embed",
-    "emd",
-    "emd_flow",
-    "emd_grad",
-    "emd_hessian",
-    "emd_hessian_diag",
-    "emd_hvp",
     "emd_loss",
     "emd_loss_hessian_diag",
-    "emd_value_and_grad",
     "exact_emd",
     "sinkhorn",
     "synchronize",
 ]
+__all__ += functions.__all__
 
 _FRAMEWORKS = ("jax", "torch")
 _LAZY = (*_FRAMEWORKS, "boosting", "plotting")  # submodules, imported when first used
