@@ -337,6 +337,23 @@ print(fastemd.emd_grad(p, p[::-1], fastemd.Chain(300), 2).sum())  # on two threa
     assert _files(tmp_path) == compiled
 
 
+def test_cache_keeps_kernels_of_different_processes_apart(tmp_path):
+    """Inner functions of two kernels may have the same name and number, but do different things."""
+    code = """
+import fastemd
+p, q, v, chain = [0.5, 0, 0.5], [0, 0.3, 0.7], [1, 2, 4], fastemd.Chain(3)
+hvp = lambda: fastemd.emd_hvp(p, q, v, chain, 3)
+diagonal = lambda: fastemd.emd_hessian_diag(p, q, chain, 3)
+"""
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    alone = [_run(f"{code}print({name}())", **environment)[0] for name in ("hvp", "diagonal")]
+    for order in (("hvp", "diagonal"), ("diagonal", "hvp")):
+        prints = "\n".join(f"print({name}())" for name in order)
+        printed, n_warnings = _run(code + prints, **environment)
+        assert n_warnings == 0
+        assert sorted(printed.splitlines()) == sorted(alone)
+
+
 def test_cache_is_not_used_after_kernel_source_changes(tmp_path):
     """Editing a module whose functions a kernel calls must change the result."""
     shutil.copytree(PACKAGE, tmp_path / "fastemd", ignore=shutil.ignore_patterns("__pycache__"))

@@ -3,6 +3,7 @@
 Arrays without elements stand for what an operation does not have.
 """
 
+import functools
 import os
 import threading
 from typing import Any
@@ -64,11 +65,11 @@ def run(
         The first invalid row, or ``G * R``.
     """
     p = rows[0]
-    name, row, numbers = variant(operation, cost)
-    few = name == "gradient" and p.shape[0] * p.shape[1] <= FEW_ROWS
-    key = name, layout.is_chain, row, few or layout.n_edges > MANY_EDGES, p.dtype.char
+    few = operation == "gradient" and p.shape[0] * p.shape[1] <= FEW_ROWS
+    narrow = few or layout.n_edges > MANY_EDGES
+    kernel, numbers = _kernel(operation, cost, layout.is_chain, narrow, p.dtype.char)
     rest = value, out, float(bool(project)), tolerance
-    return _launch(key, p.size, layout.edges, *rows, *numbers, *rest)
+    return _launch(kernel, p.size, layout.edges, *rows, *numbers, *rest)
 
 
 def run_loss(
@@ -115,11 +116,10 @@ def run_loss(
         The first invalid row, or ``G * R``.
     """
     x = rows[0]
-    name, row, numbers = variant(operation, cost)
     narrow = x.shape[0] * x.shape[1] <= FEW_ROWS or layout.n_edges > MANY_EDGES
-    key = name, layout.is_chain, row, narrow, x.dtype.char
+    kernel, numbers = _kernel(operation, cost, layout.is_chain, narrow, x.dtype.char)
     rest = value, out, NORMALIZATIONS[normalize], cross_entropy, tolerance
-    return _launch(key, x.size, layout.edges, *rows, labels, factors, *numbers, *rest)
+    return _launch(kernel, x.size, layout.edges, *rows, labels, factors, *numbers, *rest)
 
 
 def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: bool) -> None:
@@ -129,9 +129,26 @@ def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: boo
     if n_matrices:
         curvatures = curvatures.reshape(n_matrices, curvatures.shape[-1])
         matrices = out.reshape(n_matrices, n_bins, n_bins)
-        key = "hessian", False, "any", False, out.dtype.char
+        kernel = _Kernel("hessian", False, "any", False, out.dtype.char)
         arguments = layout.bin_order, curvatures, matrices, float(bool(project))
-        _launch(key, out.size, layout.edges, *arguments)
+        _launch(kernel, out.size, layout.edges, *arguments)
+
+
+class _Kernel:
+    """A compiled kernel, for one thread; the code that runs it in all is compiled when needed."""
+
+    def __init__(self, *key: Any) -> None:
+        self.serial = compiling.serial_kernel(*key)
+        self.key = key
+
+
+@functools.lru_cache(maxsize=1024)
+def _kernel(
+    operation: str, cost: Cost, is_chain: bool, narrow: bool, char: str
+) -> tuple[_Kernel, tuple[float, float, float, float]]:
+    """Return the kernel of an operation, and its `Numbers`."""
+    operation, name, numbers = variant(operation, cost)
+    return _Kernel(operation, is_chain, name, narrow, char), numbers
 
 
 # ----------------------------------------------------------------------------------------- threads
@@ -164,12 +181,13 @@ def give_threads_back() -> None:
     _one_parallel_kernel.release()
 
 
-def _launch(key: tuple[str, bool, str, bool, str], n_elements: int, *arguments: Any) -> int:
-    """Run the kernel of a key, see `compiling.serial_kernel`; for many elements in parallel."""
+def _launch(kernel: _Kernel, n_elements: int, *arguments: Any) -> int:
+    """Run a kernel, in parallel if there are many elements."""
     n_threads = take_threads(n_elements >= PARALLEL_FROM)
     if n_threads == 1:
-        return compiling.serial_kernel(*key)(0, 1, *arguments)  # type: ignore[no-any-return]  # Numba has no types
+        return kernel.serial(0, 1, *arguments)  # type: ignore[no-any-return]  # Numba has no types
     try:
-        return compiling.parallel_kernel(*key)(n_threads, *arguments)  # type: ignore[no-any-return]
+        parallel = compiling.parallel_kernel(*kernel.key)
+        return parallel(n_threads, *arguments)  # type: ignore[no-any-return]
     finally:
         give_threads_back()

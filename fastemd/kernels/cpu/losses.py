@@ -23,6 +23,7 @@ from fastemd.kernels.cpu.simd import (
     load,
     multiply_add,
     n_lanes,
+    name_by_closure,
     number_at,
     put_integer,
     put_number,
@@ -301,7 +302,7 @@ def mean_over_r(tile, prediction, x):
 def gradient_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
     """Make the function that computes the losses of a tile and their gradients."""
     sweep_up, sweep_down, sweep_down_bins = sweeps(is_chain)
-    edge_values = operation.edge(cost)
+    edge_values = name_by_closure(operation.edge(cost))
     write_gradients, write_gradient = writers(gradient_column)
     write_softmax, write_softmax_one = writers(softmax_column)
 
@@ -416,7 +417,8 @@ def half_sum_of_logits(tile):
 def diagonal_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
     """Make the function that computes the diagonals of the losses' Hessians."""
     sweep_up, sweep_down, _ = sweeps(is_chain)
-    edge_values, flow, read_r = operation.edge(cost), flow_edge(cost), blocks_of(r_column)
+    edge_values, flow = name_by_closure(operation.edge(cost)), flow_edge(cost)
+    read_r = blocks_of(r_column)
     write_four, write_one = writers(diagonal_column)
 
     @jitable
@@ -450,7 +452,8 @@ def diagonal_column(tile, k, total, context):
 def product_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
     """Make the function that multiplies the losses' Hessians by `v`."""
     sweep_up, sweep_down, _ = sweeps(is_chain)
-    edge_values, flow, read_u = operation.edge(cost), flow_edge(cost), blocks_of(u_column)
+    edge_values, flow = name_by_closure(operation.edge(cost)), flow_edge(cost)
+    read_u = blocks_of(u_column)
     write_four, write_one = writers(product_column)
 
     @jitable

@@ -9,6 +9,7 @@ The number of lanes is part of the type, both of a value and of the address at w
 (`At`): code written for an address works for any number of lanes.
 """
 
+import hashlib
 import math
 import operator
 from fractions import Fraction
@@ -30,8 +31,29 @@ F64 = ir.DoubleType()
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 
-# Functions of kernels need no entry points for Python and C, which take 15 % of the compile time.
-jitable = register_jitable(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+def jitable(function):
+    """Let kernels call a function.
+
+    It gets no entry points for Python and C, which take 15 % of the compile time.
+    """
+    name_by_closure(function)
+    return register_jitable(no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
+def name_by_closure(function):
+    """Give functions that close over different things different names.
+
+    Numba finds machine code by name, so kernels compiled in different processes, which meet in one
+    that loads them from the cache, would call the functions of each other.
+    """
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    if cells:
+        names = [f"{x.__module__}.{x.__qualname__}" if callable(x) else repr(x) for x in cells]
+        digest = hashlib.sha256(repr(names).encode()).hexdigest()[:16]
+        function.__qualname__ += f"_{digest}"
+    return function
+
 
 # ------------------------------------------------------------------ powers, as LLVM instructions
 #

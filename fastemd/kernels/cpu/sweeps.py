@@ -31,6 +31,7 @@ from fastemd.kernels.cpu.simd import (
     jitable,
     load,
     n_lanes,
+    name_by_closure,
     number_at,
     put_number,
     splat,
@@ -44,7 +45,7 @@ from fastemd.kernels.operations import Operation
 def histogram_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
     """Make the function that performs an operation on a tile and returns its values."""
     sweep_up, sweep_down, _ = sweeps(is_chain)
-    edge_values, other_flow = operation.edge(cost), flow_edge(cost)
+    edge_values, other_flow = name_by_closure(operation.edge(cost)), flow_edge(cost)
     sweeps_other, starts_from_v = operation.other == "v", operation.start == "v"
     writes_bins, mean_factor = operation.output == "bins", operation.mean
     n_roots = 1 if operation.output == "nodes" else 0  # the root has no edge of its own
@@ -135,15 +136,6 @@ def sweeps(is_chain: bool) -> tuple[Any, Any, Any]:
         return sums
 
     @jitable
-    def sweep_down(tile, x, start, write_four, write_one, context):
-        """Sum the edge values from the root down to every bin, from `start`.
-
-        `write_four` and `write_one` get the sums of WIDTH bins, or of one, and `context`.
-        """
-        sweep_down_nodes(tile.layout, x, start)
-        sweep_down_bins(tile, x, start, write_four, write_one, context)
-
-    @jitable
     def sweep_down_bins(tile, x, start, write_four, write_one, context):
         layout, total = tile.layout, start
         whole = layout.n_bins - layout.n_bins % WIDTH
@@ -156,6 +148,15 @@ def sweeps(is_chain: bool) -> tuple[Any, Any, Any]:
             b = sum_of_bin(layout, x, k + 1, c)
             total = sum_of_bin(layout, x, k, b)
             write_four(tile, x, k, total, b, c, d, context)
+
+    @jitable
+    def sweep_down(tile, x, start, write_four, write_one, context):
+        """Sum the edge values from the root down to every bin, from `start`.
+
+        `write_four` and `write_one` get the sums of WIDTH bins, or of one, and `context`.
+        """
+        sweep_down_nodes(tile.layout, x, start)
+        sweep_down_bins(tile, x, start, write_four, write_one, context)
 
     return sweep_up, sweep_down, sweep_down_bins
 
