@@ -42,12 +42,12 @@ _configuring = threading.Lock()
 def configure(
     kernel: Any, index: int, n_blocks: int, block: Any, stream: int, shared: int = 0
 ) -> Any:
-    """Return a kernel to be called with its arguments, on the stream of a handle.
+    """Return the kernel with a launch configuration, to be called with the kernel's arguments.
 
-    The device `index` must be the current one. `block` is the number of threads, `shared` that of
-    bytes of shared memory.
+    `index` is the current device, `block` the number of threads (in x and y), `stream` a handle,
+    and `shared` the number of bytes of shared memory.
     """
-    if SIMULATED:  # its kernels hold one configuration, and there is one stream
+    if SIMULATED:  # the simulator's kernels hold one configuration, and it has one stream
         return kernel[n_blocks, block, 0, shared]
     return _configuration(kernel, index, n_blocks, block, stream, shared)
 
@@ -56,10 +56,10 @@ def configure(
 def _configuration(
     kernel: Any, index: int, n_blocks: int, block: Any, stream: int, shared: int
 ) -> Any:
-    """Cache what Numba makes of its arguments: its own cache misses for every `Stream` object.
+    """Cache configured kernels: Numba's cache misses for every new `Stream` object.
 
-    A configuration holds a handle, not a stream. If another stream gets the handle of one that was
-    destroyed, it is that stream, on the same device, on which the kernel has to run.
+    A configuration holds a handle, not a stream, so it stays valid if the handle is used again for
+    a new stream of the device.
     """
     external = cuda.external_stream(stream) if stream else 0
     with _configuring:  # the setting is global, and read while Numba configures
@@ -72,16 +72,16 @@ def _configuration(
 
 
 def on_device(index: int) -> Any:
-    """The context in which the device of this number is the current one.
+    """Return the context manager in which the device of this number is the current one.
 
-    Outside of it, Numba compiles, allocates and describes arrays for the first device in a thread
-    that has none.
+    Outside of it, Numba compiles, allocates and describes arrays for the first device, in a thread
+    without a current one.
     """
     return cuda.gpus[index]
 
 
 def upload(array: Any) -> Any:
-    """Copy an array to the current device, and wait for the copy: other streams do not."""
+    """Copy an array to the current device; wait for the copy, since other streams do not."""
     uploaded = cuda.to_device(np.ascontiguousarray(array))
     cuda.synchronize()
     return uploaded
@@ -114,13 +114,13 @@ def wait(index: int) -> None:
 
 
 def empty(index: int, shape: tuple[int, ...], dtype: Any) -> Any:
-    """A new array of Numba's on the device of this number."""
+    """Allocate an array of Numba's on the device of this number."""
     with cuda.gpus[index]:
         return cuda.device_array(shape, dtype)
 
 
 def assign(index: int, array: Any, numbers: Any) -> None:
-    """Copy the numbers of an array on a device, or of a NumPy array, to one of Numba's there."""
+    """Copy an array on the device, or a NumPy array, to an array of Numba's on the device."""
     with cuda.gpus[index]:
         array.copy_to_device(numbers)
         if isinstance(numbers, np.ndarray):
@@ -128,5 +128,5 @@ def assign(index: int, array: Any, numbers: Any) -> None:
 
 
 def index_of(array: Any) -> int:
-    """The number of the device on which an array of Numba's is."""
+    """Return the number of the device on which an array of Numba's is."""
     return int(array.gpu_data.context.device.id)
