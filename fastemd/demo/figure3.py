@@ -73,7 +73,7 @@ def cosine_distance(a: Array, b: Array) -> Array:
     return distance
 
 
-def draw(measured: Sequence[Point], limits: Sequence[int], path: Path) -> None:
+def draw(measured_points: Sequence[Point], limits: Sequence[int], path: Path) -> None:
     """Draw four panels as in the paper: (a, c) iteration limits, (b, d) types."""
     from matplotlib.figure import Figure
 
@@ -92,7 +92,7 @@ def draw(measured: Sequence[Point], limits: Sequence[int], path: Path) -> None:
     for column, curves in enumerate((left, right)):
         top, bottom = panels[:, column]
         for marker, (label, setting) in zip(markers, curves.items(), strict=False):
-            curve = [x for x in measured if x[:3] == setting]
+            curve = [x for x in measured_points if x[:3] == setting]
             lam = [x.lam for x in curve]
             style = {"marker": marker, "label": label, "markersize": widths[marker] + 3}
             style |= {"linewidth": widths[marker]}  # so that coinciding curves all show
@@ -122,9 +122,9 @@ def main(arguments: Sequence[str]) -> int:
     table, picture = options.folder / "fastemd-figure3.csv", options.folder / "fastemd-figure3.png"
     print(f"Numbers: {table}")
     print(f"{'':26}{'lambda':>8}{'SD / EMD':>12}{'cosine dist.':>14}{'misses p by':>13}  failed")
-    measured = []
+    measured_points = []
     for point in save_rows(table, Point._fields, points(settings, lams, rows, progress)):
-        measured.append(point)
+        measured_points.append(point)
         show_status()
         print(
             f"{point.method:6}{point.dtype:8}{point.limit:6} times{point.lam:8.2f}"
@@ -132,6 +132,6 @@ def main(arguments: Sequence[str]) -> int:
             f"  {point.failed} of {point.rows}",
             flush=True,
         )
-    draw(measured, limits, picture)
+    draw(measured_points, limits, picture)
     print(f"Picture: {picture}")
     return 0

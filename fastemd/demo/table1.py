@@ -104,13 +104,13 @@ def _median_seconds(run: Run, repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def as_lines(measured: Iterable[Cell], batch: int) -> Iterator[str]:
+def as_lines(measured_cells: Iterable[Cell], batch: int) -> Iterator[str]:
     """Yield the lines of the printed table, each as soon as its last cell is measured."""
     names = columns(batch)
     yield f"ms per gradient of a batch of {batch}, float32, {numba.get_num_threads()} threads"
     yield "".join([f"{'':22}", *(f"{name:>30}" for name in names)])
     entries: dict[str, str] = {}
-    for cell in measured:
+    for cell in measured_cells:
         entries[cell.implementation] = _entry(cell)
         if cell.implementation == names[-1]:
             yield "".join([f"{cell.gradient:22}", *(f"{entries.get(n, ''):>30}" for n in names)])
@@ -125,16 +125,16 @@ def _entry(cell: Cell) -> str:
     return f"{cell.milliseconds:.4g}{'*' if 'scaled' in cell.note else ' '}"
 
 
-def draw(measured: Iterable[Cell], batch: int, path: Path) -> None:
+def draw(measured_cells: Iterable[Cell], batch: int, path: Path) -> None:
     """Draw the times as bars on a logarithmic scale."""
     from matplotlib.figure import Figure
 
-    shown = [cell for cell in measured if cell.milliseconds is not None]
-    names = list(dict.fromkeys(cell.implementation for cell in shown))
-    figure = Figure(figsize=(9, 0.8 + 0.38 * len(shown)), layout="constrained")
+    timed_cells = [cell for cell in measured_cells if cell.milliseconds is not None]
+    names = list(dict.fromkeys(cell.implementation for cell in timed_cells))
+    figure = Figure(figsize=(9, 0.8 + 0.38 * len(timed_cells)), layout="constrained")
     axes = figure.subplots()
     position, ticks = 0.0, {}
-    for gradient, group in itertools.groupby(shown, lambda cell: cell.gradient):
+    for gradient, group in itertools.groupby(timed_cells, lambda cell: cell.gradient):
         first = position
         for cell in group:
             width = cell.milliseconds or 0.0
@@ -164,8 +164,8 @@ def main(arguments: Sequence[str]) -> int:
         batch, iterations, part, repeats = PAPER_BATCH, [10, 100, 1000], 64, 3
     table, picture = options.folder / "fastemd-table1.csv", options.folder / "fastemd-table1.png"
     print(f"Numbers: {table}")
-    saved = save_rows(table, Cell._fields, cells(batch, iterations, part, repeats))
-    for_print, for_picture = itertools.tee(saved)
+    saved_cells = save_rows(table, Cell._fields, cells(batch, iterations, part, repeats))
+    for_print, for_picture = itertools.tee(saved_cells)
     for line in as_lines(for_print, batch):
         show_status()
         print(line, flush=True)
