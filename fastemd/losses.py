@@ -199,7 +199,7 @@ def run_loss(
         out = batch.backend.empty((*batch.shape, layout.n_bins), batch.dtype)
     if isinstance(batch.backend, CudaBackend):
         return _run_on_cuda(operation, layout, batch, reduction, out), out
-    factors, weights = _factors(batch, reduction)
+    row_weights, weights = _row_weights(batch, reduction)
     values = np.zeros(batch.n_rows)
     if batch.n_rows:
         labels = np.empty(0, np.int64)
@@ -207,8 +207,8 @@ def run_loss(
             labels = np.ascontiguousarray(np.broadcast_to(batch.labels, batch.shape), np.int64)
         x, target, v = _rows(batch)
         invalid = cpu.run_loss(
-            operation, layout, (x, target, v), labels.reshape(-1), factors, batch.loss.cost, values,
-            out.reshape(*x.shape), batch.loss.normalize, batch.loss.cross_entropy, batch.tolerance,
+            operation, layout, (x, target, v), labels.reshape(-1), row_weights, batch.loss.cost,
+            values, out.reshape(*x.shape), *batch.loss[1:], batch.tolerance,
         )  # fmt: skip
         if invalid < batch.n_rows:
             validation.raise_invalid_loss_row(
@@ -218,7 +218,7 @@ def run_loss(
         if reduction == "none":
             values = (values * weights).reshape(batch.shape)
         else:
-            values = values @ factors
+            values = values @ row_weights
         return np.asarray(values, batch.dtype), out
 
 
@@ -229,7 +229,7 @@ def _rows(batch: LossBatch) -> tuple[Any, Any, Any]:
     return rows["x"], rows.get("target", empty), rows.get("v", empty)
 
 
-def _factors(batch: LossBatch, reduction: str) -> tuple[Array, Array]:
+def _row_weights(batch: LossBatch, reduction: str) -> tuple[Array, Array]:
     """Return what multiplies every row's derivatives, and the weights before the reduction."""
     weights = np.ones(batch.n_rows)
     weighted = batch.sample_weight is not None
@@ -275,18 +275,18 @@ def _run_on_cuda(
         if batch.sample_weight is not None:
             weights = backend.cast(batch.sample_weight, np.dtype(np.float64))
             weights = backend.spread(weights, batch.shape).reshape(-1)
-        factors, factor = np.empty(0), 1.0
+        row_weights, row_weight = np.empty(0), 1.0
         if weights.size or ignored_labels.size:
-            factors = launch.scratch(batch.n_rows)
-            driver.find_factors(
-                weights, ignored_labels, ignored or 0, mean, factors, launch.errors,
+            row_weights = launch.scratch(batch.n_rows)
+            driver.find_row_weights(
+                weights, ignored_labels, ignored or 0, mean, row_weights, launch.errors,
                 launch.scratch, *place,
             )  # fmt: skip
         elif mean:
-            factor = 1.0 / batch.n_rows
+            row_weight = 1.0 / batch.n_rows
         x, target, v = _rows(batch)
         driver.launch_loss(
-            operation, layout, (x, target, v), labels, factors, factor, batch.loss.cost,
+            operation, layout, (x, target, v), labels, row_weights, row_weight, batch.loss.cost,
             values.reshape(-1), out.reshape(*x.shape), batch.loss.normalize,
             batch.loss.cross_entropy, batch.tolerance, launch.errors, launch.scratch, *place,
         )  # fmt: skip

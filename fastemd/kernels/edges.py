@@ -53,10 +53,10 @@ class EdgeCost(NamedTuple):
     slope: Callable[..., Any]  # (flow, length, rho): derivative of the cost
     curvature: Callable[..., Any]  # (flow, length, rho): derivative of the slope / curvature_ratio
     cost: Callable[..., Any]  # (flow, slope, length, rho): two factors of the cost / cost_factor
-    constant_curvature: bool  # whether the curvature does not depend on the flow
-    slope_factor: Callable[[float], float]
-    curvature_ratio: Callable[[float], float]
-    cost_factor: Callable[[float], float]
+    constant_curvature: bool = False  # whether the curvature does not depend on the flow
+    slope_factor: Callable[[float], float] = lambda rho: 1.0
+    curvature_ratio: Callable[[float], float] = lambda rho: 1.0
+    cost_factor: Callable[[float], float] = lambda rho: 1.0
 
 
 # ------------------------------------------------------------------------ powers: length |flow|^rho
@@ -256,29 +256,3 @@ def change_edge(cost: EdgeCost) -> Any:
         return (slope(flow, edge.length, edge.numbers.rho), h * edge.other), None, None
 
     return edge_values
-
-
-# ----------------------------------- older names, until both targets use the edge functions above
-
-
-# Both, from the factor of the slope.
-
-
-@register_jitable
-def bend_1(x, w, rho):
-    return slope_1(x, w, rho), 0.0 * x
-
-
-@register_jitable
-def bend_2(x, w, rho):
-    return slope_2(x, w, rho), curvature_constant(x, w, rho)
-
-
-@register_jitable
-def bend_any(x, w, rho):
-    return slope_any(x, w, rho), (rho - 1.0) * curvature_any(x, w, rho)
-
-
-SLOPE = {"1": slope_1, "2": slope_2, "any": slope_any}
-CURVATURE = {"1": curvature_constant, "2": curvature_constant, "any": curvature_any}
-BEND = {"1": bend_1, "2": bend_2, "any": bend_any}

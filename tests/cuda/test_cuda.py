@@ -172,7 +172,7 @@ def test_emd_loss_sums_over_rows_in_several_blocks(n_rows, grids, rng, backend):
     ):
         np.testing.assert_allclose(comp, ref, rtol=1e-13, atol=1e-15)
     n_blocks = min(-(-n_rows // 3), 6)
-    assert grids["find_factors"] == grids["divide_by_sum"] == [n_blocks]
+    assert grids["find_row_weights"] == grids["divide_by_sum"] == [n_blocks]
     assert grids["sum_rows"] == ([1] if n_blocks == 1 else [n_blocks, 1])
 
 
@@ -186,5 +186,5 @@ def test_emd_loss_computes_row_weights_only_if_needed(reduction, grids, rng, bac
         ref = fastemd.emd_loss(x, labels, CHAIN, **options)
         for on_cuda, on_cpu in zip(comp, ref, strict=True):
             np.testing.assert_allclose(on_cuda, on_cpu, rtol=1e-13, atol=1e-15)
-        assert ("find_factors" in grids) == (ignored is not None)
+        assert ("find_row_weights" in grids) == (ignored is not None)
         assert ("divide_by_sum" in grids) == (ignored is not None and reduction == "mean")

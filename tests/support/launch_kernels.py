@@ -70,14 +70,14 @@ def main():
     with warnings.catch_warnings(action="error"):
         losses(5)
         one_block = [("loss_2_chain", 1), ("sum_rows", 1)]
-        expected = [*one_block, ("find_factors", 1), ("divide_by_sum", 1), *one_block]
+        expected = [*one_block, ("find_row_weights", 1), ("divide_by_sum", 1), *one_block]
         assert grids == expected, grids
         count = len(configurations)
         losses(5)
         assert len(configurations) == count, "the same launches were configured again"
         grids.clear()
         losses(4000)
-        assert [n for name, n in grids if name in ("find_factors", "divide_by_sum")] == [4, 4]
+        assert [n for name, n in grids if name in ("find_row_weights", "divide_by_sum")] == [4, 4]
         assert [n for name, n in grids if name == "sum_rows"] == [4, 1] * 2
 
     with warnings.catch_warnings(record=True, action="always") as raised:

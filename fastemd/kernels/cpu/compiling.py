@@ -91,11 +91,13 @@ def loss_kernel(place, n_scratch, sweep):
     check = losses.first_invalid_row
 
     def kernel(
-        chunk, n_chunks, edges, x, target, v, labels, factors, rho, length_factor, curvature_ratio,
-        cost_factor, value, out, normalize, cross_entropy, tolerance,
+        chunk, n_chunks, edges, x, target, v, labels, row_weights, rho, length_factor,
+        curvature_ratio, cost_factor, value, out, normalize, cross_entropy, tolerance,
     ):  # fmt: skip
         numbers = Numbers(rho, length_factor, curvature_ratio, cost_factor, 1.0)
-        loss = Loss(address(factors), address(labels), labels.size > 0, normalize, cross_entropy)
+        loss = Loss(
+            address(row_weights), address(labels), labels.size > 0, normalize, cross_entropy
+        )
         return run_tiles(
             place, n_scratch, check, sweep, chunk, n_chunks, edges, x, target, v, numbers, value,
             out, tolerance, loss,
@@ -131,13 +133,13 @@ def histograms_in_parallel(
 
 
 def losses_in_parallel(
-    code, n_chunks, edges, x, target, v, labels, factors, rho, length_factor, curvature_ratio,
+    code, n_chunks, edges, x, target, v, labels, row_weights, rho, length_factor, curvature_ratio,
     cost_factor, value, out, normalize, cross_entropy, tolerance,
 ):  # fmt: skip
     invalid = np.empty(n_chunks, np.intp)
     for chunk in prange(n_chunks):
         invalid[chunk] = call(
-            code, np.intp(chunk), n_chunks, edges, x, target, v, labels, factors, rho,
+            code, np.intp(chunk), n_chunks, edges, x, target, v, labels, row_weights, rho,
             length_factor, curvature_ratio, cost_factor, value, out, normalize, cross_entropy,
             tolerance,
         )  # fmt: skip

@@ -77,7 +77,7 @@ def run_loss(
     layout: EdgeLayout,
     rows: tuple[Array, Array, Array],
     labels: Array,
-    factors: Array,
+    row_weights: Array,
     cost: Cost,
     value: Array,
     out: Array,
@@ -97,11 +97,11 @@ def run_loss(
         ``v`` may be empty.
     labels : ndarray of int64 (G * R,)
         Empty if the targets are histograms.
-    factors : ndarray of float64 (G * R,)
-        What multiplies the derivatives of every row; a row whose factor is 0 is not read.
+    row_weights : ndarray of float64 (G * R,)
+        What multiplies the derivatives of every row; a row of weight 0 is not read.
     cost : Cost
     value : ndarray of float64 (G * R,)
-        The loss of every row, not multiplied by its factor (only of "loss"); may be empty.
+        The loss of every row, not multiplied by its row_weight (only of "loss"); may be empty.
     out : ndarray (G, R, N)
         The derivatives.
     normalize : {"softmax", "l1", None}
@@ -119,7 +119,7 @@ def run_loss(
     narrow = x.shape[0] * x.shape[1] <= FEW_ROWS or layout.n_edges > MANY_EDGES
     kernel, numbers = _kernel(operation, cost, layout.is_chain, narrow, x.dtype.char)
     rest = value, out, NORMALIZATIONS[normalize], cross_entropy, tolerance
-    return _launch(kernel, x.size, layout.edges, *rows, labels, factors, *numbers, *rest)
+    return _launch(kernel, x.size, layout.edges, *rows, labels, row_weights, *numbers, *rest)
 
 
 def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: bool) -> None:

@@ -51,7 +51,7 @@ LOWEST_LOGIT = -np.finfo(np.float64).max
 class Loss(NamedTuple):
     """The options of a loss, and its arrays with one number per row of the batch."""
 
-    factors: int  # address: what multiplies the derivatives; a row whose factor is 0 is not read
+    row_weights: int  # address: what multiplies the derivatives; a row of weight 0 is not read
     labels: int  # address
     labelled: bool  # whether the targets are labels, otherwise histograms
     normalize: int
@@ -65,7 +65,7 @@ class Prediction(NamedTuple):
     scale: Any  # 1 / total
     jacobian: Jacobian
     entropy: Any  # c times the mass of the target
-    factor: Any
+    row_weight: Any
 
 
 # ------------------------------------------------------------------------------------------ checks
@@ -75,14 +75,14 @@ class Prediction(NamedTuple):
 def first_invalid_row(tile, first, n_rows, tolerance):
     """Return the first invalid row of the tile that starts at `first`, else `n_rows`.
 
-    Store the rows' factors, labels and largest numbers in scratch.
+    Store the weights, labels and largest numbers of the rows in scratch.
     """
     rows, scratch, n_bins = tile.rows, tile.scratch, tile.layout.n_bins
     for r in range(n_lanes(scratch.x)):
         row = min(first + r, n_rows - 1)  # beyond the end, the last row is repeated
-        factor = number_at(tile.loss.factors, row)
-        put_number(scratch.factors, r, factor)
-        if factor == 0.0:
+        row_weight = number_at(tile.loss.row_weights, row)
+        put_number(scratch.row_weights, r, row_weight)
+        if row_weight == 0.0:
             replace_row(tile, r)
             continue
         if tile.loss.labelled:
@@ -98,7 +98,7 @@ def first_invalid_row(tile, first, n_rows, tolerance):
 
 @jitable
 def replace_row(tile, r):
-    """Replace a row whose factor is 0 by zeros."""
+    """Replace a row of weight 0 by zeros."""
     rows, scratch = tile.rows, tile.scratch
     for k in range(tile.layout.n_bins):
         put_number(scratch.zeros, k, 0.0)
@@ -148,18 +148,18 @@ def is_target(tile, r, tolerance):
 def predict(tile):
     """Fill scratch ``y`` and return the normalisation."""
     scratch, loss, zero = tile.scratch, tile.loss, splat(tile.scratch.y, 0.0)
-    factor = load(scratch.factors, 0)
+    row_weight = load(scratch.row_weights, 0)
     if loss.normalize == SOFTMAX:
         total = fill_y(tile, exponential, load(scratch.highest, 0))
     else:
         total = fill_y(tile, unchanged, zero)
     finish_streaming(tile, tile.layout.n_bins // WIDTH, tile.overlap.staged_bytes)
-    total = max(total, zero >= factor)  # 1 / total is finite where the factor is 0
+    total = max(total, zero >= row_weight)  # 1 / total is finite for rows of weight 0
     if loss.normalize == NONE:
         total = zero + 1.0
     scale = 1.0 / total
     form = jacobian(loss.normalize, scale, tile.layout.n_bins)
-    return Prediction(total, scale, form, entropy_of_mass(tile), factor)
+    return Prediction(total, scale, form, entropy_of_mass(tile), row_weight)
 
 
 @jitable
@@ -310,12 +310,12 @@ def gradient_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Call
     def sweep(tile):
         x, zero, loss = tile.scratch.x, splat(tile.scratch.x, 0.0), tile.loss
         prediction = predict(tile)
-        form, factor = prediction.jacobian, prediction.factor
+        form, row_weight = prediction.jacobian, prediction.row_weight
         value, _ = sweep_up_difference(tile, prediction, sweep_up, edge_values)
         result = value * tile.numbers.cost_factor
         if loss.cross_entropy > 0.0:
             result = result + cross_entropies(tile, prediction)
-        a_y, a_1 = form.a_y * factor, form.a_1 * factor
+        a_y, a_1 = form.a_y * row_weight, form.a_1 * row_weight
         at_bins = is_chain or loss.normalize == NONE or not loss.labelled
         if at_bins:
             sweep_down(tile, x, zero, store_sums, store_sum, 0)
@@ -351,7 +351,7 @@ def softmax_column(tile, k, total, context):
     form = prediction.jacobian
     q = max(target_column(tile, k), 0.0)
     change = gradient_column(tile, k, total, (form.a_y, form.a_1, shift))
-    return prediction.factor * (change - tile.loss.cross_entropy * q)
+    return prediction.row_weight * (change - tile.loss.cross_entropy * q)
 
 
 @jitable
@@ -375,20 +375,20 @@ def write_labels(tile, prediction, slopes):
     for r in range(lanes):
         k = integer_at(tile.scratch.labels, r)
         p = number_at(tile.scratch.y, k * lanes + r) * lane(prediction.scale, r)
-        result = lane(prediction.factor, r) * (p * lane(slopes, r) + c * (p - 1.0))
+        result = lane(prediction.row_weight, r) * (p * lane(slopes, r) + c * (p - 1.0))
         write_number(result, integer_at(tile.out.rows, r), k, tile.out.like)
 
 
 @jitable
 def cross_entropies(tile, prediction):
-    """Return the cross entropies times c; 0 for a row whose factor is 0."""
+    """Return the cross entropies times c; 0 for a row of weight 0."""
     scratch, loss, known = tile.scratch, tile.loss, splat(tile.scratch.y, 0.0)
     c = loss.cross_entropy
     if not loss.labelled:
         known = half_sum_of_logits(tile)
     for r in range(n_lanes(scratch.y)):  # halves, as the difference of two logits may overflow
         half_log = 0.5 * math.log(lane(prediction.total, r))
-        if number_at(scratch.factors, r) == 0.0:
+        if number_at(scratch.row_weights, r) == 0.0:
             half = 0.0
         elif loss.labelled:
             label = integer_at(scratch.labels, r)
@@ -446,7 +446,7 @@ def diagonal_column(tile, k, total, context):
     form, entropy, y = prediction.jacobian, prediction.entropy, load(tile.scratch.y, k)
     a, slope = multiply_add(y, form.a_y, form.a_1), total - mean
     second = load(tile.scratch.other, k) + grand_mean - 2.0 * form.depends * slope - entropy
-    return prediction.factor * (a * (a * second) + y * form.a_y * (slope + entropy))
+    return prediction.row_weight * (a * (a * second) + y * form.a_y * (slope + entropy))
 
 
 def product_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
@@ -508,7 +508,7 @@ def product_column(tile, k, total, context):
     a = multiply_add(load(tile.scratch.y, k), form.a_y, form.a_1)
     softmax = form.a_y * (1.0 / prediction.scale)  # 1, or 0
     change = load(tile.scratch.other, k) - mean_of_product - form.a_1 * sum_of_v * slope
-    return prediction.factor * (a * change + softmax * u * slope)
+    return prediction.row_weight * (a * change + softmax * u * slope)
 
 
 # For each loss: what makes its function, and the number of scratch arrays, see `tiles.Scratch`.

@@ -95,7 +95,7 @@ class Scratch(NamedTuple):
     y: int  # of a loss: lanes for every bin
     u: int
     labels: int  # of a loss, for every row of the tile: its label,
-    factors: int  # its factor,
+    row_weights: int  # its weight,
     highest: int  # its largest number,
     spare: int  # and room for a number more
     zeros: int  # of a loss, a row

@@ -60,14 +60,14 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What is the same for all rows, and the labels and factors of the rows."""
+    """What is the same for all rows, and the labels and weights of the rows."""
 
     tolerance: float  # of masses; negative: no checks
     normalize: int  # of a loss: see `fastemd.kernels.operations.NORMALIZATIONS`
     cross_entropy: float
     labels: np.ndarray  # (G * R,), or no elements if the targets are histograms
-    factors: np.ndarray  # (G * R,), or no elements
-    factor: float  # the one of all rows if there are no factors
+    row_weights: np.ndarray  # (G * R,), or no elements
+    row_weight: float  # of all rows, if there are no `row_weights`
 
 
 class Row(NamedTuple):
@@ -81,7 +81,7 @@ class Row(NamedTuple):
     numbers: Numbers
     options: Options
     label: int  # see `label_of`
-    factor: float  # of the loss and its derivatives; if it is 0, the row is not read
+    row_weight: float  # of the loss and its derivatives; if it is 0, the row is not read
 
 
 def block_of(n_edges):
@@ -269,7 +269,7 @@ def open_row(layout, inputs, out, numbers, options, number, n_scratch, shared, s
         numbers,
         options,
         label_of(options.labels, number, layout.n_bins),
-        options.factors[number] if options.factors.size > 0 else options.factor,
+        options.row_weights[number] if options.row_weights.size > 0 else options.row_weight,
     )  # fmt: skip
 
 

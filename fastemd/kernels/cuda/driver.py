@@ -39,7 +39,15 @@ _options = _type_of((_float, _int, _float, _labels, _floats, _float), block.Opti
 # The functions of teams, and the types of their arguments. A string stands for arrays whose type
 # depends on the call.
 TEAM_FUNCTIONS: dict[str, tuple[Any, ...]] = {
-    "find_factors": (losses.find_factors, _floats, _labels, _int, _floats, _floats, _labels),
+    "find_row_weights": (
+        losses.find_row_weights,
+        _floats,
+        _labels,
+        _int,
+        _floats,
+        _floats,
+        _labels,
+    ),
     "divide_by_sum": (losses.divide_by_sum, _floats, _floats),
     "sum_rows": (block.sum_rows, _floats, "out"),
     "convert": (block.convert, "values", "out"),
@@ -88,9 +96,9 @@ def _without_loss(tolerance: float, index: int) -> block.Options:
 
 
 def launch_loss(
-    operation: str, layout: EdgeLayout, rows: Sequence[Any], labels: Any, factors: Any,
-    factor: float, cost: Cost, value: Any, out: Any, normalize: str | None, cross_entropy: float,
-    tolerance: float, errors: Any, empty: Empty, index: int, stream: int,
+    operation: str, layout: EdgeLayout, rows: Sequence[Any], labels: Any, row_weights: Any,
+    row_weight: float, cost: Cost, value: Any, out: Any, normalize: str | None,
+    cross_entropy: float, tolerance: float, errors: Any, empty: Empty, index: int, stream: int,
 ) -> None:  # fmt: skip
     """Launch a loss over all rows.
 
@@ -102,10 +110,10 @@ def launch_loss(
         ``x``, the target and ``v``, of one type, or without elements.
     labels : array of int64 (G * R,)
         The target if it is labels, or without elements.
-    factors : array (G * R,)
-        Multiply every row's loss and derivatives; a row whose factor is 0 is not read.
-    factor : float
-        Takes the place of `factors` without elements.
+    row_weights : array (G * R,)
+        Multiply every row's loss and derivatives; a row of weight 0 is not read.
+    row_weight : float
+        Takes the place of `row_weights` without elements.
     cost : Cost
     value : array of float64 (G * R,)
         The losses.
@@ -120,7 +128,7 @@ def launch_loss(
     with on_device(index):
         options = block.Options(
             tolerance, NORMALIZATIONS[normalize], cross_entropy, argument(labels),
-            argument(factors), factor,
+            argument(row_weights), row_weight,
         )  # fmt: skip
         _launch(
             operation, layout, rows, cost, argument(value), argument(out), True, options, errors,
@@ -259,19 +267,22 @@ def _n_parts(n_rows: int) -> int:
     return min(-(-n_rows // ROWS_PER_PART), PARTS)
 
 
-def find_factors(
-    weights: Any, labels: Any, ignore_index: int, mean: bool, factors: Any, errors: Any,
+def find_row_weights(
+    weights: Any, labels: Any, ignore_index: int, mean: bool, row_weights: Any, errors: Any,
     empty: Empty, index: int, stream: int,
 ) -> None:  # fmt: skip
-    """Fill `factors`, one per row, from weights and labels, either of which may have no elements.
+    """Fill `row_weights` from sample weights and labels, either of which may have no elements.
 
     With `mean` they are divided by their sum.
     """
-    n_parts = _n_parts(factors.size)
+    n_parts = _n_parts(row_weights.size)
     with on_device(index):
-        both = argument(factors), argument(empty(2 * n_parts)) if mean else _empty_array("d", index)
+        both = (
+            argument(row_weights),
+            argument(empty(2 * n_parts)) if mean else _empty_array("d", index),
+        )
         _launch_teams(
-            "find_factors", n_parts, index, stream, argument(weights), argument(labels),
+            "find_row_weights", n_parts, index, stream, argument(weights), argument(labels),
             ignore_index, *both, errors,
         )  # fmt: skip
         if mean:

@@ -1,7 +1,7 @@
 """Losses: from a row of logits (or of masses) x to the loss and its derivatives in x.
 
 Formulas, names and order are those of `fastemd.kernels.cpu.losses`. At the end are the functions
-that compute the factors of the rows.
+that compute the row_weights of the rows.
 """
 
 import math
@@ -22,7 +22,7 @@ from fastemd.kernels.cuda.numba_cuda import device
 from fastemd.kernels.cuda.sweeps import edge_loop, sweeps
 from fastemd.kernels.operations import L1, NONE, SOFTMAX, Jacobian, jacobian
 
-SMALLEST = 2.0**-1022  # of a sum to divide by, and of a factor that is not 0
+SMALLEST = 2.0**-1022  # of a sum to divide by, and of a weight that is not 0
 LOWEST_LOGIT = -np.finfo(np.float64).max  # for an excluded class: 0 times it is 0
 
 
@@ -37,22 +37,22 @@ class Prediction(NamedTuple):
     entropy: float  # c times the mass of the target
 
 
-# --------------------------------------------------------- the user's rows, not read if factor is 0
+# --------------------------------------------------- the user's rows, not read if their weight is 0
 
 
 @device
 def x_at(row, k):
-    return np.float64(row.inputs.p[k]) if row.factor != 0.0 else 0.0
+    return np.float64(row.inputs.p[k]) if row.row_weight != 0.0 else 0.0
 
 
 @device
 def v_at(row, k):
-    return np.float64(row.inputs.v[k]) if row.factor != 0.0 else 0.0
+    return np.float64(row.inputs.v[k]) if row.row_weight != 0.0 else 0.0
 
 
 @device
 def target_at(row, k):
-    if row.factor == 0.0:
+    if row.row_weight == 0.0:
         return 0.0
     if row.label < 0:
         return np.float64(row.inputs.q[k])
@@ -93,7 +93,7 @@ def predict(row):
     if normalize == NONE:
         valid = valid and abs(total - 1.0) <= tolerance
         total = 1.0
-    if row.factor == 0.0:
+    if row.row_weight == 0.0:
         valid, total = True, max(total, 1.0)
     scale, entropy = 1.0 / total, row.options.cross_entropy * (mass + negative_q)
     form = jacobian(normalize, scale, row.layout.n_bins)
@@ -156,18 +156,18 @@ def gradient_sweep(operation, cost, is_chain):
         for k in thread_bins(row):
             a, slope = a_at(row, prediction, k), x[k] - mean
             if row.label == k:  # rounded once
-                row.out[k] = row.factor * (a * slope + c * (a - 1.0))
+                row.out[k] = row.row_weight * (a * slope + c * (a - 1.0))
             else:
                 q = max(target_at(row, k), 0.0)
-                row.out[k] = row.factor * (a * (slope + prediction.entropy) - c * q)
-        return prediction.valid, row.factor * value
+                row.out[k] = row.row_weight * (a * (slope + prediction.entropy) - c * q)
+        return prediction.valid, row.row_weight * value
 
     return sweep
 
 
 @device
 def cross_entropy(row, prediction):
-    """Return the cross entropy times c; 0 for a row whose factor is 0."""
+    """Return the cross entropy times c; 0 for a row of weight 0."""
     half, c = 0.0, row.options.cross_entropy  # half, as the difference of two logits may overflow
     for k in thread_bins(row):
         q = target_at(row, k)
@@ -202,7 +202,7 @@ def diagonal_sweep(operation, cost, is_chain):
             a, slope = a_at(row, prediction, k), x[k] - mean
             second = other[k] + grand_mean - 2.0 * form.depends * slope - entropy
             change = a * (a * second) + y[k] * form.a_y * (slope + entropy)
-            row.out[k] = row.factor * change
+            row.out[k] = row.row_weight * change
         return prediction.valid, 0.0
 
     return sweep
@@ -234,7 +234,7 @@ def product_sweep(operation, cost, is_chain):
         for k in thread_bins(row):
             a, slope = a_at(row, prediction, k), x[k] - mean + prediction.entropy
             change = other[k] - mean_of_product - form.a_1 * sum_of_v * slope
-            row.out[k] = row.factor * (a * change + softmax * u[k] * slope)
+            row.out[k] = row.row_weight * (a * change + softmax * u[k] * slope)
         return prediction.valid, 0.0
 
     return sweep
@@ -266,7 +266,7 @@ LOSSES = {
 }
 
 
-# -------------------------------------------------------------------------- the factors of the rows
+# -------------------------------------------------------------------------- the weights of the rows
 
 
 @device
@@ -276,30 +276,30 @@ def ratio(a, b):
 
 
 @device
-def find_factors(team, arguments):
-    """Compute the factor of every row from its weight and its label.
+def find_row_weights(team, arguments):
+    """Compute the weight of every row from its `sample_weight` and its label.
 
     `weights` and `labels` are (rows,), without elements if there are no weights, or no label is
     ignored. The first row of invalid weight goes to ``errors[1]``. If `parts` (2 * blocks,) has
-    elements, it receives for `divide_by_sum` the largest factor of every block, then the sums of
-    the factors divided by it, since the sum itself might overflow.
+    elements, it receives for `divide_by_sum` the largest weight of every block, then the sums of
+    the weights divided by it, since the sum itself might overflow.
     """
-    weights, labels, ignore_index, factors, parts, errors = arguments
+    weights, labels, ignore_index, row_weights, parts, errors = arguments
     most, total = 0.0, 0.0
-    for i in grid_range(team, factors.size):
-        factor = 1.0
+    for i in grid_range(team, row_weights.size):
+        row_weight = 1.0
         if labels.size > 0 and labels[i] == ignore_index:
-            factor = 0.0
+            row_weight = 0.0
         elif weights.size > 0:
-            factor = weights[i]
-            if not 0.0 <= factor < np.inf:
+            row_weight = weights[i]
+            if not 0.0 <= row_weight < np.inf:
                 report_row(errors, 1, i)
-        factors[i] = factor
-        most = larger(most, factor)
+        row_weights[i] = row_weight
+        most = larger(most, row_weight)
     if parts.size > 0:
         most = largest(team, most)
-        for i in grid_range(team, factors.size):
-            total += ratio(factors[i], most)
+        for i in grid_range(team, row_weights.size):
+            total += ratio(row_weights[i], most)
         total, _ = sums(team, total, 0.0)
         if team.thread == 0:
             parts[team.block] = most
@@ -308,11 +308,11 @@ def find_factors(team, arguments):
 
 @device
 def divide_by_sum(team, arguments):
-    """Divide the factors by their sum, for the weighted mean.
+    """Divide the weights by their sum, for the weighted mean.
 
-    Every block adds up the `parts` that all blocks of `find_factors` left, in the same order.
+    Every block adds up the `parts` that all blocks of `find_row_weights` left, in the same order.
     """
-    factors, parts = arguments
+    row_weights, parts = arguments
     most, total, n_parts = 0.0, 0.0, parts.size // 2
     for i in team_range(team, n_parts):
         most = larger(most, parts[i])
@@ -320,8 +320,8 @@ def divide_by_sum(team, arguments):
     for i in team_range(team, n_parts):
         total += parts[n_parts + i] * ratio(parts[i], most)
     total, _ = sums(team, total, 0.0)
-    for i in grid_range(team, factors.size):
-        factor = factors[i]
-        if factor > 0.0:  # a row whose factor is not 0 is read
-            factor = larger(SMALLEST, ratio(ratio(factor, most), total))
-        factors[i] = factor
+    for i in grid_range(team, row_weights.size):
+        row_weight = row_weights[i]
+        if row_weight > 0.0:  # a row of another weight is read
+            row_weight = larger(SMALLEST, ratio(ratio(row_weight, most), total))
+        row_weights[i] = row_weight
