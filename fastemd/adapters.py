@@ -1,4 +1,4 @@
-"""What PyTorch and JAX share: checks, computing types, rows that are read, weights, reduction."""
+"""Shared by PyTorch and JAX: checks, computing types, rows that are read, weights, reduction."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ def computing_type(framework: Framework, a: Any, b: Any) -> Any:
 
 
 def mass_tolerance(framework: Framework, *arrays: Any) -> float:
-    """As `validation.mass_tolerance`, also for types that NumPy does not have."""
+    """Return the tolerance of masses, also for types that NumPy does not have."""
     types = [array.dtype for array in arrays if framework.is_floating(array.dtype)]
     return validation.tolerance_of(*(float(framework.namespace.finfo(x).eps) for x in types))
 

@@ -365,7 +365,7 @@ class _NumbaCuda(CudaBackend):
 
 
 class Row(NamedTuple):
-    """How arrays of a library are taken."""
+    """The backends of a library."""
 
     cpu: Backend | None = None
     cuda: Callable[[Any], CudaBackend] | None = None  # from one of its arrays

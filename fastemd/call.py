@@ -219,7 +219,7 @@ def run(
 
 
 class Launch:
-    """What the launches of one call on a CUDA device have in common."""
+    """The device, stream and error slots of a call on a CUDA device."""
 
     def __init__(self, backend: CudaBackend, validate: object = None) -> None:
         try:

@@ -1,7 +1,7 @@
 """Post-order arrays -> the edge layouts that the kernels read.
 
-A layout has the edges in the order of the two sweeps. Every bin has an edge of its own, to an inner
-node of the tree or, on a chain, to the next bin; a bin on an inner node is attached by an edge of
+A layout has the edges in the order of the two sweeps. Every bin has an edge, to an inner node of
+the tree or, on a chain, to the next bin; a bin on an inner node is attached by an edge of
 length 0. The bins' edges come first, in the order of the columns; the edges above the inner nodes
 follow, each before its parent's. The last one is above the root and has no length.
 
@@ -23,7 +23,7 @@ MAX_CHILDREN = 8  # of an edge in `CudaTables`
 
 
 class Edges(NamedTuple):
-    """What CPU kernels read of a layout: E edges, of which the first N belong to the bins."""
+    """The arrays for CPU kernels: E edges, of which the first N belong to the bins."""
 
     parent: Index  # (E,) the next edge towards the root; E for the last
     length: Floats  # (E,)
@@ -40,7 +40,7 @@ class BinOrder(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CudaTables:
-    """What CUDA kernels read of a layout: E edges level by level, of which the first N are bins'.
+    """The arrays for CUDA kernels: E edges level by level, of which the first N belong to the bins.
 
     A level is the height above the bins. The edges of a level are computed at the same time, each
     from the edges below it, in order, so that results have the same bits every time. No edge has

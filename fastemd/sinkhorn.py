@@ -45,7 +45,7 @@ FEW, BLOCK, BLOCK_ON_DEVICE = 1 << 13, 1 << 14, 1 << 21
 
 
 class SinkhornResult(NamedTuple):
-    """What `sinkhorn` returns; all but `grad` have the shape (...) of the batch.
+    """The result of `sinkhorn`; all but `grad` have the shape (...) of the batch.
 
     Examples
     --------
@@ -135,8 +135,8 @@ def sinkhorn(
     ------
     ValueError
         If `cost` is not square, negative or not finite in the type of the results, shapes do not
-        fit, ``lam <= 0``, ``max_iter < 1``, ``tol < 0`` or a histogram is bad; the message names
-        the row.
+        fit, ``lam <= 0``, ``max_iter < 1``, ``tol < 0`` or a histogram is invalid; the message
+        names the row.
     TypeError
         If an argument is of another kind.
 
@@ -144,7 +144,7 @@ def sinkhorn(
     -----
     With ``K = exp(-lam cost - 1)`` and ``u = 1`` at first, an iteration is
     ``u = p / (K (q / (K' u)))``; in the end ``v = q / (K' u)``, ``value = sum(u ((K * cost) v))``.
-    A scaling is 0 where its mass is 0, whatever it is divided by.
+    A scaling is 0 where its mass is 0, for any divisor.
 
     The plan ``T = diag(u) K diag(v)`` is where ``<T, cost> - h(T) / lam`` is least, with the
     entropy ``h(T) = -<T, log T>`` as in Cuturi (2013); the paper's eq. 3 prints the sign of the
@@ -152,7 +152,7 @@ def sinkhorn(
     `p`, and not that of `value`.
 
     Two products with an N x N matrix per iteration, O(N^2) per row. "log" leaves them to the BLAS
-    as well, but for sums that are too small for it, which cost N exponentials each.
+    as well, except for sums that are too small for it, which cost N exponentials each.
 
     Where ``lam * max(cost)`` is over 700, "log" goes up to `lam` in stages: each has twice the
     lambda of the one before, the first at most ``100 / max(cost)``. A stage ends with an error of

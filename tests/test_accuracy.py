@@ -56,7 +56,7 @@ def test_emd_float64_has_relative_error_below_1e_13(seed, backend):
 
 
 def _float32_pair(rng, n_bins):
-    """Return masses of 24 binary digits, in other bins for q: neither differences nor sums of them
+    """Return masses of 24 binary digits, in other bins for q: no difference and no sum of them
     fit into float32, but all are exact in float64."""
     p = (rng.integers(2**24, size=n_bins) * rng.choice([1.0, 2.0**-6], n_bins)).astype(np.float32)
     return p, rng.permutation(p)

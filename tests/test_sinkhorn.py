@@ -400,3 +400,10 @@ def test_sinkhorn_rows_that_stop_do_not_change(rng):
     assert same.sum() == 8
     for ours, theirs in zip(comp, sooner, strict=True):
         np.testing.assert_array_equal(ours[same], theirs[same])
+
+
+@each_method
+def test_sinkhorn_stops_when_all_rows_converged(method, rng, backend):
+    p, q, cost = _problem(rng)
+    result = backend.sinkhorn(p, q, cost, lam=5, max_iter=10**9, tol=1e-3, method=method)
+    assert result.converged.all()

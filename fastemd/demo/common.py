@@ -1,4 +1,4 @@
-"""What the commands share: random predictions, options, the progress bar, CSV files."""
+"""Shared by the commands: random predictions, options, the progress bar, CSV files."""
 
 import argparse
 import csv

@@ -125,8 +125,7 @@ def emd_loss(
         As for `fastemd.emd_loss`.
     sample_weight : array_like, (...), optional
         Weight of every row, >= 0 (not checked); broadcasts to the rows. A row of weight 0 is not
-        read: whatever it holds, NaN included, its loss and its derivatives, also in the weight,
-        are 0.
+        read: its loss and its derivatives, also in the weight, are 0, even if it contains NaN.
 
     Returns
     -------

@@ -33,7 +33,7 @@ class Edge(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """What does not depend on the edge; all but `project` are computed from `rho` on the host."""
+    """Numbers of an operation; all but `project` are computed from `rho` on the host."""
 
     rho: float
     length_factor: float
@@ -140,7 +140,7 @@ def power(rho: float) -> Cost:
 
 
 def slope_edge(cost: EdgeCost) -> Any:
-    """The slope. Sums: the cost, and the mean of the gradient over the bins."""
+    """Compute the slope. Sums: the cost, and the mean of the gradient over the bins."""
     slope, cost_of = cost.slope, cost.cost
 
     @register_jitable
@@ -152,7 +152,7 @@ def slope_edge(cost: EdgeCost) -> Any:
 
 
 def loss_edge(cost: EdgeCost) -> Any:
-    """The slope. Sum: the cost."""
+    """Compute the slope. Sum: the cost."""
     slope, cost_of = cost.slope, cost.cost
 
     @register_jitable
@@ -164,7 +164,7 @@ def loss_edge(cost: EdgeCost) -> Any:
 
 
 def curvature_edge(cost: EdgeCost) -> Any:
-    """The curvature, of which the dense Hessian is made."""
+    """Compute the curvature, of which the dense Hessian is made."""
     curvature = cost.curvature
 
     @register_jitable
@@ -175,7 +175,7 @@ def curvature_edge(cost: EdgeCost) -> Any:
 
 
 def diagonal_edge(cost: EdgeCost) -> Any:
-    """The Hessian's diagonal without its grand mean, which is the second sum."""
+    """Compute the Hessian's diagonal without its grand mean, which is the second sum."""
     curvature = cost.curvature
 
     @register_jitable
@@ -187,7 +187,7 @@ def diagonal_edge(cost: EdgeCost) -> Any:
 
 
 def product_edge(cost: EdgeCost) -> Any:
-    """The curvature times the flow of `v`. Sum: the mean of the product over the bins."""
+    """Multiply the curvature by the flow of `v`. Sum: the mean of the product over the bins."""
     curvature = cost.curvature
 
     @register_jitable
@@ -199,7 +199,7 @@ def product_edge(cost: EdgeCost) -> Any:
 
 
 def constant_product_edge(cost: EdgeCost) -> Any:
-    """The same where the curvature is the length; the flow is that of `v`."""
+    """Compute the same product where the curvature is the length; the flow is that of `v`."""
 
     @register_jitable
     def edge_values(edge, flow):
@@ -210,7 +210,7 @@ def constant_product_edge(cost: EdgeCost) -> Any:
 
 
 def flow_edge(cost: EdgeCost) -> Any:
-    """The flow itself."""
+    """Return the flow itself."""
 
     @register_jitable
     def edge_values(edge, flow):
@@ -220,7 +220,7 @@ def flow_edge(cost: EdgeCost) -> Any:
 
 
 def coordinate_edge(cost: EdgeCost) -> Any:
-    """The flow times the length, which the layout holds to the power ``1 / rho``."""
+    """Multiply the flow by the length, which the layout holds to the power ``1 / rho``."""
 
     @register_jitable
     def edge_values(edge, flow):
@@ -230,7 +230,7 @@ def coordinate_edge(cost: EdgeCost) -> Any:
 
 
 def second_edge(cost: EdgeCost) -> Any:
-    """The slope, and the part of the loss's second derivative that the sweep down sums.
+    """Compute the slope, and the part of the loss's second derivative that the sweep down sums.
 
     `edge.other` is the flow of r, see `fastemd.kernels.operations.Jacobian`. Sums: ``<r, D>`` and
     ``<r, H r>``.
@@ -247,7 +247,7 @@ def second_edge(cost: EdgeCost) -> Any:
 
 
 def change_edge(cost: EdgeCost) -> Any:
-    """The slope, and the curvature times the flow of the change of p, which is `edge.other`."""
+    """Compute the slope, and the curvature times the flow of the change of p, `edge.other`."""
     slope, curvature = cost.slope, cost.curvature
 
     @register_jitable

@@ -16,7 +16,7 @@ from fastemd.kernels.edges import COSTS, Cost, EdgeCost
 
 
 class Operation(NamedTuple):
-    """What a kernel does between its inputs and its output."""
+    """The parts of an operation."""
 
     edge: Callable[[EdgeCost], Any]  # makes the edge function
     start: str = "p - q"  # what the sweep up starts from: "p - q", "v" or, of a loss, "loss"

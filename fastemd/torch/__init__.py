@@ -58,7 +58,7 @@ def emd(
     ValueError
         If shapes do not fit, `rho` is < 1 or a histogram is invalid; the message names the row.
     TypeError
-        If an argument is of another kind, or neither on the CPU nor on CUDA.
+        If an argument is of another kind, or on a device other than the CPU or CUDA.
 
     Notes
     -----
@@ -66,8 +66,8 @@ def emd(
 
     The first derivative is `fastemd.emd_grad`, projected onto what conserves the mass; it comes
     with the value, in one pass. The second derivative is `fastemd.emd_hvp`. `torch.func.grad`,
-    ``vmap``, ``jacrev`` and ``torch.compile(fullgraph=True)`` work; forward mode does not, nor
-    do third derivatives unless `rho` is 1 or 2, where they are 0.
+    ``vmap``, ``jacrev`` and ``torch.compile(fullgraph=True)`` work; forward mode does not.
+    Third derivatives exist only for `rho` 1 and 2, where they are 0.
 
     Examples
     --------
@@ -185,8 +185,8 @@ class EMDLoss(torch.nn.Module):
     ValueError
         If an option is not one of those; when called, as `fastemd.emd_loss`.
     TypeError
-        If an argument is of another kind, neither on the CPU nor on CUDA, or the target requires
-        grad.
+        If an argument is of another kind, on a device other than the CPU or CUDA, or the target
+        requires grad.
 
     See Also
     --------
@@ -197,9 +197,9 @@ class EMDLoss(torch.nn.Module):
     Call it with ``x`` (..., N), ``target`` and, optionally, ``sample_weight``, the weight of every
     row (>= 0, which is not checked); both broadcast to the rows of ``x``. The target is either
     labels (...) of an integer type or histograms (..., N); no gradient flows to it. A row of weight
-    0 or with the ignored label is not read: whatever it holds, NaN included, its loss and gradient
-    are 0. The classes are the last axis, also where `torch.nn.CrossEntropyLoss` has them second.
-    float16 and bfloat16 are computed in float32, and the loss is of that type.
+    0 or with the ignored label is not read: its loss and gradient are 0, even if it
+    contains NaN. The classes are the last axis, also where `torch.nn.CrossEntropyLoss` has them
+    second. float16 and bfloat16 are computed in float32, and the loss is of that type.
 
     Loss and gradient take one pass, without a tensor of the size of ``x`` but the gradient.
     On CUDA invalid rows raise later, in `fastemd.synchronize`.

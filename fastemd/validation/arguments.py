@@ -11,7 +11,7 @@ Array = NDArray[Any]
 
 
 def check_rho(rho: object) -> float:
-    """The power as a float, or an error."""
+    """Return the power as a float, or raise."""
     if type(rho) in (int, float) and 1.0 <= rho < 1e300:  # type: ignore[operator]  # the usual case
         return float(rho)  # type: ignore[arg-type]
     if isinstance(rho, bool) or not isinstance(rho, numbers.Real):
@@ -55,7 +55,7 @@ def not_a_number(name: str, index: tuple[int, ...], entry: object) -> NoReturn:
 
 
 def as_float(value: Any) -> float:
-    """A real number as a float, which is infinite beyond the range of float64."""
+    """Return a real number as a float, which is infinite beyond the range of float64."""
     try:
         return float(value)
     except OverflowError:
@@ -84,7 +84,7 @@ def mixed_backends(names: Mapping[str, str]) -> NoReturn:
 
 
 def not_readable(name: str, value: Any, why: str) -> NoReturn:
-    """An array of another library that NumPy cannot see."""
+    """Raise for an array of another library that NumPy cannot read."""
     kinds = [base.__name__ for base in type(value).__mro__]
     dtype = str(getattr(value, "dtype", ""))
     if "sparse" in str(getattr(value, "layout", "")):
@@ -106,7 +106,7 @@ def no_cuda(why: str) -> NoReturn:
 
 
 def not_installed(framework: str, error: ModuleNotFoundError) -> NoReturn:
-    """The framework of a submodule, if it is what cannot be imported."""
+    """Raise for a missing framework; other import errors are raised as they are."""
     if error.name != framework:
         raise error
     raise ModuleNotFoundError(
@@ -287,7 +287,7 @@ def check_dtype(dtype: object) -> np.dtype[Any]:
 
 
 def check_amount(name: str, value: object, *, zero: bool) -> float:
-    """A finite number > 0 or, with `zero`, >= 0, as a float."""
+    """Return a finite number > 0 or, with `zero`, >= 0, as a float."""
     wanted = "number >= 0" if zero else "number > 0"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a {wanted}, got {_kind(value)}")
@@ -325,7 +325,7 @@ def check_count(name: str, value: object) -> int:
 
 
 def _kind(value: object) -> str:
-    """An option as it is; of anything else its type and shape, not the user's data."""
+    """Describe an option by its value, and anything else by its type and shape."""
     name = type(value).__name__
     if value is None or isinstance(value, bool | numbers.Number | str | type):
         return f"{value!r:.60} ({name})"

@@ -32,7 +32,7 @@ def tolerance_of(*epsilons: float) -> float:
 
 
 def check_validate(validate: bool | float | None, default: float) -> float:
-    """The relative tolerance of masses; < 0: no checks. None and True give the default."""
+    """Return the relative tolerance of masses; < 0: no checks. None and True give the default."""
     if validate is None or validate is True:
         return default
     if isinstance(validate, bool | np.bool_):

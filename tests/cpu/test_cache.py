@@ -295,7 +295,7 @@ def test_digest_of_code_uses_bytecode_without_source_file(monkeypatch):
 
 
 def test_digest_of_code_covers_all_kernel_modules():
-    """The launcher is no part of a kernel; the module that makes kernels is a part of its own."""
+    """The driver is not part of a kernel; the module that compiles kernels is part of all."""
     files = {
         f"fastemd.kernels.cpu.{path.stem}" for path in Path(compiling.__file__).parent.glob("*.py")
     }

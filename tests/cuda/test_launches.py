@@ -1,6 +1,6 @@
-"""How numba-cuda is used, as far as that needs no GPU.
+"""Launches by numba-cuda, as far as they need no GPU.
 
-Launches are tested in a process of their own, as Numba finds either CUDA or its simulator when it
+Launches are tested in another process, as Numba finds either CUDA or its simulator when it
 is imported.
 """
 

@@ -1,6 +1,6 @@
 """Every CUDA kernel compiles, for both types; that needs no GPU, but numba-cuda.
 
-In a process of its own, as Numba finds either CUDA or its simulator when it is imported.
+In another process, as Numba finds either CUDA or its simulator when it is imported.
 """
 
 import os

@@ -48,7 +48,7 @@ def histogram_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Cal
     edge_values, other_flow = name_by_closure(operation.edge(cost)), flow_edge(cost)
     sweeps_other, starts_from_v = operation.other == "v", operation.start == "v"
     writes_bins, mean_factor = operation.output == "bins", operation.mean
-    n_roots = 1 if operation.output == "nodes" else 0  # the root has no edge of its own
+    n_roots = 1 if operation.output == "nodes" else 0  # the root has no edge
 
     @jitable
     def sweep(tile):

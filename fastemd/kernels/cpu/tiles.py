@@ -102,7 +102,7 @@ class Scratch(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """What is fetched and written while a tile is computed."""
+    """Memory that is fetched and written while a tile is computed."""
 
     prefetch: bool
     next_pq: int  # where the rows of the next tile start

@@ -60,7 +60,7 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What is the same for all rows, and the labels and weights of the rows."""
+    """Options of all rows, and the labels and weights of the rows."""
 
     tolerance: float  # of masses; negative: no checks
     normalize: int  # of a loss: see `fastemd.kernels.operations.NORMALIZATIONS`

@@ -1,4 +1,4 @@
-"""Which CUDA kernel serves an operation, with how many threads, and how it is launched.
+"""Choose the CUDA kernel of an operation and its threads, and launch it.
 
 Arrays on a device have a ``shape``, a ``size`` and a ``dtype`` here;
 `fastemd.kernels.cuda.numba_cuda.argument` turns them into arguments of kernels. The functions

@@ -101,7 +101,7 @@ def argument(array: Any) -> Any:
 
 
 class _HostMemory:
-    """What the simulator reads for device memory."""
+    """Memory of the host that the simulator uses as device memory."""
 
     def __init__(self, array: Any, interface: dict[str, Any]) -> None:
         self.array, self.__array_interface__ = array, {**interface, "version": 3}

@@ -33,7 +33,7 @@ def histogram_sweep(operation, cost, is_chain):
         operation.output == "bins",
         operation.mean,
     )
-    n_roots = 1 if operation.output == "nodes" else 0  # the root has no edge of its own
+    n_roots = 1 if operation.output == "nodes" else 0  # the root has no edge
 
     @device
     def sweep(row):
@@ -101,7 +101,7 @@ def sweep_up_tree(row, x):
 def sweep_down_tree(row, x, start):
     """Turn the edge values into their sums up to the root, from `start`.
 
-    `apply_edges` ends with a barrier. Afterwards a thread sees the sums of its own bins only.
+    `apply_edges` ends with a barrier. Afterwards a thread sees the sums of its bins only.
     """
     if row.team.thread == 0:
         x[row.layout.n_edges] = start
