@@ -18,7 +18,7 @@ def main(space, char):
     # Numba asks the device for its compute capability, although `cc` is passed.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=CC)
     from fastemd.kernels.cuda import driver
-    from fastemd.kernels.edges import power
+    from fastemd.kernels.edges import COSTS, Cost
 
     def compile_only(function, signature):
         ptx, _ = cuda.compile_ptx(function, signature, cc=CC)
@@ -26,9 +26,8 @@ def main(space, char):
         return ptx
 
     driver.compiled = compile_only
-    variants = {
-        driver.variant(name, power(rho))[:2] for name in driver.OPERATIONS for rho in (1, 2, 3.7)
-    }
+    costs = [Cost(name, {"1": 1.0, "2": 2.0}.get(name, 3.7)) for name in COSTS]
+    variants = {driver.variant(name, cost)[:2] for name in driver.OPERATIONS for cost in costs}
     for operation, cost in sorted(variants):
         out = "d" if operation == "curvature" else char
         ptx, _ = driver._row_kernel(operation, cost, space == "chain", char, out)

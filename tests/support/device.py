@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import fastemd
-from fastemd import backends
+from fastemd import backends, functions
 from fastemd.losses import Loss, resolve_loss, run_loss
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -220,10 +220,9 @@ def emd_loss_hvp(
 
 
 FUNCTIONS = (
-    fastemd.emd, fastemd.emd_grad, fastemd.emd_value_and_grad, fastemd.emd_hessian,
-    fastemd.emd_hessian_diag, fastemd.emd_hvp, fastemd.emd_flow, fastemd.embed, fastemd.emd_loss,
-    fastemd.emd_loss_hessian_diag, fastemd.sinkhorn, emd_loss_hvp,
-)  # fmt: skip
+    *(getattr(fastemd, name) for name in functions.__all__),
+    *(fastemd.emd_loss, fastemd.emd_loss_hessian_diag, emd_loss_hvp, fastemd.sinkhorn),
+)
 BACKEND = SimpleNamespace(
     **{
         function.__name__: function if DEVICE == "cpu" else through(function)
