@@ -62,7 +62,7 @@ def resolve_pairs(
     dtype = dtype or result_type([*inputs.values(), *of_type])
     p_rows, q_rows = (
         np.maximum(np.broadcast_to(view, (*shape, space.n_bins)), 0)  # negatives are tolerated
-        .astype(dtype)
+        .astype(dtype, order="C")
         .reshape(math.prod(shape), space.n_bins)
         for view in inputs.values()
     )
