@@ -24,7 +24,6 @@ class Backend:
     """NumPy arrays, and the base of all backends."""
 
     name = "numpy"
-    index: int | None = None  # of the CUDA device, None on the CPU
     alignment = 1  # in bytes, of memory that `wrap` takes without a copy
 
     def view(self, array: Any) -> Any:

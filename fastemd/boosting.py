@@ -87,9 +87,9 @@ class _Metric(_Loss):
         if weights is not None:  # rows of weight 0 are not read
             scores, labels = scores[weights != 0], labels[weights != 0]
         if self._are_probabilities(scores):
-            arguments["normalize"] = "l1"
             if self.cross_entropy and not scores[np.arange(len(labels)), labels].all():
                 return math.inf
+            arguments["x"] = np.log(arguments["x"], dtype=np.float64)  # logits of the same softmax
         return float(emd_loss(**arguments)[0])
 
     def _are_probabilities(self, scores: Array) -> bool:

@@ -49,6 +49,7 @@ class Batch:
         self.tolerance = tolerance  # between masses; < 0: no validation
         self.validate = validate
         self.n_rows = math.prod(shape)
+        self.launch: Launch | None = None  # whose scratch lives until the results are wrapped
         self._rows = rows
 
     def rows(self) -> list[Any]:
@@ -183,6 +184,7 @@ def run(
     """
     if not batch.n_rows:
         return
+    project = bool(project)
     rows, empty = batch.rows(), _EMPTY[batch.dtype.char]
     p, q, v = (*rows, empty, empty)[:3]
     n_groups, n_rows = p.shape[:2]
@@ -191,7 +193,7 @@ def run(
     if columns is not None:
         out = columns.view.reshape(n_groups, n_rows, -1)
     if isinstance(batch.backend, CudaBackend):
-        launch = Launch(batch.backend, batch.validate)
+        launch = batch.launch = Launch(batch.backend, batch.validate)
         rest = project, batch.tolerance, launch.errors, launch.scratch, launch.index, launch.stream
         if operation == "hessian":
             matrices = out.reshape(batch.n_rows, layout.n_bins, layout.n_bins)
@@ -234,7 +236,7 @@ class Launch:
             with numba_cuda.on_device(self.index):
                 _error_slots[key] = numba_cuda.upload(np.full(2, NO_ROW))
         self.errors = _error_slots[key]
-        self.scratches: list[Any] = []  # live until the launch is queued
+        self.scratches: list[Any] = []
 
     def scratch(self, size: int) -> Any:
         """Allocate float64 numbers."""

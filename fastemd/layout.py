@@ -60,29 +60,21 @@ class EdgeLayout:
     """The edges of a ground space in the order of the sweeps; immutable, hashable by identity."""
 
     def __init__(self, n_bins: int, parent: Any, length: Any, share: Any) -> None:
-        self._set(n_bins, Edges(freeze(parent), freeze(length), freeze(share)))
-
-    def _set(self, n_bins: int, edges: Edges) -> None:
-        self.n_bins, self.n_edges, self.edges = n_bins, edges.length.size, edges
+        self.edges = Edges(freeze(parent), freeze(length), freeze(share))
+        self.n_bins, self.n_edges = n_bins, self.edges.length.size
         self.is_chain = self.n_edges == n_bins
         self._raised: dict[float, EdgeLayout] = {}
 
-    @classmethod
-    def over(cls, n_bins: int, parent: Index, length: Floats, share: Floats) -> "EdgeLayout":
-        """Return a layout over these arrays without a copy; they become read-only."""
-        for array in (parent, length, share):
-            array.flags.writeable = False
-        layout = cls.__new__(cls)
-        layout._set(n_bins, Edges(parent, length, share))
-        return layout
-
     def raised(self, exponent: float) -> "EdgeLayout":
-        """Return the layout with all lengths raised to a power."""
-        if exponent not in self._raised:
-            self._raised.clear()  # keep the last one only
+        """Return the layout with all lengths raised to a power, one of the last few."""
+        layout = self._raised.get(exponent)
+        if layout is None:
             parent, length, share = self.edges
-            self._raised[exponent] = EdgeLayout(self.n_bins, parent, length**exponent, share)
-        return self._raised[exponent]
+            layout = EdgeLayout(self.n_bins, parent, length**exponent, share)
+            if len(self._raised) == 8:
+                self._raised = {}
+            self._raised[exponent] = layout
+        return layout
 
     @functools.cached_property
     def cuda(self) -> CudaTables:

@@ -164,7 +164,7 @@ def resolve_loss(
     shape = batch_shape(inputs)
     validation.check_target_shape(labels.shape, (*shape, space.n_bins), labelled)
     if not labelled:
-        inputs["target"] = views.as_histograms("target", target, space)
+        inputs["target"] = views.over_bins("target", target, labels, space)
     if ignore_index is not None:
         ignore_index = validation.check_ignore_index(ignore_index, labelled)
     if tolerance is None:
@@ -208,11 +208,18 @@ def run_loss(
         x, target, v = _rows(batch)
         invalid = cpu.run_loss(
             operation, layout, (x, target, v), labels.reshape(-1), row_weights, batch.loss.cost,
-            values, out.reshape(*x.shape), *batch.loss[1:], batch.tolerance,
+            values, out.reshape(*x.shape), batch.loss.normalize, batch.loss.cross_entropy,
+            batch.tolerance,
         )  # fmt: skip
         if invalid < batch.n_rows:
             validation.raise_invalid_loss_row(
-                batch.inputs, batch.labels, batch.shape, invalid, *batch.loss[1:], batch.tolerance
+                batch.inputs,
+                batch.labels,
+                batch.shape,
+                invalid,
+                batch.loss.normalize,
+                batch.loss.cross_entropy,
+                batch.tolerance,
             )
     with np.errstate(all="ignore"):  # results beyond the type are infinite
         if reduction == "none":
@@ -261,7 +268,7 @@ def _run_on_cuda(
 ) -> Any:
     """Launch a loss into `out`; return the view of the values."""
     backend: Any = batch.backend
-    launch = Launch(backend)
+    launch = batch.launch = Launch(backend)
     driver, place = launch.driver, (launch.index, launch.stream)
     labels, weights, mean = np.empty(0, np.int64), np.empty(0), reduction == "mean"
     values = backend.empty(batch.shape, np.dtype(np.float64))

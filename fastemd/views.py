@@ -27,10 +27,8 @@ def as_array(name: str, value: object) -> Any:
     if backend is NUMPY:
         view = _as_numpy(name, value)
     else:
-        try:
-            view = backend.view(value.resolve_neg() if hasattr(value, "resolve_neg") else value)
-        except Exception as error:  # each library has its own
-            validation.not_readable(name, value, str(error) or type(error).__name__)
+        plain = value.resolve_neg() if hasattr(value, "resolve_neg") else value
+        view = _view(name, plain, backend)
     if view.dtype.kind not in "fiub":
         validation.not_an_array(name, view if isinstance(value, np.ndarray) else value)
     return view
@@ -38,9 +36,13 @@ def as_array(name: str, value: object) -> Any:
 
 def as_histograms(name: str, value: object, space: Any) -> Any:
     """Return the same over the bins of a space, in the order of a data frame's columns."""
+    return over_bins(name, value, as_array(name, value), space)
+
+
+def over_bins(name: str, value: object, view: Any, space: Any) -> Any:
+    """Return the view of an argument whose last axis, and columns, are the bins of a space."""
     if hasattr(value, "iloc") or hasattr(value, "columns") or hasattr(value, "column_names"):
         validation.check_order(name, value, list(space.bins))
-    view = as_array(name, value)
     validation.check_bins_axis(name, view.shape, space.n_bins)
     return view
 
@@ -50,7 +52,14 @@ def writable_view(name: str, out: Any, backend: Backend) -> Any:
     own = backend_for(name, out)
     if own.name != backend.name:
         validation.mixed_backends({"p": backend.name, name: own.name})
-    return out if own is NUMPY else as_array(name, out)
+    return out if own is NUMPY else _view(name, out, own)
+
+
+def _view(name: str, value: Any, backend: Backend) -> Any:
+    try:
+        return backend.view(value)
+    except Exception as error:  # each library has its own
+        validation.not_readable(name, value, str(error) or type(error).__name__)
 
 
 def _as_numpy(name: str, value: Any) -> Array:

@@ -47,7 +47,7 @@ def test_emd_flow_of_float32_and_one_node(case, rng, backend):
 
 
 @given(problems(), rhos)
-def test_emd_flow_determines_emd(problem, rho, backend):
+def test_emd_flow_determines_emd(backend, problem, rho):
     """The lengths times powers of the flows sum to the value, also with edges of length 0."""
     case, p, q = problem
     flow = backend.emd_flow(p, q, case.space)
@@ -56,7 +56,7 @@ def test_emd_flow_determines_emd(problem, rho, backend):
 
 
 @given(problems())
-def test_emd_flow_is_antisymmetric_and_linear(problem, backend):
+def test_emd_flow_is_antisymmetric_and_linear(backend, problem):
     case, p, q = problem
     flow = backend.emd_flow(p, q, case.space)
     np.testing.assert_array_equal(backend.emd_flow(q, p, case.space), -flow)
@@ -76,7 +76,7 @@ def test_embed_agrees_with_naive_on_drawn_problems(problem, rho):
 
 
 @given(problems(), rhos)
-def test_embed_is_isometry(problem, rho, backend):
+def test_embed_is_isometry(backend, problem, rho):
     case, p, q = problem
     points = backend.embed(p, case.space, rho), backend.embed(q, case.space, rho)
     comp = (np.abs(points[0] - points[1]) ** rho).sum(axis=-1)
@@ -86,7 +86,7 @@ def test_embed_is_isometry(problem, rho, backend):
 
 
 @given(st.data(), cases())
-def test_embed_at_rho_2_gives_all_pairs_by_matrix_product(data, case, backend):
+def test_embed_at_rho_2_gives_all_pairs_by_matrix_product(backend, data, case):
     p, q = data.draw(histograms(case.n_bins, 3))
     some = p.sum(axis=-1) > 0
     p, q = (x[some] / x[some].sum(axis=-1, keepdims=True) for x in (p, q))

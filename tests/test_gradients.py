@@ -37,7 +37,7 @@ def test_emd_grad_float32_is_rounded_float64(operation, case, rho, rng):
 
 
 @given(problems(), rhos)
-def test_emd_grad_projects_by_default(problem, rho, backend):
+def test_emd_grad_projects_by_default(backend, problem, rho):
     case, p, q = problem
     raw = backend.emd_grad(p, q, case.space, rho, project=False)
     comp = backend.emd_grad(p, q, case.space, rho)

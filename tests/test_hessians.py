@@ -66,7 +66,7 @@ def test_emd_hessian_is_derivative_of_emd_grad(small_case, rho, project, rng, ba
 
 @project
 @given(problem=problems(), rho=rhos)
-def test_emd_hessian_agrees_with_diagonal_and_products(project, problem, rho, backend):
+def test_emd_hessian_agrees_with_diagonal_and_products(backend, project, problem, rho):
     case, p, q = problem
     hessian = backend.emd_hessian(p, q, case.space, rho, project=project)
     size = naive.size("emd_hessian", (p, q), case.ground, rho)
@@ -80,7 +80,7 @@ def test_emd_hessian_agrees_with_diagonal_and_products(project, problem, rho, ba
 
 @project
 @given(problem=problems(), rho=rhos)
-def test_emd_hessian_is_symmetric_and_positive_semidefinite(project, problem, rho, backend):
+def test_emd_hessian_is_symmetric_and_positive_semidefinite(backend, project, problem, rho):
     case, p, q = problem
     hessian = backend.emd_hessian(p, q, case.space, rho, project=project)
     size = naive.size("emd_hessian", (p, q), case.ground, rho)

@@ -29,7 +29,7 @@ each = pytest.mark.parametrize("operation", INVARIANT, ids=lambda operation: ope
 
 
 @given(problems(), rhos)
-def test_emd_is_symmetric_and_non_negative(problem, rho, backend):
+def test_emd_is_symmetric_and_non_negative(backend, problem, rho):
     case, p, q = problem
     value = backend.emd(p, q, case.space, rho)
     np.testing.assert_array_equal(value, backend.emd(q, p, case.space, rho))
@@ -37,7 +37,7 @@ def test_emd_is_symmetric_and_non_negative(problem, rho, backend):
 
 
 @given(st.data(), cases(), rhos)
-def test_emd_root_is_metric(data, case, rho, backend):
+def test_emd_root_is_metric(backend, data, case, rho):
     """The triangle inequality; at rho = 1 that of the distance itself."""
     p, q, r = data.draw(histograms(case.n_bins, count=3))
     pq, qr, pr = (
@@ -47,7 +47,7 @@ def test_emd_root_is_metric(data, case, rho, backend):
 
 
 @given(problems(), rhos, st.sampled_from([2.0**-20, 0.3, 5.0, 2.0**20]))
-def test_emd_is_homogeneous_in_mass(problem, rho, factor, backend):
+def test_emd_is_homogeneous_in_mass(backend, problem, rho, factor):
     case, p, q = problem
     comp = backend.emd(p * factor, q * factor, case.space, rho)
     ref = factor**rho * backend.emd(p, q, case.space, rho)
@@ -57,7 +57,7 @@ def test_emd_is_homogeneous_in_mass(problem, rho, factor, backend):
 
 
 @given(problems(), rhos)
-def test_emd_is_linear_in_edge_lengths(problem, rho, backend):
+def test_emd_is_linear_in_edge_lengths(backend, problem, rho):
     """Its derivative with respect to the length of an edge is |flow|^rho."""
     case, p, q = problem
     ground = naive.ground(case.space)
@@ -71,7 +71,7 @@ def test_emd_is_linear_in_edge_lengths(problem, rho, backend):
 
 
 @given(problems(), rhos)
-def test_derivatives_satisfy_euler_identity(problem, rho, backend):
+def test_derivatives_satisfy_euler_identity(backend, problem, rho):
     """Euler: <D, p - q> = rho EMD and H (p - q) = (rho - 1) D, unprojected."""
     case, p, q = problem
     value, raw = backend.emd_value_and_grad(p, q, case.space, rho, project=False)
@@ -85,7 +85,7 @@ def test_derivatives_satisfy_euler_identity(problem, rho, backend):
 
 
 @given(st.data(), cases(), rhos)
-def test_emd_grad_is_subgradient(data, case, rho, backend):
+def test_emd_grad_is_subgradient(backend, data, case, rho):
     """EMD(r) >= EMD(p) + <grad(p), r - p>: a subgradient even at the kinks of rho = 1."""
     p, q, r = data.draw(histograms(case.n_bins, count=3))
     value, grad = backend.emd_value_and_grad(p, q, case.space, rho)

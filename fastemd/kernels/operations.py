@@ -65,7 +65,7 @@ def variant(operation: str, cost: Cost) -> tuple[str, str, tuple[float, float, f
     numbers = rho, length_factor, functions.curvature_ratio(rho), functions.cost_factor(rho)
     if row.length_factor == "":
         name = "any"
-    elif row.length_factor == "curvature" and functions.constant_curvature:
+    elif row.length_factor == "curvature" and functions.curvature is COSTS["2"].curvature:
         name = "2"
     return operation, name, numbers
 

@@ -248,8 +248,10 @@ class EMDLoss(torch.nn.Module):
 
         A length in float16 would be another length, and `to_empty` has no numbers.
         """
+        device = torch.device("cpu") if self.lengths.is_meta else self.lengths.device
+        device = fn(torch.empty(0, device=device)).device
+        self._buffers.update(dict.fromkeys(_BUFFERS))
         super()._apply(fn, recurse)
-        device = self.lengths.device
         for name, tensor in zip(_BUFFERS, edges_of(self.space, device), strict=True):
             self._buffers[name] = tensor
         return self

@@ -28,12 +28,13 @@ Edges = Sequence[Tensor]  # parents, lengths, shares
 
 _edges: weakref.WeakKeyDictionary[GroundSpace, dict[torch.device, Edges]]
 _edges = weakref.WeakKeyDictionary()
-_layouts: dict[tuple[int, ...], EdgeLayout] = {}  # by ids of live tensors and number of bins
+_layouts: dict[tuple[int, ...], EdgeLayout] = {}  # by `_key`
 
 
 def new_edges(space: GroundSpace) -> Edges:
     """Return new tensors of the edges of a space, on torch's default device."""
-    return [torch.tensor(array) for array in space.layout("levels").edges]
+    with torch.inference_mode(False):  # other tensors cannot be saved for backward
+        return [torch.tensor(array) for array in space.layout("levels").edges]
 
 
 def edges_of(space: GroundSpace, device: torch.device) -> Edges:
@@ -57,19 +58,24 @@ def _uploaded_edges(space: GroundSpace, device: torch.device) -> Edges:
 
 def _layout_of(edges: Edges, n_bins: int) -> EdgeLayout:
     """Return the layout of tensors."""
-    parents, lengths, shares = edges
-    layout = _layouts.get((id(parents), id(lengths), id(shares), n_bins))
+    layout = _layouts.get(_key(edges, n_bins))
     if layout is None:
-        arrays = [tensor.detach().contiguous().cpu().numpy() for tensor in edges]
+        arrays = [tensor.detach().cpu().numpy() for tensor in edges]
         validation.check_edges(n_bins, *arrays)
-        layout = EdgeLayout.over(n_bins, *arrays)
+        layout = EdgeLayout(n_bins, *arrays)
         _remember(edges, layout)
     return layout
 
 
+def _key(edges: Edges, n_bins: int) -> tuple[int, ...]:
+    """Identify live tensors with their content, which may be written to."""
+    a, b, c = edges
+    return id(a), id(b), id(c), a._version, b._version, c._version, n_bins
+
+
 def _remember(edges: Edges, layout: EdgeLayout) -> None:
     """Cache the layout of tensors as long as all of them live."""
-    key = *map(id, edges), layout.n_bins
+    key = _key(edges, layout.n_bins)
     _layouts[key] = layout
     for tensor in edges:
         weakref.finalize(tensor, _layouts.pop, key, None)
@@ -169,6 +175,11 @@ _register(
 @torch.compiler.allow_in_graph  # left to autograd, which is better at it than Dynamo
 def values(operator: str, *arguments: Any) -> Tensor:
     """Return the value of every row; `arguments` are those of the operator's schema."""
+    mode = getattr(arguments[0], "fake_mode", None)
+    if (
+        mode is not None and not torch.compiler.is_compiling()
+    ):  # torch's tensors without memory do not mix with others
+        arguments = tuple(mode.from_tensor(x) if type(x) is Tensor else x for x in arguments)
     return _Values.apply(operator, *arguments)[0]
 
 

@@ -67,7 +67,7 @@ def test_emd_interrupted_raises(ffi_or_callback, monkeypatch):
         raise KeyboardInterrupt
 
     p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
-    monkeypatch.setattr(programs, "Call", interrupted)
+    monkeypatch.setattr(programs, "resolve", interrupted)
     with pytest.raises((Exception, KeyboardInterrupt), match=r"KeyboardInterrupt|^$"):
         adapter.emd(p, p, TREE, 2).block_until_ready()
 
@@ -273,6 +273,6 @@ def test_emd_reports_internal_error_with_type(monkeypatch):
         raise KeyError("lost")
 
     p = jnp.full((2, TREE.n_bins), 1 / TREE.n_bins)
-    monkeypatch.setattr(programs, "Call", fail)
+    monkeypatch.setattr(programs, "resolve", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: KeyError: 'lost'"):
         adapter.emd(p, p, TREE, 2).block_until_ready()

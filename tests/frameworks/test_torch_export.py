@@ -180,7 +180,7 @@ def test_emd_first_called_under_a_mode_works_after_it(first, rng):
 
 def test_edges_are_cached_as_long_as_the_space_lives(rng):
     p, q = _histograms(rng)
-    n_cached = len(operators._spaces)
+    n_cached = len(operators._layouts)
     space = fastemd.Chain(5, [1, 2, 3, 0.25])
     device = torch.device("cpu")
     tensors = operators.edges_of(space, device)
@@ -195,19 +195,16 @@ def test_edges_are_cached_as_long_as_the_space_lives(rng):
     gc.collect()
     assert lengths() is None
     assert layout() is None
-    assert len(operators._spaces) == n_cached
+    assert len(operators._layouts) == n_cached
 
 
-def test_operator_reads_tensors_without_a_copy(rng):
-    """And those of a layout that was contracted: fewer edges than the tree has."""
+def test_operator_reads_edges_from_tensors(rng):
+    """The layout is contracted: it has fewer edges than the tree."""
     p, q = _histograms(rng)
     edges = _edges(TREE)
     value, grad = torch.ops.fastemd.emd(p, q, *edges, 1.5, 1e-5)
     ref = fastemd.emd_value_and_grad(p, q, TREE, 1.5)
     torch.testing.assert_close((value, grad), ref, rtol=0, atol=0)
-    layout = operators._space_of(edges, 5).layout("levels")
-    for tensor, array in zip(edges, layout.edges, strict=True):
-        assert np.shares_memory(tensor.numpy(), array)
     assert edges[1].numpy().flags.writeable
 
 
@@ -248,3 +245,36 @@ def test_emd_loss_module_has_cross_entropy_of_logits_only(normalize):
     message = "cross_entropy: .* 'softmax' only, got 0.5 .* add the framework's own cross entropy"
     with pytest.raises(ValueError, match=message.replace("'softmax'", "normalize='softmax'")):
         adapter.EMDLoss(TREE, normalize=normalize, cross_entropy=0.5)
+
+
+def test_emd_and_loss_accept_fake_tensors():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    loss = adapter.EMDLoss(TREE)
+    with FakeTensorMode() as mode:
+        x = mode.from_tensor(torch.rand(3, TREE.n_bins))
+        p = x.softmax(-1)
+        assert adapter.emd(p, p, TREE, 2).shape == (3,)
+        assert loss(x, p).shape == ()
+
+
+def test_loss_made_in_inference_mode_trains():
+    with torch.inference_mode():
+        loss = adapter.EMDLoss(TREE)
+    x = torch.rand(3, TREE.n_bins, requires_grad=True)
+    loss(x, torch.tensor([0, 1, 2])).backward()
+    assert x.grad.isfinite().all()
+
+
+def test_loss_moves_from_meta_to_cpu():
+    loss = adapter.EMDLoss(TREE).to("meta").to("cpu")
+    x, target = torch.rand(3, TREE.n_bins), torch.tensor([0, 1, 2])
+    assert loss(x, target) == adapter.EMDLoss(TREE)(x, target)
+
+
+def test_loss_reads_buffers_that_are_written_to():
+    loss = adapter.EMDLoss(TREE)
+    x, target = torch.rand(3, TREE.n_bins), torch.tensor([0, 1, 2])
+    before = loss(x, target)
+    loss.lengths.mul_(2)
+    torch.testing.assert_close(loss(x, target), 2 * before)

@@ -91,7 +91,7 @@ def launch(
 
 
 def _without_loss(tolerance: float, index: int) -> block.Options:
-    nothing = _empty_array("l", index), _empty_array("d", index)
+    nothing = _empty_array("q", index), _empty_array("d", index)
     return block.Options(tolerance, 0, 0.0, *nothing, 1.0)
 
 
