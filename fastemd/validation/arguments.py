@@ -220,7 +220,7 @@ def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any])
 
 def _overlaps_itself(view: Any) -> bool:
     """Return whether entries may share memory; False for every slice and transpose of an array."""
-    if isinstance(view, np.ndarray) and view.flags.c_contiguous:
+    if view.size == 0 or (isinstance(view, np.ndarray) and view.flags.c_contiguous):
         return False
     reach = view.dtype.itemsize
     axes = sorted((abs(step), n) for step, n in zip(view.strides, view.shape, strict=True))
