@@ -131,6 +131,8 @@ class DeviceArray:
 
     def reshape(self, *shape: int) -> "DeviceArray":
         """Return a view of another shape; the array must be contiguous."""
+        if not self.contiguous:
+            raise ValueError("an array on a CUDA device that is not contiguous cannot be reshaped")
         if -1 in shape:
             known = -math.prod(shape) or 1
             shape = tuple(self.size // known if n == -1 else n for n in shape)

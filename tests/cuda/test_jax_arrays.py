@@ -36,7 +36,7 @@ def test_functions_synchronize_arrays_of_jax(monkeypatch, rng):
             return Pending(array.numbers.astype(dtype))
 
         def expand(self, array, shape):
-            return Pending(np.array(np.broadcast_to(array.numbers, shape)))
+            return Pending(np.array(np.broadcast_to(array.numbers, shape), order="C"))
 
     monkeypatch.setitem(backends.BACKENDS, "device", backends.Row(cuda=PendingBackend))
     backends._row.cache_clear()

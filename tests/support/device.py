@@ -67,7 +67,7 @@ class DeviceBackend(backends.CudaBackend):
         return DeviceArray(array.numpy().astype(dtype))
 
     def expand(self, array, shape):
-        return DeviceArray(np.array(np.broadcast_to(array.numpy(), shape)))
+        return DeviceArray(np.array(np.broadcast_to(array.numpy(), shape), order="C"))
 
     def copy(self, out, array):
         out.numpy()[...] = array.numpy()
