@@ -22,9 +22,9 @@ LogSums = Callable[[Array, Array], Array]  # of potentials, where they are neede
 METHODS = ("paper", "log")
 INF = float("inf")
 
-# Where the log domain goes up in stages, in units of lambda times the highest cost: if it is to go
-# beyond REACH, from START on, and not beyond FINEST, where rounding hides as much as entropy does.
-# A stage ends with the error SETTLED. 0.001 left problems unsolved, 0.00001 took a fifth more
+# Stages of the log domain, in units of lambda times the highest cost: used beyond REACH, from START
+# on, and not beyond FINEST, where the error of rounding equals that of the entropy. A stage ends
+# with the error SETTLED. 0.001 left problems unsolved, 0.00001 took a fifth more
 # iterations; factors of 4 for 2, and starting from 700, a quarter more and three times as many.
 REACH, START, FINEST, SETTLED = 700.0, 100.0, 1e8, 1e-4
 
@@ -84,9 +84,8 @@ def sinkhorn(
         Histograms over N bins: finite, >= 0 and of equal mass. Leading axes broadcast. Bins may
         be empty.
     cost : array_like, (N, N), or Chain or Tree
-        What moving one unit of mass from a bin of `p` to a bin of `q` costs, finite and >= 0; or
-        the ground space whose ``cost_matrix()`` says so. All arrays come from one library, as do
-        the results.
+        Cost of moving one unit of mass from a bin of `p` to a bin of `q`, finite and >= 0; or a
+        ground space, for its ``cost_matrix()``. All arrays are of one backend, as are the results.
     lam : float
         The paper's lambda, > 0, in units of 1 / cost. The larger, the nearer to the Earth Mover's
         Distance, and the more iterations it takes.
@@ -105,7 +104,7 @@ def sinkhorn(
     validate : bool or float, optional
         Whether to check the histograms, by default yes; a float is the relative tolerance between
         two masses, otherwise the root of the coarser type's precision. Costs are always checked.
-        Of arrays on a CUDA device a copy is checked on the host, at once.
+        For arrays on a CUDA device a copy is validated on the host.
 
     Returns
     -------
@@ -118,18 +117,17 @@ def sinkhorn(
             ``log(u) / lam``, defined up to a constant: compare it after centring. ``-inf`` on
             bins where `p` is 0.
         n_iter : ndarray of int, (...)
-            How many iterations a row took.
+            Number of iterations of a row.
         converged : ndarray of bool, (...)
-            Whether `error` came down to `tol`. With the default, 0.0, only if rounding hides what
-            is left of it.
+            Whether `error` is at most `tol`. With the default, 0.0, only if rounding makes it 0.
         error : ndarray of float64, (...)
-            By how much the plan missed `p` when the last iteration began, summed over the bins
-            and relative to the mass: ``sum(|T 1 - p|) / sum(p)``. At one lambda it only falls, so
-            it bounds the error of the result (which costs ``q`` nothing: T always meets `q`).
+            Difference between the row sums of the plan and `p` at the start of the last
+            iteration, relative to the mass: ``sum(|T 1 - p|) / sum(p)``. At one lambda it does not
+            increase, so it bounds the error of the result. The column sums always equal `q`.
 
-        A row that fails (overflow, underflow, NaN) stops: `converged` is False and `error` not
-        finite, `n_iter` says when it failed, `value` and `grad` are as they came out. There are
-        no warnings. Small numbers lost one by one show as an `error` that does not fall.
+        A row that fails (overflow, underflow, NaN) stops: `converged` is False, `error` is not
+        finite, and `n_iter` is the iteration in which it failed. There are no warnings. If small
+        numbers underflow to 0, `error` does not decrease.
 
     Raises
     ------
@@ -146,22 +144,20 @@ def sinkhorn(
     ``u = p / (K (q / (K' u)))``; in the end ``v = q / (K' u)``, ``value = sum(u ((K * cost) v))``.
     A scaling is 0 where its mass is 0, for any divisor.
 
-    The plan ``T = diag(u) K diag(v)`` is where ``<T, cost> - h(T) / lam`` is least, with the
-    entropy ``h(T) = -<T, log T>`` as in Cuturi (2013); the paper's eq. 3 prints the sign of the
-    entropy term the other way round. `grad` is the gradient of that least sum with respect to
-    `p`, and not that of `value`.
+    The plan ``T = diag(u) K diag(v)`` minimises ``<T, cost> - h(T) / lam``, with the entropy
+    ``h(T) = -<T, log T>`` as in Cuturi (2013); eq. 3 of the paper has the opposite sign. `grad` is
+    the gradient of that minimum with respect to `p`, not that of `value`.
 
-    Two products with an N x N matrix per iteration, O(N^2) per row. "log" leaves them to the BLAS
-    as well, except for sums that are too small for it, which cost N exponentials each.
+    An iteration takes two products with an N x N matrix, O(N^2) per row. "log" uses the BLAS, too,
+    except for sums that are too small, which take N exponentials each.
 
-    Where ``lam * max(cost)`` is over 700, "log" goes up to `lam` in stages: each has twice the
-    lambda of the one before, the first at most ``100 / max(cost)``. A stage ends with an error of
-    at most 1e-4 (or `tol`, if that is more) or once its equal share of `max_iter` is used up, the
-    last one as said above; `n_iter` counts the iterations of all. ``log(u)`` starts on the
-    straight line in lambda through where the last two stages ended. Float64 knows ``lam * cost``
-    to 16 digits, so `error` comes down to about ``1e-17 lam max(cost)``; a `lam` beyond
-    ``1e8 / max(cost)`` is taken for that, which changes `value` by at most ``1e-8 log(N)
-    max(cost)`` per unit of mass.
+    If ``lam * max(cost)`` exceeds 700, "log" increases lambda in stages: each has twice the lambda
+    of the previous one, the first at most ``100 / max(cost)``. A stage ends with an error of at
+    most 1e-4 (or `tol`, if that is larger) or after an equal share of `max_iter`; `n_iter` is the
+    sum over all stages. ``log(u)`` is extrapolated linearly in lambda from the last two stages.
+    ``lam * cost`` has 16 digits in float64, so `error` reaches about ``1e-17 lam max(cost)``. A
+    `lam` beyond ``1e8 / max(cost)`` is replaced by that, which changes `value` by at most
+    ``1e-8 log(N) max(cost)`` per unit of mass.
 
     Examples
     --------
@@ -171,7 +167,7 @@ def sinkhorn(
     >>> result.value.round(6), fastemd.emd([0.5, 0.5, 0], [0, 0.5, 0.5], chain, rho=1)
     (np.float64(1.0), np.float64(1.0))
 
-    With large `lam` the algorithm as printed fails, and says so:
+    With large `lam` the algorithm as printed fails, which is reported:
 
     >>> failed = fastemd.sinkhorn([0.5, 0.5, 0], [0, 0.5, 0.5], chain, lam=2000)
     >>> failed.value, failed.converged, failed.n_iter

@@ -74,7 +74,7 @@ def emd(
     The first derivative is `fastemd.emd_grad`, projected onto what conserves the mass; it comes
     with the value, in one pass. The second derivative is `fastemd.emd_hvp`. ``jit``, ``grad``,
     ``jvp``, ``jacfwd``, ``jacrev``, ``hessian``, ``vmap`` and ``shard_map`` work in any order.
-    Only in ``lax.scan`` and ``lax.map`` forward over reverse mode does not: take
+    Only in ``lax.scan`` and ``lax.map`` forward over reverse mode does not: use
     ``jax.jacrev(jax.grad(f))`` in place of ``jax.hessian(f)``. Third derivatives exist for `rho`
     1 and 2, where they are 0.
 

@@ -201,7 +201,7 @@ class EMDLoss(torch.nn.Module):
     contains NaN. The classes are the last axis, also where `torch.nn.CrossEntropyLoss` has them
     second. float16 and bfloat16 are computed in float32, and the loss is of that type.
 
-    Loss and gradient take one pass, without a tensor of the size of ``x`` but the gradient.
+    Loss and gradient take one pass, without a tensor of the size of ``x`` except the gradient.
     On CUDA invalid rows raise later, in `fastemd.synchronize`.
     Differentiable twice; transforms and `torch.compile` as for `emd`.
 
@@ -269,7 +269,7 @@ class EMDLoss(torch.nn.Module):
         """Return the loss; see the class."""
         _check_tensors(self.space.n_bins, x=x)
         if not isinstance(target, Tensor) or target.requires_grad:
-            validation.bad_target(target)
+            validation.not_a_target(target)
         _check_tensor("target", target)
         if sample_weight is not None:
             _check_tensor("sample_weight", sample_weight)

@@ -149,8 +149,8 @@ def _register(name: str, schema: str, *functions: Callable[..., Any]) -> None:
     schema = schema.format(
         "Tensor parents, Tensor lengths, Tensor shares, float rho, float tolerance"
     )
-    forms = (name, "({}) -> (Tensor, Tensor)"), (f"{name}_hvp", "(Tensor v, {}) -> Tensor")
-    for (operator, form), function, fake in zip(forms, functions, _FAKES, strict=True):
+    signatures = (name, "({}) -> (Tensor, Tensor)"), (f"{name}_hvp", "(Tensor v, {}) -> Tensor")
+    for (operator, form), function, fake in zip(signatures, functions, _FAKES, strict=True):
         torch.library.define(f"fastemd::{operator}", form.format(schema))
         torch.library.impl(f"fastemd::{operator}", ("cpu", "cuda"), _keeping_threads(function))
         torch.library.register_fake(f"fastemd::{operator}", fake)

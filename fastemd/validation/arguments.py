@@ -90,9 +90,9 @@ def not_readable(name: str, value: Any, why: str) -> NoReturn:
     if "sparse" in str(getattr(value, "layout", "")):
         sparse(name, value, "to_dense")
     elif getattr(value, "requires_grad", False):
-        why = f"it requires grad; pass {name}.detach(), or take fastemd.torch to differentiate"
+        why = f"it requires grad; pass {name}.detach(), or use fastemd.torch to differentiate"
     elif "Tracer" in kinds:
-        why = "it is being traced; take fastemd.jax, which works under jit, grad and vmap"
+        why = "it is being traced; use fastemd.jax, which works under jit, grad and vmap"
     elif "bfloat16" in dtype or "float8" in dtype:
         why = f"of dtype {dtype}; convert it to float32 first"
     raise TypeError(f"{name}: cannot read this {type(value).__module__}.{kinds[0]}: {why}")
@@ -117,7 +117,7 @@ def not_installed(framework: str, error: ModuleNotFoundError) -> NoReturn:
 
 
 def only_on_cpu(what: str) -> NoReturn:
-    raise TypeError(f"{what} are computed on the CPU only: bring the arrays there first")
+    raise TypeError(f"{what} are computed on the CPU only; copy the arrays to the CPU first")
 
 
 def not_a_tensor(name: str, value: object) -> NoReturn:
@@ -162,13 +162,13 @@ def check_edges(n_bins: int, parents: Array, lengths: Array, shares: Array) -> N
     if n_edges < n_bins or not ((parents >= lowest) & (parents <= n_edges)).all():
         raise ValueError(
             f"parents: expected the edges of a ground space of {n_bins} bins, each before its "
-            "parent and those of the bins first; take the buffers of fastemd.torch.EMDLoss"
+            "parent and those of the bins first; use the buffers of fastemd.torch.EMDLoss"
         )
 
 
 def no_products() -> NoReturn:
     raise TypeError(
-        "sinkhorn: Numba's device arrays have no product of matrices; give arrays of PyTorch, CuPy "
+        "sinkhorn: Numba's device arrays have no product of matrices; pass arrays of PyTorch, CuPy "
         "or JAX"
     )
 

@@ -13,11 +13,11 @@ from fastemd.validation.histograms import _check_masses, _check_vector, _not_one
 Array = NDArray[Any]
 
 
-def bad_target(target: object) -> NoReturn:
+def not_a_target(target: object) -> NoReturn:
     if getattr(target, "requires_grad", False):
         raise TypeError(
             "target: it requires grad, but no gradient flows to a target; pass target.detach(), "
-            "or take fastemd.torch.emd"
+            "or use fastemd.torch.emd"
         )
     raise TypeError(f"target: expected a torch.Tensor, got {_kind(target)}")
 
@@ -88,7 +88,7 @@ def _check_float_labels(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> Non
 
 def _does_not_fit(shape: tuple[int, ...], x_shape: tuple[int, ...], labelled: bool) -> NoReturn:
     kind, axis = ("labels", -1) if labelled else ("histograms", -2)
-    hint = f"give one of the {kind} per row of x"
+    hint = f"pass one of the {kind} per row of x"
     if len(shape) >= -axis and shape[axis] == 1:
         hint = f"remove the axis of length 1 by target.squeeze({axis})"
     raise ValueError(

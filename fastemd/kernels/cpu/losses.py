@@ -158,8 +158,8 @@ def predict(tile):
     if loss.normalize == NONE:
         total = zero + 1.0
     scale = 1.0 / total
-    form = jacobian(loss.normalize, scale, tile.layout.n_bins)
-    return Prediction(total, scale, form, entropy_of_mass(tile), row_weight)
+    jac = jacobian(loss.normalize, scale, tile.layout.n_bins)
+    return Prediction(total, scale, jac, entropy_of_mass(tile), row_weight)
 
 
 @jitable
@@ -220,8 +220,8 @@ def blocks_of(column: Callable[..., Any]) -> Any:
 
 
 @jitable
-def r_column(tile, form, k):
-    return multiply_add(load(tile.scratch.y, k), form.r_y, form.r_1)
+def r_column(tile, jac, k):
+    return multiply_add(load(tile.scratch.y, k), jac.r_y, jac.r_1)
 
 
 @jitable
@@ -310,12 +310,12 @@ def gradient_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Call
     def sweep(tile):
         x, zero, loss = tile.scratch.x, splat(tile.scratch.x, 0.0), tile.loss
         prediction = predict(tile)
-        form, row_weight = prediction.jacobian, prediction.row_weight
+        jac, row_weight = prediction.jacobian, prediction.row_weight
         value, _ = sweep_up_difference(tile, prediction, sweep_up, edge_values)
         result = value * tile.numbers.cost_factor
         if loss.cross_entropy > 0.0:
             result = result + cross_entropies(tile, prediction)
-        a_y, a_1 = form.a_y * row_weight, form.a_1 * row_weight
+        a_y, a_1 = jac.a_y * row_weight, jac.a_1 * row_weight
         at_bins = is_chain or loss.normalize == NONE or not loss.labelled
         if at_bins:
             sweep_down(tile, x, zero, store_sums, store_sum, 0)
@@ -348,9 +348,9 @@ def gradient_column(tile, k, total, context):
 @jitable
 def softmax_column(tile, k, total, context):
     prediction, shift = context
-    form = prediction.jacobian
+    jac = prediction.jacobian
     q = max(target_column(tile, k), 0.0)
-    change = gradient_column(tile, k, total, (form.a_y, form.a_1, shift))
+    change = gradient_column(tile, k, total, (jac.a_y, jac.a_1, shift))
     return prediction.row_weight * (change - tile.loss.cross_entropy * q)
 
 
@@ -443,10 +443,10 @@ def diagonal_column(tile, k, total, context):
     Z is the sum of the second edge values; a' is 1 for softmax and 0 for l1.
     """
     prediction, mean, grand_mean = context
-    form, entropy, y = prediction.jacobian, prediction.entropy, load(tile.scratch.y, k)
-    a, slope = multiply_add(y, form.a_y, form.a_1), total - mean
-    second = load(tile.scratch.other, k) + grand_mean - 2.0 * form.depends * slope - entropy
-    return prediction.row_weight * (a * (a * second) + y * form.a_y * (slope + entropy))
+    jac, entropy, y = prediction.jacobian, prediction.entropy, load(tile.scratch.y, k)
+    a, slope = multiply_add(y, jac.a_y, jac.a_1), total - mean
+    second = load(tile.scratch.other, k) + grand_mean - 2.0 * jac.depends * slope - entropy
+    return prediction.row_weight * (a * (a * second) + y * jac.a_y * (slope + entropy))
 
 
 def product_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
@@ -480,13 +480,13 @@ def product_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Calla
 @jitable
 def fill_u(tile, prediction):
     """Fill scratch ``u`` with the change of p along `v`; for l1 return the sum of v, else 0."""
-    scratch, form = tile.scratch, prediction.jacobian
+    scratch, jac = tile.scratch, prediction.jacobian
     zero, n_bins = splat(scratch.y, 0.0), tile.layout.n_bins
     mean, sum_of_v = zero, zero
     for k in range(n_bins):
         v = read_column(tile.rows.v, zero, k, tile.rows.like)
         store(scratch.u, k, v)
-        mean = multiply_add(r_column(tile, form, k), v, mean)
+        mean = multiply_add(r_column(tile, jac, k), v, mean)
         sum_of_v = sum_of_v + v
     if tile.loss.normalize == L1:
         mean = zero
@@ -495,7 +495,7 @@ def fill_u(tile, prediction):
     for k in range(n_bins):
         y = load(scratch.y, k)
         change = load(scratch.u, k) - mean - y * prediction.scale * sum_of_v
-        store(scratch.u, k, multiply_add(y, form.a_y, form.a_1) * change)
+        store(scratch.u, k, multiply_add(y, jac.a_y, jac.a_1) * change)
     return sum_of_v
 
 
@@ -503,11 +503,11 @@ def fill_u(tile, prediction):
 def product_column(tile, k, total, context):
     """Return ``a (H u - <r, H u> - <u, D>) + (a' u - a^2 sum(v)) (D - <r, D>)``, a' as above."""
     prediction, mean, mean_of_product, sum_of_v = context
-    form, u = prediction.jacobian, load(tile.scratch.u, k)
+    jac, u = prediction.jacobian, load(tile.scratch.u, k)
     slope = total - mean + prediction.entropy
-    a = multiply_add(load(tile.scratch.y, k), form.a_y, form.a_1)
-    softmax = form.a_y * (1.0 / prediction.scale)  # 1, or 0
-    change = load(tile.scratch.other, k) - mean_of_product - form.a_1 * sum_of_v * slope
+    a = multiply_add(load(tile.scratch.y, k), jac.a_y, jac.a_1)
+    softmax = jac.a_y * (1.0 / prediction.scale)  # 1, or 0
+    change = load(tile.scratch.other, k) - mean_of_product - jac.a_1 * sum_of_v * slope
     return prediction.row_weight * (a * change + softmax * u * slope)
 
 

@@ -96,8 +96,8 @@ def predict(row):
     if row.row_weight == 0.0:
         valid, total = True, max(total, 1.0)
     scale, entropy = 1.0 / total, row.options.cross_entropy * (mass + negative_q)
-    form = jacobian(normalize, scale, row.layout.n_bins)
-    return Prediction(valid, highest, total, scale, form, entropy)
+    jac = jacobian(normalize, scale, row.layout.n_bins)
+    return Prediction(valid, highest, total, scale, jac, entropy)
 
 
 # ------------------------------------------------------- what the sweeps up start from: p - q, r, u
@@ -189,7 +189,7 @@ def diagonal_sweep(operation, cost, is_chain):
     @device
     def sweep(row):
         x, y, other, prediction = row.scratch.x, row.scratch.y, row.scratch.other, predict(row)
-        form, entropy = prediction.jacobian, prediction.entropy
+        jac, entropy = prediction.jacobian, prediction.entropy
         for k in thread_bins(row):
             other[k] = r_at(row, prediction, k)
         sweep_up(row, other)
@@ -200,8 +200,8 @@ def diagonal_sweep(operation, cost, is_chain):
         sweep_down(row, x, 0.0)
         for k in thread_bins(row):
             a, slope = a_at(row, prediction, k), x[k] - mean
-            second = other[k] + grand_mean - 2.0 * form.depends * slope - entropy
-            change = a * (a * second) + y[k] * form.a_y * (slope + entropy)
+            second = other[k] + grand_mean - 2.0 * jac.depends * slope - entropy
+            change = a * (a * second) + y[k] * jac.a_y * (slope + entropy)
             row.out[k] = row.row_weight * change
         return prediction.valid, 0.0
 
@@ -216,7 +216,7 @@ def product_sweep(operation, cost, is_chain):
     @device
     def sweep(row):
         x, other, u, prediction = row.scratch.x, row.scratch.other, row.scratch.u, predict(row)
-        form, sum_of_v = prediction.jacobian, fill_u(row, prediction)
+        jac, sum_of_v = prediction.jacobian, fill_u(row, prediction)
         for k in thread_bins(row):
             other[k] = u[k]
         sweep_up(row, other)
@@ -229,11 +229,11 @@ def product_sweep(operation, cost, is_chain):
         for k in thread_bins(row):
             u_slope += u[k] * x[k]
         u_slope, _ = sums(row.team, u_slope, 0.0)
-        mean_of_product = mean_over_r(row, prediction, other) + form.depends * u_slope
-        softmax = form.a_y / prediction.scale  # 1, or 0
+        mean_of_product = mean_over_r(row, prediction, other) + jac.depends * u_slope
+        softmax = jac.a_y / prediction.scale  # 1, or 0
         for k in thread_bins(row):
             a, slope = a_at(row, prediction, k), x[k] - mean + prediction.entropy
-            change = other[k] - mean_of_product - form.a_1 * sum_of_v * slope
+            change = other[k] - mean_of_product - jac.a_1 * sum_of_v * slope
             row.out[k] = row.row_weight * (a * change + softmax * u[k] * slope)
         return prediction.valid, 0.0
 
