@@ -386,15 +386,15 @@ def _jax_has_cuda() -> bool:
 
 
 NUMPY = Backend()
-# By the top-level module of an array's class.
+# By the top-level module of an array's class, of which some libraries have two.
 BACKENDS = {
+    "numpy": Row(NUMPY, is_on_cuda=lambda array: False),
     "torch": Row(_Torch(), _TorchCuda, lambda tensor: tensor.is_cuda),
     "cupy": Row(cuda=_CupyCuda),
     "jax": Row(_Jax(), _JaxCuda, _jax_array_is_on_cuda),
-    "jaxlib": Row(_Jax(), _JaxCuda, _jax_array_is_on_cuda),
     "numba": Row(cuda=_NumbaCuda),
-    "numba_cuda": Row(cuda=_NumbaCuda),
 }
+ALIASES = {"jaxlib": "jax", "numba_cuda": "numba"}
 
 
 def backend_of(inputs: Mapping[str, object]) -> Backend:
@@ -423,16 +423,17 @@ def backend_for(argument: str, value: Any) -> Backend:
 
 @functools.lru_cache
 def _row(cls: type) -> Row:
-    has_interface = hasattr(cls, "__cuda_array_interface__") or hasattr(cls, "__dlpack__")
-    if issubclass(cls, np.ndarray) or not has_interface:
-        return Row(NUMPY, is_on_cuda=lambda array: False)
-    roots = {base.__module__.partition(".")[0] for base in cls.__mro__}
-    return next((row for root, row in BACKENDS.items() if root in roots), Row())
+    return BACKENDS.get(_root(cls), Row())
 
 
 def _root(cls: type) -> str:
-    roots = {base.__module__.partition(".")[0] for base in cls.__mro__}
-    return next((root for root in BACKENDS if root in roots), "").replace("jaxlib", "jax")
+    """Return the name of a class's row; "" if there is none, and "numpy" for what is no array."""
+    has_interface = hasattr(cls, "__cuda_array_interface__") or hasattr(cls, "__dlpack__")
+    if issubclass(cls, np.ndarray) or not has_interface:
+        return "numpy"
+    modules = {base.__module__.partition(".")[0] for base in cls.__mro__}
+    roots = {ALIASES.get(module, module) for module in modules}
+    return next((root for root in BACKENDS if root in roots), "")
 
 
 def _array_api_backend(argument: str, value: Any) -> Backend:

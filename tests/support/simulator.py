@@ -114,8 +114,7 @@ def take_jax(patch):
         data, typestr = array.unsafe_buffer_pointer(), np.dtype(array.dtype).str
         return {"shape": array.shape, "typestr": typestr, "data": (data, False)}
 
-    for name in ("jax", "jaxlib"):
-        row = backends.Row(cuda=backends._JaxCuda, is_on_cuda=lambda array: True)
-        patch.setitem(backends.BACKENDS, name, row)
+    row = backends.Row(cuda=backends._JaxCuda, is_on_cuda=lambda array: True)
+    patch.setitem(backends.BACKENDS, "jax", row)
     backends._row.cache_clear()
     patch.setattr(backends, "_interface_of", interface)
