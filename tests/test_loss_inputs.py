@@ -37,9 +37,9 @@ def test_emd_loss_broadcasts_target_to_rows_of_x(small_case, rng, backend):
          r"of shape \(4, 3\); .*target.squeeze\(-2\)"),
         ((3,), [1], r"labels of shape \(1,\) .* of shape \(3,\); .*squeeze"),
         ((3,), np.eye(3)[[1]], r"histograms of shape \(1, 3\) .* of shape \(3,\); .*squeeze"),
-        ((1, 3), [0, 1], r"labels of shape \(2,\) .* of shape \(1, 3\); give one"),
+        ((1, 3), [0, 1], r"labels of shape \(2,\) .* of shape \(1, 3\); pass one"),
         ((2, 1, 3), [0, 1], r"labels of shape \(2,\) .* of shape \(2, 1, 3\)"),
-        ((3, 3), np.eye(3)[:2], r"histograms of shape \(2, 3\) .* of shape \(3, 3\); give one"),
+        ((3, 3), np.eye(3)[:2], r"histograms of shape \(2, 3\) .* of shape \(3, 3\); pass one"),
         ((0, 3), [0, 1], r"labels of shape \(2,\) .* of shape \(0, 3\)"),
     ],
 )  # fmt: skip

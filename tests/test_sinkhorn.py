@@ -341,7 +341,7 @@ def test_batched_pot_requires_one_target(rng):
 
 
 def _namespace(name):
-    needed(name.partition(".")[0])
+    needed(name.removeprefix("array_api_compat.").partition(".")[0])
     if name == "jax.numpy":
         importlib.import_module("jax").config.update("jax_enable_x64", True)
     return importlib.import_module(name)

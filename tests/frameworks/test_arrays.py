@@ -205,7 +205,7 @@ def test_functions_reject_tensors_that_require_grad(rng):
     torch = needed("torch")
     p, q = (torch.from_numpy(x) for x in _pair(rng))
     for leaf in (p.requires_grad_(), torch.nn.Parameter(p.detach())):
-        with pytest.raises(TypeError, match=r"it requires grad; pass p.detach\(\), or take"):
+        with pytest.raises(TypeError, match=r"it requires grad; pass p.detach\(\), or use"):
             fastemd.emd(leaf, q, CHAIN, 2)
     with torch.no_grad():
         assert fastemd.emd(p.detach(), q, CHAIN, 2).shape == (3,)
@@ -319,7 +319,7 @@ def test_functions_reject_tracers_and_deleted_arrays_of_jax(rng):
     jax, theirs = needed("jax"), framework("jax")
     p = theirs.of(_pair(rng)[0])
     for transform in (jax.jit, jax.vmap, jax.grad):
-        with pytest.raises(TypeError, match=r"p: .* it is being traced; take fastemd.jax"):
+        with pytest.raises(TypeError, match=r"p: .* it is being traced; use fastemd.jax"):
             transform(lambda x: fastemd.emd(x, x, CHAIN, 2).sum())(p)
     q = theirs.of(_pair(rng)[1])
     q.delete()
