@@ -87,7 +87,7 @@ def _seconds(
     p, q = (predictions(rows, tree.n_bins, seed).astype(np.float32) for seed in (0, 1))
     cost = tree.cost_matrix().astype(np.float32)
     try:
-        baseline(p[:1], q[:1], cost, LAM, 1)()  # compile, start threads
+        baseline(p, q, cost, LAM, 1)()  # compile for a batch, start threads
         return _median_seconds(baseline(p, q, cost, LAM, n_iter), repeats)
     except NotImplementedError:
         return None
