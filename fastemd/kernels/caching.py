@@ -6,6 +6,7 @@ Here a file holds one kernel, with a digest of its content and a key of all that
 on. If the cache fails, the kernel is compiled, with one warning per process.
 """
 
+import gc
 import hashlib
 import os
 import pickle
@@ -24,6 +25,8 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 from numba.misc.appdirs import user_cache_dir
 
+from fastemd.kernels.jitable import KernelCompiler
+
 config: Any = settings  # which Numba's types do not know
 SIZE = hashlib.sha256().digest_size
 _warned = False
@@ -37,9 +40,17 @@ def compiled(function: Callable[..., Any], signature: Any, digest: bytes, **opti
     """
     if config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT: fastemd needs Numba's compiler; unset this variable")
+    if not options:
+        options = {"pipeline_class": KernelCompiler}
     dispatcher = njit(nogil=True, **options)(function)
     dispatcher._cache = KernelCache(function, digest)
-    dispatcher.compile(signature)
+    collects = gc.isenabled()
+    gc.disable()  # for the many objects of the compiler it takes 8 % of the time
+    try:
+        dispatcher.compile(signature)
+    finally:
+        if collects:
+            gc.enable()
     dispatcher.disable_compile()
     return dispatcher
 

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from numba.extending import register_jitable
+from fastemd.kernels.jitable import jitable_everywhere
 
 SMALLEST_FLOW = 2.0**-1022
 
@@ -62,41 +62,41 @@ class EdgeCost(NamedTuple):
 # ------------------------------------------------------------------------ powers: length |flow|^rho
 
 
-@register_jitable
+@jitable_everywhere
 def magnitude(flow, length):
     """Return ``|flow|``; on an edge of length 0, where its power may overflow, 0 (or NaN)."""
     return abs(flow) * (1.0 if length > 0.0 else 0.0)
 
 
-@register_jitable
+@jitable_everywhere
 def slope_1(flow, length, rho):
     sign = max(min(flow * 2.0**1023, 1.0), -1.0)  # comparisons would take twice the time
     return length * (sign + 0.0 * flow)  # on CUDA, min and max drop NaN
 
 
-@register_jitable
+@jitable_everywhere
 def slope_2(flow, length, rho):
     return length * flow
 
 
-@register_jitable
+@jitable_everywhere
 def slope_any(flow, length, rho):
     return math.copysign(length * magnitude(flow, length) ** (rho - 1.0), flow)
 
 
-@register_jitable
+@jitable_everywhere
 def curvature_constant(flow, length, rho):
     return length + 0.0 * flow
 
 
-@register_jitable
+@jitable_everywhere
 def curvature_any(flow, length, rho):
     size = magnitude(flow, length)
     flows, none = size >= SMALLEST_FLOW, (size < SMALLEST_FLOW) * 1.0
     return length * (flows * (size + none) ** (rho - 2.0))
 
 
-@register_jitable
+@jitable_everywhere
 def power_cost(flow, slope, length, rho):
     return flow, slope  # rho times the cost
 
@@ -143,7 +143,7 @@ def slope_edge(cost: EdgeCost) -> Any:
     """Compute the slope. Sums: the cost, and the mean of the gradient over the bins."""
     slope, cost_of = cost.slope, cost.cost
 
-    @register_jitable
+    @jitable_everywhere
     def edge_values(edge, flow):
         psi = slope(flow, edge.length, edge.numbers.rho)
         return psi, cost_of(flow, psi, edge.length, edge.numbers.rho), (psi, edge.share)
@@ -155,7 +155,7 @@ def loss_edge(cost: EdgeCost) -> Any:
     """Compute the slope. Sum: the cost."""
     slope, cost_of = cost.slope, cost.cost
 
-    @register_jitable
+    @jitable_everywhere
     def edge_values(edge, flow):
         psi = slope(flow, edge.length, edge.numbers.rho)
         return psi, cost_of(flow, psi, edge.length, edge.numbers.rho), None
@@ -167,7 +167,7 @@ def curvature_edge(cost: EdgeCost) -> Any:
     """Compute the curvature, of which the dense Hessian is made."""
     curvature = cost.curvature
 
-    @register_jitable
+    @jitable_everywhere
     def edge_values(edge, flow):
         return curvature(flow, edge.length, edge.numbers.rho), None, None
 
@@ -178,7 +178,7 @@ def diagonal_edge(cost: EdgeCost) -> Any:
     """Compute the Hessian's diagonal without its grand mean, which is the second sum."""
     curvature = cost.curvature
 
-    @register_jitable
+    @jitable_everywhere
     def edge_values(edge, flow):
         h, share = curvature(flow, edge.length, edge.numbers.rho), edge.share
         return h * (1.0 - 2.0 * edge.numbers.project * share), None, (h, share * share)
@@ -190,7 +190,7 @@ def product_edge(cost: EdgeCost) -> Any:
     """Multiply the curvature by the flow of `v`. Sum: the mean of the product over the bins."""
     curvature = cost.curvature
 
-    @register_jitable
+    @jitable_everywhere
     def edge_values(edge, flow):
         product = curvature(flow, edge.length, edge.numbers.rho) * edge.other
         return product, None, (product, edge.share)
@@ -201,7 +201,7 @@ def product_edge(cost: EdgeCost) -> Any:
 def constant_product_edge(cost: EdgeCost) -> Any:
     """Compute the same product where the curvature is the length; the flow is that of `v`."""
 
-    @register_jitable
+    @jitable_everywhere
     def edge_values(edge, flow):
         product = edge.length * flow
         return product, None, (product, edge.share)
@@ -212,7 +212,7 @@ def constant_product_edge(cost: EdgeCost) -> Any:
 def flow_edge(cost: EdgeCost) -> Any:
     """Return the flow itself."""
 
-    @register_jitable
+    @jitable_everywhere
     def edge_values(edge, flow):
         return flow, None, None
 
@@ -222,7 +222,7 @@ def flow_edge(cost: EdgeCost) -> Any:
 def coordinate_edge(cost: EdgeCost) -> Any:
     """Multiply the flow by the length, which the layout holds to the power ``1 / rho``."""
 
-    @register_jitable
+    @jitable_everywhere
     def edge_values(edge, flow):
         return flow * edge.length, None, None
 
@@ -237,7 +237,7 @@ def second_edge(cost: EdgeCost) -> Any:
     """
     slope, curvature = cost.slope, cost.curvature
 
-    @register_jitable
+    @jitable_everywhere
     def edge_values(edge, flow):
         psi, share = slope(flow, edge.length, edge.numbers.rho), edge.other
         h = edge.numbers.curvature_ratio * curvature(flow, edge.length, edge.numbers.rho)
@@ -250,7 +250,7 @@ def change_edge(cost: EdgeCost) -> Any:
     """Compute the slope, and the curvature times the flow of the change of p, `edge.other`."""
     slope, curvature = cost.slope, cost.curvature
 
-    @register_jitable
+    @jitable_everywhere
     def edge_values(edge, flow):
         h = edge.numbers.curvature_ratio * curvature(flow, edge.length, edge.numbers.rho)
         return (slope(flow, edge.length, edge.numbers.rho), h * edge.other), None, None

@@ -9,10 +9,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from numba.extending import register_jitable
-
 from fastemd.kernels import edges
 from fastemd.kernels.edges import COSTS, Cost, EdgeCost
+from fastemd.kernels.jitable import jitable_everywhere
 
 
 class Operation(NamedTuple):
@@ -90,7 +89,7 @@ NORMALIZATIONS = {"softmax": 0, "l1": 1, None: 2}
 SOFTMAX, L1, NONE = NORMALIZATIONS.values()
 
 
-@register_jitable
+@jitable_everywhere
 def jacobian(normalize, scale, n_bins):
     """Return the Jacobian; `scale` is 1 / sum(y), a number or lanes."""
     zero, one = 0.0 * scale, 0.0 * scale + 1.0

@@ -18,12 +18,13 @@ from fastemd.kernels.cpu.simd import (
     put_number,
     store,
 )
+from fastemd.kernels.jitable import KernelCompiler
 
 LANES = 8
 _lanes_at = at(LANES)
 
 
-@numba.njit
+@numba.njit(pipeline_class=KernelCompiler)
 def _raise_lanes(x, y, out):
     scratch = np.empty(2 * LANES)
     lanes = _lanes_at(aligned(address(scratch)))
@@ -73,7 +74,7 @@ def test_power_of_special_values(a, y, result):
     np.testing.assert_array_equal(_power(np.full(LANES, a), y), np.full(LANES, result))
 
 
-@numba.njit
+@numba.njit(pipeline_class=KernelCompiler)
 def _exp_lanes(x, like, out):
     scratch = np.empty(2 * LANES)
     lanes = _lanes_at(aligned(address(scratch)))

@@ -15,7 +15,8 @@ from fastemd.kernels.cpu.row_io import (
     or_lines,
     sum_of_line,
 )
-from fastemd.kernels.cpu.simd import integer_at, jitable, n_lanes
+from fastemd.kernels.cpu.simd import greatest, integer_at, least, n_lanes
+from fastemd.kernels.jitable import jitable
 
 SUMMED = 256  # cache lines that a check adds up in the type of the rows
 
@@ -30,7 +31,7 @@ def pair_check(pairs):
             return n_rows
         rows, n_bins = tile.rows, tile.layout.n_bins
         others = rows.q if pairs else rows.p
-        for r in range(min(n_lanes(rows.p), n_rows - first)):
+        for r in range(least(n_lanes(rows.p), n_rows - first)):
             p_row, other_row = integer_at(rows.p, r), integer_at(others, r)
             if not is_histogram_pair(p_row, other_row, n_bins, tolerance, rows.like):
                 return first + r
@@ -53,7 +54,7 @@ def mean_of_row(row, n_bins, positive, like):
         total += sum_of_line(line, like)
     for k in range(whole, n_bins):
         x = number(row, k, like)
-        total += max(x, 0.0) if positive else x
+        total += greatest(x, 0.0) if positive else x
     return total / n_bins
 
 
@@ -86,7 +87,7 @@ def is_histogram_pair(p_row, q_row, n_bins, tolerance, like):
     whole = n_bins - n_bins % step
     for start in range(0, whole, SUMMED * step):
         p_sums, q_sums = empty_line(), empty_line()
-        for k in range(start, min(start + SUMMED * step, whole), step):
+        for k in range(start, least(start + SUMMED * step, whole), step):
             p, q = line_at(p_row, k, like), line_at(q_row, k, like)
             p_sums, q_sums = add_lines(p_sums, p, like), add_lines(q_sums, q, like)
             bits = or_lines(bits, or_lines(p, q))
@@ -96,7 +97,7 @@ def is_histogram_pair(p_row, q_row, n_bins, tolerance, like):
         mass_p, mass_q, negative = mass_p + a, mass_q + b, negative or a < 0.0 or b < 0.0
     finite = mass_p + mass_q < np.inf  # NaN compares false
     error = SUMMED * (2.0**-23 if step == LINE // 4 else 2.0**-52)  # of both sums, at most
-    equal = abs(mass_p - mass_q) <= (tolerance - error) * max(mass_p, mass_q)
+    equal = abs(mass_p - mass_q) <= (tolerance - error) * greatest(mass_p, mass_q)
     if finite and equal and not negative and not has_sign(bits, like):
         return True
     return is_histogram_pair_in_float64(p_row, q_row, n_bins, tolerance, like)
@@ -110,13 +111,13 @@ def is_histogram_pair_in_float64(p_row, q_row, n_bins, tolerance, like):
         a, b = number(p_row, k, like), number(q_row, k, like)
         mass_p += a
         mass_q += b
-        negative_p -= min(a, 0.0)
-        negative_q -= min(b, 0.0)
+        negative_p -= least(a, 0.0)
+        negative_q -= least(b, 0.0)
     return (
         mass_p + mass_q < np.inf
         and negative_p <= tolerance * mass_p
         and negative_q <= tolerance * mass_q
-        and abs(mass_p - mass_q) <= tolerance * max(mass_p, mass_q)
+        and abs(mass_p - mass_q) <= tolerance * greatest(mass_p, mass_q)
     )
 
 

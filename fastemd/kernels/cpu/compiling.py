@@ -1,35 +1,50 @@
 """Make the CPU kernels and compile them, or load them from the cache on disk.
 
-A kernel processes one of several equal parts of the batch, ``(chunk, n_chunks, *arguments)``, and
-returns the first invalid row, or the number of rows. There are three kinds, with different
-arguments: on histograms, losses, and the dense Hessian.
+A kernel, ``(launcher, n_threads, n_chunks, *arguments)``, processes the batch in `n_chunks` equal
+parts and returns the first invalid row, the number of rows, or a negative number if the memory does
+not suffice. There are three kinds, with different arguments: on histograms, losses, and the dense
+Hessian.
 """
 
 import functools
 
 import numpy as np
-from numba import from_dtype, prange, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import from_dtype, types
 
 from fastemd import layout as layouts
 from fastemd.kernels import caching, edges, operations
-from fastemd.kernels.cpu import checks, hessian, losses, row_io, simd, sweeps, tiles
+from fastemd.kernels import jitable as jitables
+from fastemd.kernels.cpu import (
+    checks,
+    hessian,
+    losses,
+    references,
+    row_io,
+    simd,
+    sweeps,
+    threads,
+    tiles,
+)
 from fastemd.kernels.cpu.losses import LOSSES, Loss
 from fastemd.kernels.cpu.simd import address
+from fastemd.kernels.cpu.threads import in_threads
 from fastemd.kernels.cpu.tiles import run_tiles
 from fastemd.kernels.edges import COSTS, Numbers
+from fastemd.kernels.jitable import jitable
 from fastemd.kernels.operations import OPERATIONS
 
 # A part of the cache's key: the code of this module and of those whose functions kernels call.
-SOURCES = (checks, hessian, losses, row_io, simd, sweeps, tiles, edges, operations, layouts)
+SOURCES = (
+    checks, hessian, losses, references, row_io, simd, sweeps, threads, tiles, edges, jitables,
+    operations, layouts,
+)  # fmt: skip
 DIGEST = caching.digest_of_code(__name__, *(module.__name__ for module in SOURCES))
 
 
 # By the character of the type: hashing the type itself takes longer than all the rest of a call.
 @functools.cache
-def serial_kernel(operation, is_chain, cost, narrow, char):
-    """Return a compiled kernel: ``(chunk, n_chunks, *arguments)``."""
+def kernel(operation, is_chain, cost, narrow, char):
+    """Return a compiled kernel: ``(launcher, n_threads, n_chunks, *arguments)``."""
     if operation == "hessian":
         function = hessian_kernel()
     else:
@@ -37,27 +52,15 @@ def serial_kernel(operation, is_chain, cost, narrow, char):
     # Numba finds machine code by this name, so kernels from the cache must have different ones.
     space, lanes = "chain" if is_chain else "tree", "narrow" if narrow else "wide"
     function.__qualname__ = "_".join((operation, space, cost, lanes))
-    return _compiled(function, _signature(operation, np.dtype(char)))
+    return caching.compiled(function, _signature(operation, np.dtype(char)), DIGEST)
 
 
 @functools.cache
-def parallel_kernel(operation, is_chain, cost, narrow, char):
-    """Return what runs a kernel in all threads: ``(n_chunks, *arguments)``."""
-    kernel = serial_kernel(operation, is_chain, cost, narrow, char)
-    code = kernel.overloads[kernel.signatures[0]]  # kept alive by the cache
-    address_of_code = code.library.get_pointer_to_function(code.fndesc.llvm_func_name)
-    launcher = histograms_in_parallel
-    if operation == "hessian":
-        launcher = hessian_in_parallel
-    elif operation in LOSSES:
-        launcher = losses_in_parallel
-    signature = _signature(operation, np.dtype(char))
-    return functools.partial(_compiled(launcher, signature, parallel=True), address_of_code)
-
-
-@functools.cache  # all operations with the same arguments share a launcher
-def _compiled(function, signature, **options):
-    return caching.compiled(function, signature, DIGEST, **options)
+def launcher():
+    """Return the address of `threads.launch`."""
+    dispatcher = caching.compiled(threads.launch, types.intp(*_INTS), DIGEST, parallel=True)
+    code = dispatcher.overloads[_INTS]
+    return code.library.get_pointer_to_function(code.fndesc.llvm_func_name)
 
 
 # ----------------------------------------------------------------------------------------- kernels
@@ -74,7 +77,8 @@ def tile_kernel(operation, is_chain, cost, narrow):
 
 
 def histogram_kernel(place, n_scratch, check, sweep):
-    def kernel(
+    @jitable
+    def process(
         chunk, n_chunks, edges, p, q, v, rho, length_factor, curvature_ratio, cost_factor,
         value, out, project, tolerance,
     ):  # fmt: skip
@@ -84,13 +88,24 @@ def histogram_kernel(place, n_scratch, check, sweep):
             tolerance, None,
         )  # fmt: skip
 
+    def kernel(
+        launcher, n_threads, n_chunks, edges, p, q, v, rho, length_factor, curvature_ratio,
+        cost_factor, value, out, project, tolerance,
+    ):  # fmt: skip
+        arguments = (
+            edges, p, q, v, rho, length_factor, curvature_ratio, cost_factor, value, out, project,
+            tolerance,
+        )  # fmt: skip
+        return in_threads(launcher, n_threads, n_chunks, process, arguments)
+
     return kernel
 
 
 def loss_kernel(place, n_scratch, sweep):
     check = losses.first_invalid_row
 
-    def kernel(
+    @jitable
+    def process(
         chunk, n_chunks, edges, x, target, v, labels, row_weights, rho, length_factor,
         curvature_ratio, cost_factor, value, out, normalize, cross_entropy, tolerance,
     ):  # fmt: skip
@@ -103,76 +118,27 @@ def loss_kernel(place, n_scratch, sweep):
             out, tolerance, loss,
         )  # fmt: skip
 
+    def kernel(
+        launcher, n_threads, n_chunks, edges, x, target, v, labels, row_weights, rho, length_factor,
+        curvature_ratio, cost_factor, value, out, normalize, cross_entropy, tolerance,
+    ):  # fmt: skip
+        arguments = (
+            edges, x, target, v, labels, row_weights, rho, length_factor, curvature_ratio,
+            cost_factor, value, out, normalize, cross_entropy, tolerance,
+        )  # fmt: skip
+        return in_threads(launcher, n_threads, n_chunks, process, arguments)
+
     return kernel
 
 
 def hessian_kernel():
-    def kernel(chunk, n_chunks, edges, order, curvatures, out, project):
-        return hessian.fill_matrices(chunk, n_chunks, edges, order, curvatures, out, project)
+    process = hessian.fill_matrices
+
+    def kernel(launcher, n_threads, n_chunks, edges, order, curvatures, out, project):
+        arguments = edges, order, curvatures, out, project
+        return in_threads(launcher, n_threads, n_chunks, process, arguments)
 
     return kernel
-
-
-# ------------------------------------------------------------------------- the same in all threads
-#
-# A kernel is compiled once, for one thread; the parallel launchers call its machine code by
-# address. (Called by name it would be compiled twice more: 6 s more per operation.)
-
-
-def histograms_in_parallel(
-    code, n_chunks, edges, p, q, v, rho, length_factor, curvature_ratio, cost_factor, value, out,
-    project, tolerance,
-):  # fmt: skip
-    invalid = np.empty(n_chunks, np.intp)
-    for chunk in prange(n_chunks):
-        invalid[chunk] = call(
-            code, np.intp(chunk), n_chunks, edges, p, q, v, rho, length_factor, curvature_ratio,
-            cost_factor, value, out, project, tolerance,
-        )  # fmt: skip
-    return invalid.min()
-
-
-def losses_in_parallel(
-    code, n_chunks, edges, x, target, v, labels, row_weights, rho, length_factor, curvature_ratio,
-    cost_factor, value, out, normalize, cross_entropy, tolerance,
-):  # fmt: skip
-    invalid = np.empty(n_chunks, np.intp)
-    for chunk in prange(n_chunks):
-        invalid[chunk] = call(
-            code, np.intp(chunk), n_chunks, edges, x, target, v, labels, row_weights, rho,
-            length_factor, curvature_ratio, cost_factor, value, out, normalize, cross_entropy,
-            tolerance,
-        )  # fmt: skip
-    return invalid.min()
-
-
-def hessian_in_parallel(code, n_chunks, edges, order, curvatures, out, project):
-    done = np.empty(n_chunks, np.intp)
-    for chunk in prange(n_chunks):
-        done[chunk] = call(
-            code, np.intp(chunk), n_chunks, edges, order, curvatures, out, project
-        )  # fmt: skip
-    return done.min()
-
-
-@intrinsic
-def call(typingctx, code, *arguments):
-    """Call the compiled kernel at the address `code`, which returns an intp."""
-    types_of_arguments = arguments[0] if isinstance(arguments[0], tuple) else arguments
-
-    def codegen(context, builder, sig, args):
-        convention = context.call_conv
-        operands = cgutils.unpack_tuple(builder, args[1])
-        signature = convention.get_function_type(types.intp, types_of_arguments)
-        kernel = builder.inttoptr(args[0], signature.as_pointer())
-        status, result = convention.call_function(
-            builder, kernel, types.intp, types_of_arguments, operands
-        )
-        with cgutils.if_unlikely(builder, status.is_error):
-            convention.return_status_propagate(builder, status)
-        return result
-
-    return types.intp(code, types.StarArgTuple(types_of_arguments)), codegen
 
 
 # ------------------------------------------------------------------------------------------- types
@@ -189,11 +155,12 @@ def _indices():
 _LENGTHS = _array(np.float64, 1, readonly=True)
 _EDGES = types.NamedTuple([_indices(), _LENGTHS, _LENGTHS], layouts.Edges)
 _BIN_ORDER = types.NamedUniTuple(_indices(), 3, layouts.BinOrder)
+_INTS = (types.intp,) * 3
 _NUMBERS = (types.float64,) * 4  # the first four of `Numbers`
 
 
 def _signature(operation, dtype):
-    """Return the signature of the kernel and, with the address for `chunk`, of its launcher."""
+    """Return the signature of a kernel."""
     real = types.float64
     rows, out = _array(dtype, 3, "A", readonly=True), _array(dtype, 3)
     if operation == "hessian":
@@ -208,4 +175,4 @@ def _signature(operation, dtype):
             out = _array(np.float64, 3)
         start = _EDGES, rows, rows, rows, *_NUMBERS
         arguments = *start, _array(dtype, 1), out, real, real
-    return types.intp(types.intp, types.intp, *arguments)
+    return types.intp(*_INTS, *arguments)

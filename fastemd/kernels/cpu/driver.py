@@ -129,26 +129,18 @@ def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: boo
     if n_matrices:
         curvatures = curvatures.reshape(n_matrices, curvatures.shape[-1])
         matrices = out.reshape(n_matrices, n_bins, n_bins)
-        kernel = _Kernel("hessian", False, "any", False, out.dtype.char)
+        kernel = compiling.kernel("hessian", False, "any", False, out.dtype.char)
         arguments = layout.bin_order, curvatures, matrices, float(bool(project))
         _launch(kernel, out.size, layout.edges, *arguments)
-
-
-class _Kernel:
-    """A compiled kernel, for one thread; the code that runs it in all is compiled when needed."""
-
-    def __init__(self, *key: Any) -> None:
-        self.serial = compiling.serial_kernel(*key)
-        self.key = key
 
 
 @functools.lru_cache(maxsize=1024)
 def _kernel(
     operation: str, cost: Cost, is_chain: bool, narrow: bool, char: str
-) -> tuple[_Kernel, tuple[float, float, float, float]]:
+) -> tuple[Any, tuple[float, float, float, float]]:
     """Return the kernel of an operation, and its `Numbers`."""
     operation, name, numbers = variant(operation, cost)
-    return _Kernel(operation, is_chain, name, narrow, char), numbers
+    return compiling.kernel(operation, is_chain, name, narrow, char), numbers
 
 
 # ----------------------------------------------------------------------------------------- threads
@@ -181,13 +173,16 @@ def give_threads_back() -> None:
     _one_parallel_kernel.release()
 
 
-def _launch(kernel: _Kernel, n_elements: int, *arguments: Any) -> int:
+def _launch(kernel: Any, n_elements: int, *arguments: Any) -> int:
     """Run a kernel, in parallel if there are many elements."""
     n_threads = take_threads(n_elements >= PARALLEL_FROM)
     if n_threads == 1:
-        return kernel.serial(0, 1, *arguments)  # type: ignore[no-any-return]  # Numba has no types
-    try:
-        parallel = compiling.parallel_kernel(*kernel.key)
-        return parallel(n_threads, *arguments)  # type: ignore[no-any-return]
-    finally:
-        give_threads_back()
+        result = kernel(0, 1, 1, *arguments)
+    else:
+        try:
+            result = kernel(compiling.launcher(), n_threads, n_threads, *arguments)
+        finally:
+            give_threads_back()
+    if result < 0:
+        raise MemoryError("the scratch of the threads does not fit into memory")
+    return result  # type: ignore[no-any-return]  # Numba has no types

@@ -12,7 +12,6 @@ from fastemd.kernels.cpu.row_io import write_along
 from fastemd.kernels.cpu.simd import (
     address,
     aligned,
-    jitable,
     load,
     n_lanes,
     number_at,
@@ -21,6 +20,7 @@ from fastemd.kernels.cpu.simd import (
     store,
     wide,
 )
+from fastemd.kernels.jitable import jitable
 
 
 @jitable

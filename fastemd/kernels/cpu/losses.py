@@ -18,12 +18,11 @@ from fastemd.kernels.cpu.row_io import WIDTH, number, read_block, read_column, w
 from fastemd.kernels.cpu.simd import (
     exp_below,
     integer_at,
-    jitable,
     lane,
+    least,
     load,
     multiply_add,
     n_lanes,
-    name_by_closure,
     number_at,
     put_integer,
     put_number,
@@ -40,6 +39,7 @@ from fastemd.kernels.cpu.sweeps import (
 )
 from fastemd.kernels.cpu.tiles import finish_streaming
 from fastemd.kernels.edges import EdgeCost, flow_edge
+from fastemd.kernels.jitable import jitable
 from fastemd.kernels.operations import L1, NONE, SOFTMAX, Jacobian, Operation, jacobian
 
 SMALLEST_SUM = 2.0**-1022  # to divide by
@@ -79,7 +79,7 @@ def first_invalid_row(tile, first, n_rows, tolerance):
     """
     rows, scratch, n_bins = tile.rows, tile.scratch, tile.layout.n_bins
     for r in range(n_lanes(scratch.x)):
-        row = min(first + r, n_rows - 1)  # beyond the end, the last row is repeated
+        row = least(first + r, n_rows - 1)  # beyond the end, the last row is repeated
         row_weight = number_at(tile.loss.row_weights, row)
         put_number(scratch.row_weights, r, row_weight)
         if row_weight == 0.0:
@@ -302,7 +302,7 @@ def mean_over_r(tile, prediction, x):
 def gradient_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
     """Make the function that computes the losses of a tile and their gradients."""
     sweep_up, sweep_down, sweep_down_bins = sweeps(is_chain)
-    edge_values = name_by_closure(operation.edge(cost))
+    edge_values = operation.edge(cost)
     write_gradients, write_gradient = writers(gradient_column)
     write_softmax, write_softmax_one = writers(softmax_column)
 
@@ -417,7 +417,7 @@ def half_sum_of_logits(tile):
 def diagonal_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
     """Make the function that computes the diagonals of the losses' Hessians."""
     sweep_up, sweep_down, _ = sweeps(is_chain)
-    edge_values, flow = name_by_closure(operation.edge(cost)), flow_edge(cost)
+    edge_values, flow = operation.edge(cost), flow_edge(cost)
     read_r = blocks_of(r_column)
     write_four, write_one = writers(diagonal_column)
 
@@ -452,7 +452,7 @@ def diagonal_column(tile, k, total, context):
 def product_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
     """Make the function that multiplies the losses' Hessians by `v`."""
     sweep_up, sweep_down, _ = sweeps(is_chain)
-    edge_values, flow = name_by_closure(operation.edge(cost)), flow_edge(cost)
+    edge_values, flow = operation.edge(cost), flow_edge(cost)
     read_u = blocks_of(u_column)
     write_four, write_one = writers(product_column)
 

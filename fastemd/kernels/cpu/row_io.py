@@ -13,7 +13,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastemd.kernels.cpu.simd import F64, I32, I64, LanesType, jitable, pointer
+from fastemd.kernels.cpu.simd import F64, I32, I64, LanesType, pointer
+from fastemd.kernels.jitable import jitable
 
 WIDTH = 4  # of a block; any vector unit transposes 4 x 4 float64 well; unrolled in the sweeps
 

@@ -9,7 +9,6 @@ The number of lanes is part of the type, both of a value and of the address at w
 (`At`): code written for an address works for any number of lanes.
 """
 
-import hashlib
 import math
 import operator
 from fractions import Fraction
@@ -21,38 +20,16 @@ from numba.extending import (
     intrinsic,
     lower_builtin,
     models,
-    register_jitable,
     register_model,
     type_callable,
 )
 from numba.np import arrayobj
 
+from fastemd.kernels.jitable import jitable
+
 F64 = ir.DoubleType()
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
-
-
-def jitable(function):
-    """Let kernels call a function.
-
-    It gets no entry points for Python and C, which take 15 % of the compile time.
-    """
-    name_by_closure(function)
-    return register_jitable(no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
-
-
-def name_by_closure(function):
-    """Give functions that close over different things different names.
-
-    Numba finds machine code by name, so kernels compiled in different processes, which meet in one
-    that loads them from the cache, would call the functions of each other.
-    """
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    if cells:
-        names = [f"{x.__module__}.{x.__qualname__}" if callable(x) else repr(x) for x in cells]
-        digest = hashlib.sha256(repr(names).encode()).hexdigest()[:16]
-        function.__qualname__ += f"_{digest}"
-    return function
 
 
 # ------------------------------------------------------------------ powers, as LLVM instructions
@@ -364,6 +341,25 @@ def add_term(typingctx, factors, total):
     return total(factors, total), codegen
 
 
+def _of_two(symbol):
+    @intrinsic
+    def choose(typingctx, a, b):
+        kind = typingctx.unify_types(a, b)
+
+        def codegen(context, builder, sig, args):
+            a, b = (context.cast(builder, x, t, kind) for x, t in zip(args, sig.args, strict=True))
+            compare = builder.fcmp_ordered if kind in types.real_domain else builder.icmp_signed
+            return builder.select(compare(symbol, b, a), b, a)
+
+        return kind(a, b), codegen
+
+    return choose
+
+
+# Of two numbers, as Python's `min` and `max`, which Numba compiles for every pair of types.
+least, greatest = _of_two("<"), _of_two(">")
+
+
 @intrinsic
 def exp_below(typingctx, a, like):
     """Return ``e ** a`` for a <= 0; below the smallest normal number it is 0."""
@@ -463,6 +459,24 @@ def store(typingctx, place, index, value):
     return types.void(place, types.intp, value), codegen
 
 
+@intrinsic
+def store_each(typingctx, place, other, index, values):
+    """Write lanes to `place`; of a pair, the second ones to `other`."""
+    vector = place.lanes.vector
+    is_pair = isinstance(values, types.BaseTuple)
+
+    def codegen(context, builder, sig, args):
+        kinds = sig.args[3] if is_pair else (sig.args[3],)
+        each = cgutils.unpack_tuple(builder, args[3]) if is_pair else (args[3],)
+        for address, kind, value in zip(args, kinds, each, strict=False):
+            start = pointer(builder, address, vector, args[2])
+            lanes = _as_vector(context, builder, kind, value, vector)
+            builder.store(lanes, start, align=8 * vector.count)
+        return context.get_dummy_value()
+
+    return types.void(place, other, types.intp, values), codegen
+
+
 def _reader(element, numba_type):
     @intrinsic
     def read(typingctx, address, index):
@@ -501,6 +515,28 @@ def address(typingctx, array):
         return builder.ptrtoint(data, I64)
 
     return types.intp(array), codegen
+
+
+@intrinsic
+def allocate(typingctx, n_numbers):
+    """Return the address of memory for float64 numbers, 0 if there is none; see `free`."""
+
+    def codegen(context, builder, sig, args):
+        memory = context.nrt.allocate(builder, builder.mul(args[0], I64(8)))
+        return builder.ptrtoint(memory, I64)
+
+    return types.intp(types.intp), codegen
+
+
+@intrinsic
+def free(typingctx, address):
+    """Free memory of `allocate`."""
+
+    def codegen(context, builder, sig, args):
+        context.nrt.free(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
 
 
 @jitable

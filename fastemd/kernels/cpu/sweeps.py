@@ -14,9 +14,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from numba import types
-from numba.extending import overload
-
 from fastemd.kernels.cpu.checks import mean_of_row
 from fastemd.kernels.cpu.row_io import (
     WIDTH,
@@ -28,24 +25,24 @@ from fastemd.kernels.cpu.row_io import (
 from fastemd.kernels.cpu.simd import (
     add_term,
     integer_at,
-    jitable,
     load,
     n_lanes,
-    name_by_closure,
     number_at,
     put_number,
     splat,
     store,
+    store_each,
 )
 from fastemd.kernels.cpu.tiles import finish_streaming, overlap_memory
 from fastemd.kernels.edges import Edge, EdgeCost, flow_edge
+from fastemd.kernels.jitable import jitable
 from fastemd.kernels.operations import Operation
 
 
 def histogram_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
     """Make the function that performs an operation on a tile and returns its values."""
     sweep_up, sweep_down, _ = sweeps(is_chain)
-    edge_values, other_flow = name_by_closure(operation.edge(cost)), flow_edge(cost)
+    edge_values, other_flow = operation.edge(cost), flow_edge(cost)
     sweeps_other, starts_from_v = operation.other == "v", operation.start == "v"
     writes_bins, mean_factor = operation.output == "bins", operation.mean
     n_roots = 1 if operation.output == "nodes" else 0  # the root has no edge
@@ -168,24 +165,8 @@ def apply_edge(tile, x, e, flow, edge_values, sums):
     length, share = number_at(tile.layout.length, e), number_at(tile.layout.share, e)
     edge = Edge(length, share, load(other, e), tile.numbers)
     values, first_term, second_term = edge_values(edge, flow)
-    put_values(x, other, e, values)
+    store_each(x, other, e, values)
     return add_term(first_term, sums[0]), add_term(second_term, sums[1])
-
-
-def put_values(x, other, e, values):
-    """Store the edge value in `x`; of a pair of them, the second one in `other`."""
-
-
-@overload(put_values, jit_options={"no_cpython_wrapper": True, "no_cfunc_wrapper": True})
-def _put_values(x, other, e, values):
-    def put_one(x, other, e, values):
-        store(x, e, values)
-
-    def put_pair(x, other, e, values):
-        store(x, e, values[0])
-        store(other, e, values[1])
-
-    return put_pair if isinstance(values, types.BaseTuple) else put_one
 
 
 @jitable

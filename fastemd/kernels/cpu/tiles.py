@@ -10,8 +10,7 @@ memory is fastest at: the sweeps touch all rows of a tile at once, a few bytes e
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from fastemd.kernels.cpu.references import by_reference
 from fastemd.kernels.cpu.row_io import (
     LINE,
     WIDTH,
@@ -24,14 +23,18 @@ from fastemd.kernels.cpu.row_io import (
 from fastemd.kernels.cpu.simd import (
     address,
     aligned,
+    allocate,
+    free,
+    greatest,
     integer_at,
-    jitable,
     lane,
+    least,
     n_lanes,
     put_integer,
     put_number,
 )
 from fastemd.kernels.edges import Numbers
+from fastemd.kernels.jitable import jitable
 
 # Inputs of this size are prefetched; smaller ones are likely in a cache, where prefetching gains
 # nothing and takes 3 % of the time.
@@ -131,7 +134,9 @@ def run_tiles(
 ):  # fmt: skip
     """Process one of `n_chunks` equal parts of the batch, tile by tile.
 
-    Stop at the first row that fails the check, and return it; otherwise return the number of rows.
+    Stop at the first row that fails the check, and return it; otherwise return the number of rows,
+    or -1 if there is no memory for the scratch.
+
     ``sweep(tile)`` writes the results of a tile and returns its values. `place` sets the number of
     lanes; `n_scratch` is the number of scratch arrays x, y, other, u.
     """
@@ -160,9 +165,11 @@ def run_tiles(
     copy_bytes = whole_lines(lanes * (p.row_bytes + LINE) // 8)
     copied = lanes > 1 and (are_crowded(p) or are_crowded(q) or are_crowded(v))
     zeros = copies + copied * (2 + with_v) * copy_bytes
-    scratch = np.empty(zeros // 8 + n_bins + 8)
-    start = aligned(address(scratch))
-    tile = Tile(
+    scratch = allocate(zeros // 8 + n_bins + 8)
+    if scratch == 0:
+        return -1
+    start = aligned(scratch)
+    record = Tile(
         Layout(n_bins, n_edges, address(edges.parent), start + lengths, address(edges.share)),
         numbers,
         Rows(place(start), place(start + TABLE), place(start + 2 * TABLE), with_v, like),
@@ -178,6 +185,7 @@ def run_tiles(
         ),
         loss,
     )  # fmt: skip
+    tile = by_reference(record)
     for e in range(n_edges):
         put_number(tile.layout.length, e, numbers.length_factor * edges.length[e])
     rows, overlap = tile.rows, tile.overlap
@@ -189,7 +197,7 @@ def run_tiles(
     invalid, last = n_rows, n_rows
     for t in range(begin, end):
         first = t * lanes
-        last = min(first + lanes, n_rows)
+        last = least(first + lanes, n_rows)
         locate(p, first, rows.p)
         locate_next(p, first + lanes, overlap.next_pq, 0)
         if with_q:
@@ -209,7 +217,7 @@ def run_tiles(
                 copy_rows(v, rows.v, start + copies + 2 * copy_bytes)
         if stream:
             for r in range(lanes):
-                row = min(r, last - first - 1)
+                row = least(r, last - first - 1)
                 put_integer(tile.out.rows, r, overlap.staged + row * row_bytes)
         elif n_columns:
             locate(out, first, tile.out.rows)
@@ -218,14 +226,14 @@ def run_tiles(
             put_integer(overlap.destination, 0, 0)  # no more results
             break
         values = sweep(tile)
-        for row in range(first, min(last, value.size)):
+        for row in range(first, least(last, value.size)):
             value[row] = lane(values, row - first)
         if stream:
             put_integer(overlap.destination, 0, address_of_row(out, first))
     if stream:
         finish_streaming(tile, 0, (last - (end - 1) * lanes) * row_bytes)
         fence()
-    scratch[0] = 0.0  # Numba frees an array after its last use by name
+    free(scratch)
     return invalid
 
 
@@ -249,7 +257,7 @@ def as_batch(array):
 @jitable
 def address_of_row(batch, row):
     """Return where a row starts; beyond the end of the batch, the last row."""
-    row, group = min(row, batch.n_rows - 1), 0
+    row, group = least(row, batch.n_rows - 1), 0
     if row >= batch.rows_per_group:  # avoids a division, which is noticeable for few bins
         group, row = row // batch.rows_per_group, row % batch.rows_per_group
     return batch.address + group * batch.group_stride + row * batch.row_stride
@@ -316,9 +324,9 @@ def finish_streaming(tile, n_blocks, n_bytes):
     destination = integer_at(overlap.destination, 0)
     if destination == 0:
         return
-    n_lines = max(n_blocks - 1, 0) * lines_per_block(tile.rows.p, tile.out.like)
-    head = min(-destination % LINE, n_bytes)
-    rest = min(head + n_lines * LINE, n_bytes)
+    n_lines = greatest(n_blocks - 1, 0) * lines_per_block(tile.rows.p, tile.out.like)
+    head = least(-destination % LINE, n_bytes)
+    rest = least(head + n_lines * LINE, n_bytes)
     copy(overlap.staged, destination, head)
     copy(overlap.staged + rest, destination + rest, n_bytes - rest)
     put_integer(overlap.destination, 0, 0)
