@@ -108,9 +108,11 @@ def resolve(space: GroundSpace | EdgeLayout, validate: bool | float | None, **in
             rows = _ready_rows(inputs.values(), space.n_bins)
     if rows is None:
         shape, dtype = batch_shape(inputs), result_type(inputs.values())
+        chars = [inputs[name].dtype.char for name in ("p", "q") if name in inputs]
     else:
-        shape, dtype = inputs["p"].shape[:-1], inputs["p"].dtype
-    chars = [inputs[name].dtype.char for name in ("p", "q") if name in inputs]
+        p = inputs["p"]
+        shape, dtype = p.shape[:-1], p.dtype
+        chars = [dtype.char]
     tolerance = validation.check_validate(validate, validation.mass_tolerance(*chars))
     return Batch(backend, inputs, shape, dtype, tolerance, validate, rows)
 

@@ -44,7 +44,10 @@ DIGEST = caching.digest_of_code(__name__, *(module.__name__ for module in SOURCE
 # By the character of the type: hashing the type itself takes longer than all the rest of a call.
 @functools.cache
 def kernel(operation, is_chain, cost, narrow, char):
-    """Return a compiled kernel: ``(launcher, n_threads, n_chunks, *arguments)``."""
+    """Return a compiled kernel: ``(launcher, n_threads, n_chunks, *arguments)``.
+
+    It does not check the types of its arguments.
+    """
     if operation == "hessian":
         function = hessian_kernel()
     else:
@@ -52,7 +55,10 @@ def kernel(operation, is_chain, cost, narrow, char):
     # Numba finds machine code by this name, so kernels from the cache must have different ones.
     space, lanes = "chain" if is_chain else "tree", "narrow" if narrow else "wide"
     function.__qualname__ = "_".join((operation, space, cost, lanes))
-    return caching.compiled(function, _signature(operation, np.dtype(char)), DIGEST)
+    signature = _signature(operation, np.dtype(char))
+    compiled = caching.compiled(function, signature, DIGEST)
+    # The dispatcher would look at the types of all arguments again: 1 us for a pair.
+    return compiled.overloads[signature.args].entry_point
 
 
 @functools.cache

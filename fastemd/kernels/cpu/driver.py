@@ -64,12 +64,13 @@ def run(
     int
         The first invalid row, or ``G * R``.
     """
-    p = rows[0]
-    few = operation == "gradient" and p.shape[0] * p.shape[1] <= FEW_ROWS
+    p, q, v = rows
+    size = p.size
+    few = operation == "gradient" and size <= FEW_ROWS * layout.n_bins
     narrow = few or layout.n_edges > MANY_EDGES
     kernel, numbers = _kernel(operation, cost, layout.is_chain, narrow, p.dtype.char)
-    rest = value, out, float(bool(project)), tolerance
-    return _launch(kernel, p.size, layout.edges, *rows, *numbers, *rest)
+    arguments = layout.edges, p, q, v, *numbers, value, out, float(project), tolerance
+    return _launch(kernel, size, arguments)
 
 
 def run_loss(
@@ -119,7 +120,7 @@ def run_loss(
     narrow = x.shape[0] * x.shape[1] <= FEW_ROWS or layout.n_edges > MANY_EDGES
     kernel, numbers = _kernel(operation, cost, layout.is_chain, narrow, x.dtype.char)
     rest = value, out, NORMALIZATIONS[normalize], cross_entropy, tolerance
-    return _launch(kernel, x.size, layout.edges, *rows, labels, row_weights, *numbers, *rest)
+    return _launch(kernel, x.size, (layout.edges, *rows, labels, row_weights, *numbers, *rest))
 
 
 def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: bool) -> None:
@@ -131,7 +132,7 @@ def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: boo
         matrices = out.reshape(n_matrices, n_bins, n_bins)
         kernel = compiling.kernel("hessian", False, "any", False, out.dtype.char)
         arguments = layout.bin_order, curvatures, matrices, float(bool(project))
-        _launch(kernel, out.size, layout.edges, *arguments)
+        _launch(kernel, out.size, (layout.edges, *arguments))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -161,9 +162,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-def take_threads(is_large: bool) -> int:
+def take_threads() -> int:
     """Return how many threads a kernel may use; after more than one, call `give_threads_back`."""
-    if not is_large or _forked or (n_threads := numba.get_num_threads()) == 1:
+    if _forked or (n_threads := numba.get_num_threads()) == 1:
         return 1
     return n_threads if _one_parallel_kernel.acquire(blocking=False) else 1
 
@@ -173,9 +174,9 @@ def give_threads_back() -> None:
     _one_parallel_kernel.release()
 
 
-def _launch(kernel: Any, n_elements: int, *arguments: Any) -> int:
+def _launch(kernel: Any, n_elements: int, arguments: tuple[Any, ...]) -> int:
     """Run a kernel, in parallel if there are many elements."""
-    n_threads = take_threads(n_elements >= PARALLEL_FROM)
+    n_threads = 1 if n_elements < PARALLEL_FROM else take_threads()
     if n_threads == 1:
         result = kernel(0, 1, 1, *arguments)
     else:
