@@ -15,6 +15,7 @@ from fastemd.functions import *
 from fastemd.losses import emd_loss, emd_loss_hessian_diag
 from fastemd.sinkhorn import SinkhornResult, sinkhorn
 from fastemd.spaces import Chain, Tree
+from fastemd.warming import warm_up
 
 if TYPE_CHECKING:
     from fastemd import boosting as boosting
@@ -35,6 +36,7 @@ __all__ = [
     "exact_emd",
     "sinkhorn",
     "synchronize",
+    "warm_up",
 ]
 __all__ += functions.__all__
 

@@ -6,6 +6,7 @@ Here a file holds one kernel, with a digest of its content and a key of all that
 on. If the cache fails, the kernel is compiled, with one warning per process.
 """
 
+import contextlib
 import gc
 import hashlib
 import os
@@ -22,6 +23,7 @@ from numba import njit
 from numba.core import config as settings
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 from numba.misc.appdirs import user_cache_dir
 
@@ -53,6 +55,11 @@ def compiled(function: Callable[..., Any], signature: Any, digest: bytes, **opti
             gc.enable()
     dispatcher.disable_compile()
     return dispatcher
+
+
+def is_cached(function: Callable[..., Any], signature: Any, digest: bytes) -> bool:
+    """Return whether the cache holds what `compiled` would compile."""
+    return KernelCache(function, digest).holds(signature, cpu_target.target_context.codegen())
 
 
 def digest_of_code(*names: str) -> bytes:
@@ -112,19 +119,30 @@ class KernelCache(NullCache):
         target_context.refresh()
         for folder in folders():
             try:
-                name, key = self._entry(sig, target_context.codegen())
-                content = (folder / name).read_bytes()
-                digest, content = content[:SIZE], content[SIZE:]
-                if digest != hashlib.sha256(content).digest():
-                    raise ValueError(f"{name} is damaged")
-                if content[:SIZE] == key:
-                    payload = pickle.loads(content[SIZE:])
-                    return CompileResult._rebuild(target_context, *payload)
-            except OSError:
-                pass  # most often there is no such file; `save_overload` warns if none can be
+                payload = self._payload(folder, sig, target_context.codegen())
+                if payload is not None:
+                    return CompileResult._rebuild(target_context, *pickle.loads(payload))
             except Exception as error:
                 _warn(folder, error)
         return None
+
+    def holds(self, sig: Any, codegen: Any) -> bool:
+        """Return whether there is a compiled function for a signature."""
+        with contextlib.suppress(Exception):
+            return any(self._payload(folder, sig, codegen) is not None for folder in folders())
+        return False
+
+    def _payload(self, folder: Path, signature: Any, codegen: Any) -> bytes | None:
+        """Return the content of a file, None if there is none with our key."""
+        name, key = self._entry(signature, codegen)
+        try:
+            content = (folder / name).read_bytes()
+        except OSError:  # most often there is no such file; `save_overload` warns if none can be
+            return None
+        digest, content = content[:SIZE], content[SIZE:]
+        if digest != hashlib.sha256(content).digest():
+            raise ValueError(f"{name} is damaged")
+        return content[SIZE:] if content[:SIZE] == key else None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Write a compiled function to the first folder that can be written to."""

@@ -7,6 +7,10 @@ kernel, which is optimised once. (First pair on the ImageNet tree: 2.0 s, 4.6 s 
 `numba.extending.register_jitable`.)
 """
 
+import functools
+import logging
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -20,6 +24,7 @@ from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer, infer_global
 from numba.extending import lower_builtin, register_jitable
 
+ANNOUNCED_AFTER = 0.5  # seconds of a compilation
 _libraries: list["KernelLibrary"] = []  # of the kernels that are being compiled
 
 
@@ -109,10 +114,24 @@ class KernelCompiler(Compiler):
     def compile_extra(self, func: Any) -> Any:
         """Compile, while `lowered` adds to the library."""
         _libraries.append(self.state.library)  # Numba compiles in one thread at a time
+        timer = threading.Timer(ANNOUNCED_AFTER, _announce)
+        timer.daemon = True
+        timer.start()
         try:
             return super().compile_extra(func)
         finally:
+            timer.cancel()
             _libraries.pop()
+
+
+@functools.cache  # once in a process
+def _announce() -> None:
+    """Tell the user what takes so long."""
+    message = "compiling kernels, a few seconds each, once: they are cached on disk"
+    log = logging.getLogger("fastemd")
+    log.info(message)
+    if sys.stderr is not None and sys.stderr.isatty() and not log.isEnabledFor(logging.INFO):
+        print("fastemd:", message, file=sys.stderr, flush=True)
 
 
 class FunctionCompiler(CompilerBase):

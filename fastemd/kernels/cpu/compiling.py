@@ -48,6 +48,19 @@ def kernel(operation, is_chain, cost, narrow, char):
 
     It does not check the types of its arguments.
     """
+    function, signature = _source(operation, is_chain, cost, narrow, char)
+    compiled = caching.compiled(function, signature, DIGEST)
+    # The dispatcher would look at the types of all arguments again: 1 us for a pair.
+    return compiled.overloads[signature.args].entry_point
+
+
+def is_cached(*key):
+    """Return whether the kernel with these arguments of `kernel` need not be compiled."""
+    return caching.is_cached(*_source(*key), DIGEST)
+
+
+def _source(operation, is_chain, cost, narrow, char):
+    """Return the Python function of a kernel, and its signature."""
     if operation == "hessian":
         function = hessian_kernel()
     else:
@@ -55,10 +68,7 @@ def kernel(operation, is_chain, cost, narrow, char):
     # Numba finds machine code by this name, so kernels from the cache must have different ones.
     space, lanes = "chain" if is_chain else "tree", "narrow" if narrow else "wide"
     function.__qualname__ = "_".join((operation, space, cost, lanes))
-    signature = _signature(operation, np.dtype(char))
-    compiled = caching.compiled(function, signature, DIGEST)
-    # The dispatcher would look at the types of all arguments again: 1 us for a pair.
-    return compiled.overloads[signature.args].entry_point
+    return function, _signature(operation, np.dtype(char))
 
 
 @functools.cache

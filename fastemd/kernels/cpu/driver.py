@@ -12,6 +12,7 @@ import numba
 from numpy.typing import NDArray
 
 from fastemd.kernels.cpu import compiling
+from fastemd.kernels.cpu.losses import LOSSES
 from fastemd.kernels.edges import Cost
 from fastemd.kernels.operations import NORMALIZATIONS, variant
 from fastemd.layout import EdgeLayout
@@ -130,9 +131,30 @@ def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: boo
     if n_matrices:
         curvatures = curvatures.reshape(n_matrices, curvatures.shape[-1])
         matrices = out.reshape(n_matrices, n_bins, n_bins)
-        kernel = compiling.kernel("hessian", False, "any", False, out.dtype.char)
+        kernel = compiling.kernel(*_hessian_key(out.dtype.char))
         arguments = layout.bin_order, curvatures, matrices, float(bool(project))
         _launch(kernel, out.size, (layout.edges, *arguments))
+
+
+def keys(operation: str, layout: EdgeLayout, cost: Cost, char: str) -> list[tuple[Any, ...]]:
+    """Return the arguments of `compiling.kernel` for the kernels that an operation may launch."""
+    if operation == "hessian":
+        return [_hessian_key(char)]
+    by_one = operation == "gradient" or operation in LOSSES
+    large = layout.n_edges > MANY_EDGES
+    widths = [True] if large else [True, False] if by_one else [False]
+    operation, name, _ = variant(operation, cost)
+    return [(operation, layout.is_chain, name, narrow, char) for narrow in widths]
+
+
+def _hessian_key(char: str) -> tuple[Any, ...]:
+    return "hessian", False, "any", False, char
+
+
+def prepare_threads() -> None:
+    """Compile what runs kernels in all threads."""
+    if numba.get_num_threads() > 1:
+        compiling.launcher()
 
 
 @functools.lru_cache(maxsize=1024)
