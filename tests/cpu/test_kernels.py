@@ -18,42 +18,62 @@ from fastemd.kernels.cpu.simd import (
     put_number,
     store,
 )
-from fastemd.kernels.jitable import KernelCompiler
+from fastemd.kernels.jitable import KernelCompiler, jitable
 
 LANES = 8
-_lanes_at = at(LANES)
 
 
-@numba.njit(pipeline_class=KernelCompiler)
-def _raise_lanes(x, y, out):
-    scratch = np.empty(2 * LANES)
-    lanes = _lanes_at(aligned(address(scratch)))
-    for i in range(0, x.size, LANES):
-        for r in range(LANES):
-            put_number(lanes, r, x[i + r])
-        store(lanes, 0, load(lanes, 0) ** y)
-        for r in range(LANES):
-            out[i + r] = number_at(lanes, r)
-    scratch[0] = 0.0
+def _in_lanes(function, single):
+    """Return a function that applies one of lanes and a number to arrays."""
+    lanes_at = at(LANES, single)
+
+    @numba.njit(pipeline_class=KernelCompiler)
+    def apply(x, y, out):
+        scratch = np.empty(2 * LANES)
+        lanes = lanes_at(aligned(address(scratch)))
+        for i in range(0, x.size, LANES):
+            for r in range(LANES):
+                put_number(lanes, r, x[i + r])
+            store(lanes, 0, function(load(lanes, 0), y))
+            for r in range(LANES):
+                out[i + r] = number_at(lanes, r)
+        scratch[0] = 0.0
+
+    def applied(x, y=0.0):
+        out = np.empty_like(x)
+        apply(x, y, out)
+        return out
+
+    return applied
 
 
-def _power(x, y):
-    out = np.empty_like(x)
-    _raise_lanes(x, y, out)
-    return out
+@jitable
+def _raise(x, y):
+    return x**y
 
 
+@jitable
+def _exp(x, y):
+    return exp_below(x)
+
+
+POWER = {single: _in_lanes(_raise, single) for single in (False, True)}
+EXP = {single: _in_lanes(_exp, single) for single in (False, True)}
+
+
+@pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("y", [1e-12, 0.5, 1.7, 2.7, 10.0, 100.0, 1000.0, -0.01, -0.99])
-def test_power_error_is_within_bound(y, rng):
+def test_power_error_is_within_bound(y, single, rng):
     x = np.concatenate([10.0 ** rng.uniform(-300, 300, 4000), rng.uniform(0.5, 2.0, 4000)])
     with np.errstate(over="ignore", under="ignore"):
         exact = x.astype(np.longdouble) ** np.longdouble(y)
     within = (exact > 1e-300) & (exact < 1e300)
     assert within.sum() > 100
-    error = np.abs(_power(x, y)[within] / exact[within] - 1).max()
-    assert error <= (1.5 + abs(y) / 2) * 2.0**-52
+    error = np.abs(POWER[single](x, y)[within] / exact[within] - 1).max()
+    assert error <= ((1 + abs(y) / 4) * 2.0**-43 if single else (1.5 + abs(y) / 2) * 2.0**-52)
 
 
+@pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize(
     ("a", "y", "result"),
     [
@@ -65,47 +85,36 @@ def test_power_error_is_within_bound(y, rng):
         (0.25, 1.7e308, 0.0),
         (1e200, 2.0, np.inf),
         (1e-200, 2.0, 0.0),
-        (2.0, -1074.0, 5e-324),
+        (2.0, 1023.0, 2.0**1023),
+        (2.0, -1021.0, 2.0**-1021),
         (3.0, 0.0, 1.0),
         (np.nan, 0.5, np.nan),
     ],
 )
-def test_power_of_special_values(a, y, result):
-    np.testing.assert_array_equal(_power(np.full(LANES, a), y), np.full(LANES, result))
+def test_power_of_special_values(a, y, result, single):
+    comp = POWER[single](np.full(LANES, a), y)
+    np.testing.assert_array_equal(comp, np.full(LANES, result))
 
 
-@numba.njit(pipeline_class=KernelCompiler)
-def _exp_lanes(x, like, out):
-    scratch = np.empty(2 * LANES)
-    lanes = _lanes_at(aligned(address(scratch)))
-    for i in range(0, x.size, LANES):
-        for r in range(LANES):
-            put_number(lanes, r, x[i + r])
-        store(lanes, 0, exp_below(load(lanes, 0), like))
-        for r in range(LANES):
-            out[i + r] = number_at(lanes, r)
-    scratch[0] = 0.0
+@pytest.mark.parametrize(("single", "result"), [(False, 5e-324), (True, 0.0)])
+def test_power_below_normal_numbers(single, result):
+    assert (POWER[single](np.full(LANES, 2.0), -1074.0) == result).all()
 
 
-@pytest.mark.parametrize(
-    ("like", "bound"), [(np.float32(0), 2.0**-43), (np.float64(0), 2.0**-51.5)]
-)
-def test_exp_below_error_is_within_bound(like, bound, rng):
+@pytest.mark.parametrize(("single", "bound"), [(True, 2.0**-43), (False, 2.0**-51.5)])
+def test_exp_below_error_is_within_bound(single, bound, rng):
     x = -np.concatenate([10.0 ** rng.uniform(-20, 2.84, 4000), rng.uniform(0.0, 1.0, 4000)])
-    out = np.empty_like(x)
-    _exp_lanes(x, like, out)
     within = x > -707
     exact = np.exp(x.astype(np.longdouble))
-    if like.itemsize == 4:  # the error of log2(e) grows with the argument
+    if single:  # the error of log2(e) grows with the argument
         bound = bound * np.maximum(1.0, -x / 64)
-    assert (np.abs(out / exact - 1) <= bound)[within].all()
+    assert (np.abs(EXP[single](x) / exact - 1) <= bound)[within].all()
 
 
-@pytest.mark.parametrize("like", [np.float32(), np.float64()])
-def test_exp_below_of_special_values(like):
+@pytest.mark.parametrize("single", [False, True])
+def test_exp_below_of_special_values(single):
     x = np.array([0.0, -0.0, -708.5, -1e308, -np.inf, -800.0, -5e-324, -708.0])
-    out = np.empty_like(x)
-    _exp_lanes(x, like, out)
+    out = EXP[single](x)
     np.testing.assert_array_equal(out[:7], [1, 1, 0, 0, 0, 0, 1])
     assert out[7] > 0
 

@@ -64,7 +64,8 @@ def _source(operation, is_chain, cost, narrow, char):
     if operation == "hessian":
         function = hessian_kernel()
     else:
-        function = tile_kernel(operation, is_chain, cost, narrow)
+        place = simd.at(1 if narrow else 8, char == "f")
+        function = tile_kernel(operation, is_chain, cost, place)
     # Numba finds machine code by this name, so kernels from the cache must have different ones.
     space, lanes = "chain" if is_chain else "tree", "narrow" if narrow else "wide"
     function.__qualname__ = "_".join((operation, space, cost, lanes))
@@ -82,9 +83,9 @@ def launcher():
 # ----------------------------------------------------------------------------------------- kernels
 
 
-def tile_kernel(operation, is_chain, cost, narrow):
+def tile_kernel(operation, is_chain, cost, place):
     """Make the kernel of an operation on histograms, or of a loss."""
-    place, row = simd.narrow if narrow else simd.wide, OPERATIONS[operation]
+    row = OPERATIONS[operation]
     if operation in LOSSES:
         make_sweep, n_scratch = LOSSES[operation]
         return loss_kernel(place, n_scratch, make_sweep(row, COSTS[cost], is_chain))
@@ -112,7 +113,7 @@ def histogram_kernel(place, n_scratch, check, sweep):
             edges, p, q, v, rho, length_factor, curvature_ratio, cost_factor, value, out, project,
             tolerance,
         )  # fmt: skip
-        return in_threads(launcher, n_threads, n_chunks, process, arguments)
+        return run_chunks(launcher, n_threads, n_chunks, process, arguments)
 
     return kernel
 
@@ -142,7 +143,7 @@ def loss_kernel(place, n_scratch, sweep):
             edges, x, target, v, labels, row_weights, rho, length_factor, curvature_ratio,
             cost_factor, value, out, normalize, cross_entropy, tolerance,
         )  # fmt: skip
-        return in_threads(launcher, n_threads, n_chunks, process, arguments)
+        return run_chunks(launcher, n_threads, n_chunks, process, arguments)
 
     return kernel
 

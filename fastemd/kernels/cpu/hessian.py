@@ -12,15 +12,17 @@ from fastemd.kernels.cpu.row_io import write_along
 from fastemd.kernels.cpu.simd import (
     address,
     aligned,
+    at,
     load,
     n_lanes,
     number_at,
     put_number,
     splat,
     store,
-    wide,
 )
 from fastemd.kernels.jitable import jitable
+
+lanes_at = at(8)
 
 
 @jitable
@@ -99,8 +101,8 @@ def fill_matrices(chunk, n_chunks, edges, order, curvatures, out, project):
     path, means = np.empty(n_edges + 1), np.empty(n_edges + 1)
     line = (n_bins + 7) // 8 * 8
     scratch = np.empty(2 * line + 8)
-    raw = wide(aligned(address(scratch)))
-    mean = wide(address(raw) + 8 * line)
+    raw = lanes_at(aligned(address(scratch)))
+    mean = lanes_at(address(raw) + 8 * line)
     for task in range(chunk, out.shape[0] * n_parts, n_chunks):
         matrix, part = task // n_parts, task % n_parts
         half_grand_mean = path_sums(edges, curvatures[matrix], path, means) / 2.0

@@ -184,7 +184,7 @@ def fill_y(tile, function, subtracted):
 
 @jitable
 def exponential(tile, x):
-    return exp_below(x, tile.rows.like)
+    return exp_below(x)
 
 
 @jitable
