@@ -1,9 +1,9 @@
 """Make the CPU kernels and compile them, or load them from the cache on disk.
 
 A kernel, ``(launcher, n_threads, n_chunks, *arguments)``, processes the batch in `n_chunks` equal
-parts and returns the first invalid row, the number of rows, or a negative number if the memory does
-not suffice. There are three kinds, with different arguments: on histograms, losses, and the dense
-Hessian.
+parts and returns the first invalid row, or the number of rows (see `threads.run_chunks`). It raises
+MemoryError if there is no memory for its scratch. There are three kinds, with different arguments:
+on histograms, losses, and the dense Hessian.
 """
 
 import functools
@@ -27,7 +27,7 @@ from fastemd.kernels.cpu import (
 )
 from fastemd.kernels.cpu.losses import LOSSES, Loss
 from fastemd.kernels.cpu.simd import address
-from fastemd.kernels.cpu.threads import in_threads
+from fastemd.kernels.cpu.threads import run_chunks
 from fastemd.kernels.cpu.tiles import run_tiles
 from fastemd.kernels.edges import COSTS, Numbers
 from fastemd.kernels.jitable import jitable
@@ -153,7 +153,7 @@ def hessian_kernel():
 
     def kernel(launcher, n_threads, n_chunks, edges, order, curvatures, out, project):
         arguments = edges, order, curvatures, out, project
-        return in_threads(launcher, n_threads, n_chunks, process, arguments)
+        return run_chunks(launcher, n_threads, n_chunks, process, arguments)
 
     return kernel
 

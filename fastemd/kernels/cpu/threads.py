@@ -1,8 +1,8 @@
 """Run a kernel in one thread or in all.
 
 A kernel is a job of chunks. Every thread that takes part processes the next chunk until there is
-none. `launch` is compiled once for all kernels, which call it by address: a launcher for each kind
-of kernel took 1.5 s to compile.
+none, so a thread that comes late leaves its share to the others. `launch` is compiled once for all
+kernels, which call it by address: a launcher for each kind of kernel took 1.5 s to compile.
 """
 
 import numpy as np
@@ -12,10 +12,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastemd.kernels.cpu.simd import I64
-from fastemd.kernels.jitable import lowered
+from fastemd.kernels.jitable import jitable, lowered
 
 # Fields of a job in memory; the arguments of the kernel follow.
-NEXT_CHUNK, INVALID = range(2)
+NEXT_CHUNK, INVALID, MOST = range(3)  # MOST: of the chunks that one thread has processed
+FAILED = -1
 
 
 def launch(work, job, n_threads):
@@ -23,6 +24,19 @@ def launch(work, job, n_threads):
     for thread in prange(n_threads):
         call(work, job, np.intp(thread))
     return 0
+
+
+@jitable
+def run_chunks(launcher, n_threads, n_chunks, function, arguments):
+    """Call ``function(chunk, n_chunks, *arguments)`` for all chunks; return the smallest result.
+
+    `launcher` is the address of `launch`, which is called for more than one thread. If one thread
+    has processed all chunks before another one came, return the complement of the result.
+    """
+    result, most = in_threads(launcher, n_threads, n_chunks, function, arguments)
+    if result == FAILED:
+        raise MemoryError("the scratch of the threads does not fit into memory")
+    return ~result if n_threads > 1 and most == n_chunks else result
 
 
 @intrinsic
@@ -39,11 +53,7 @@ def call(typingctx, work, job, thread):
 
 @intrinsic
 def in_threads(typingctx, launcher, n_threads, n_chunks, function, arguments):
-    """Call ``function(chunk, n_chunks, *arguments)`` for all chunks; return the smallest result.
-
-    `launcher` is the address of `launch`, which is called for more than one thread. The result is
-    negative if a call has raised.
-    """
+    """Return the smallest result, and the number of chunks of the thread that processed most."""
     signature = typingctx.resolve_function_type(
         function, (types.intp, types.intp, *arguments.types), {}
     )
@@ -51,10 +61,10 @@ def in_threads(typingctx, launcher, n_threads, n_chunks, function, arguments):
     def codegen(context, builder, sig, args):
         launcher, n_threads, n_chunks, _, values = args
         values = [n_chunks, *cgutils.unpack_tuple(builder, values)]
-        kind = ir.LiteralStructType([I64, I64, *(value.type for value in values)])
+        kind = ir.LiteralStructType([I64, I64, I64, *(value.type for value in values)])
         job = cgutils.alloca_once(builder, kind)
         largest = np.iinfo(np.int64).max
-        for i, value in enumerate([I64(0), I64(largest), *values]):
+        for i, value in enumerate([I64(0), I64(largest), I64(0), *values]):
             builder.store(value, cgutils.gep_inbounds(builder, job, 0, i))
 
         work = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [I64]), "work")
@@ -75,9 +85,12 @@ def in_threads(typingctx, launcher, n_threads, n_chunks, function, arguments):
                     convention.return_status_propagate(builder, status)
             with one:
                 builder.call(work, [address])
-        return builder.load(cgutils.gep_inbounds(builder, job, 0, INVALID))
+        results = [builder.load(cgutils.gep_inbounds(builder, job, 0, i)) for i in (INVALID, MOST)]
+        return cgutils.pack_array(builder, results)
 
-    return types.intp(types.intp, types.intp, types.intp, function, arguments), codegen
+    return types.UniTuple(types.intp, 2)(
+        types.intp, types.intp, types.intp, function, arguments
+    ), codegen
 
 
 def _process_chunks(context, builder, kind, kernel, signature):
@@ -85,7 +98,8 @@ def _process_chunks(context, builder, kind, kernel, signature):
     function = builder.function
     job = builder.inttoptr(function.args[0], kind.as_pointer())
     field = [cgutils.gep_inbounds(builder, job, 0, i) for i in range(len(kind.elements))]
-    n_chunks, *values = (builder.load(place) for place in field[2:])
+    n_chunks, *values = (builder.load(place) for place in field[MOST + 1 :])
+    n_processed = cgutils.alloca_once_value(builder, I64(0))
     loop, body, end = (function.append_basic_block(name) for name in ("loop", "body", "end"))
     builder.branch(loop)
     builder.position_at_end(loop)
@@ -95,8 +109,10 @@ def _process_chunks(context, builder, kind, kernel, signature):
     status, result = context.call_internal_no_propagate(
         builder, kernel, signature, [chunk, n_chunks, *values]
     )
-    result = builder.select(status.is_error, I64(-1), result)
+    result = builder.select(status.is_error, I64(FAILED), result)
     builder.atomic_rmw("min", field[INVALID], result, "monotonic")
+    builder.store(builder.add(builder.load(n_processed), I64(1)), n_processed)
     builder.branch(loop)
     builder.position_at_end(end)
+    builder.atomic_rmw("max", field[MOST], builder.load(n_processed), "monotonic")
     builder.ret_void()
