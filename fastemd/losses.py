@@ -204,7 +204,10 @@ def run_loss(
     if batch.n_rows:
         labels = np.empty(0, np.int64)
         if batch.labels is not None:
-            labels = np.ascontiguousarray(np.broadcast_to(batch.labels, batch.shape), np.int64)
+            labels = batch.labels
+            if labels.shape != batch.shape:  # this test takes a tenth of the time of broadcast_to
+                labels = np.broadcast_to(labels, batch.shape)
+            labels = np.ascontiguousarray(labels, np.int64)
         x, target, v = _rows(batch)
         invalid = cpu.run_loss(
             operation, layout, (x, target, v), labels.reshape(-1), row_weights, batch.loss.cost,
@@ -240,6 +243,9 @@ def _row_weights(batch: LossBatch, reduction: str) -> tuple[Array, Array]:
     """Return what multiplies every row's derivatives, and the weights before the reduction."""
     weights = np.ones(batch.n_rows)
     weighted = batch.sample_weight is not None
+    if not weighted and batch.ignore_index is None:  # the rest gives the same, in 7 us
+        mean = reduction == "mean" and batch.n_rows
+        return np.full(batch.n_rows, 1.0 / batch.n_rows) if mean else weights, weights
     with np.errstate(all="ignore"):
         if weighted:
             weights = np.broadcast_to(batch.sample_weight, batch.shape).astype(np.float64).ravel()

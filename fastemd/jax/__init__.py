@@ -176,10 +176,10 @@ def emd_loss(
 
 def _array(name: str, value: Any, space: GroundSpace | None = None) -> jax.Array:
     """Return an argument as an array of real numbers; with a space, over its bins."""
+    array = value
     if not isinstance(value, jax.Array):
-        value = _host_array(name, value, space)
-    with np.errstate(all="ignore"):
-        array = jnp.asarray(value)
+        with np.errstate(all="ignore"):
+            array = jnp.asarray(_host_array(name, value, space))
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         validation.not_an_array(name, array)
     if space is not None:

@@ -308,9 +308,11 @@ def _check_tensor(name: str, tensor: Any) -> None:
 
 def _check_devices(**tensors: Tensor | None) -> None:
     """Raise unless all are on one device: the CPU, CUDA, or `meta`, which has shapes only."""
-    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    name, first = next(iter(devices.items()))
-    if any(device != first for device in devices.values()):
-        validation.mixed_devices({name: str(device) for name, device in devices.items()})
-    if first.type not in ("cpu", "cuda", "meta"):
-        validation.unknown_device(name, str(first))
+    name, first = next(iter(tensors.items()))
+    device = first.device  # type: ignore[union-attr]  # only `sample_weight` may be missing
+    for tensor in tensors.values():
+        if tensor is not None and tensor.device != device:
+            present = {name: x.device for name, x in tensors.items() if x is not None}
+            validation.mixed_devices({name: str(device) for name, device in present.items()})
+    if device.type not in ("cpu", "cuda", "meta"):
+        validation.unknown_device(name, str(device))
