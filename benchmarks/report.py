@@ -299,30 +299,65 @@ def growth():
 
 
 def start():
-    """Time new processes, from their start."""
-    code = "import fastemd; tree = fastemd.datasets.imagenet_tree(); "
-    code += "p = [[1.0] + 999 * [0.0]] * {0}; fastemd.emd_value_and_grad(p, p, tree, {1})"
+    """Time the first calls of new processes, without and with compiled kernels on disk."""
+    setup = (
+        "import time; begin = time.perf_counter(); import fastemd; imported = time.perf_counter(); "
+        "import numpy as np; tree = fastemd.datasets.imagenet_tree(); "
+        "p = np.full(({rows}, 1000), 1e-3, 'f'); labels = np.arange({rows}); "
+        "start = time.perf_counter(); {call}; "
+        "print(imported - begin, time.perf_counter() - start)"
+    )
     cases = {
-        "import numpy": "import numpy",
-        "import numba": "import numba",
-        "import fastemd": "import fastemd",
-        "a pair": code.format(1, 2),
-        "a batch, all threads": code.format(512, 2),
-        "a pair, rho = 3.7": code.format(1, 3.7),
+        "emd_value_and_grad, a pair": (1, "fastemd.emd_value_and_grad(p, p, tree, 2)"),
+        "emd_value_and_grad": (512, "fastemd.emd_value_and_grad(p, p, tree, 2)"),
+        "the same, rho = 3.7": (512, "fastemd.emd_value_and_grad(p, p, tree, 3.7)"),
+        "emd_hessian_diag": (512, "fastemd.emd_hessian_diag(p, p, tree, 2)"),
+        "emd_hvp, rho = 3.7": (512, "fastemd.emd_hvp(p, p, p, tree, 3.7)"),
+        "emd_hessian": (1, "fastemd.emd_hessian(p, p, tree, 2)"),
+        "emd_flow": (512, "fastemd.emd_flow(p, p, tree)"),
+        "emd_loss": (512, "fastemd.emd_loss(p, labels, tree)"),
+        "emd_loss_hessian_diag": (512, "fastemd.emd_loss_hessian_diag(p, labels, tree)"),
+        "warm_up of both defaults": (1, "fastemd.warm_up(tree)"),
     }
-    header("a process does", "first ever", "kernels cached")
-    for name, text in cases.items():
+    header("the first call of", "rows", "first ever", "kernels cached", "import before it")
+    for name, (rows, call) in cases.items():
+        code = setup.format(rows=rows, call=call)
         with tempfile.TemporaryDirectory() as cache:
-            first = seconds_of_process(text, cache)
-            again = np.median([seconds_of_process(text, cache) for _ in range(5)])
-        row(name, f"{first:.2f} s", f"{again:.2f} s")
+            _, first = seconds_of_process(code, cache)
+            imports, again = np.median([seconds_of_process(code, cache) for _ in range(5)], axis=0)
+        row(name, rows, f"{first:.2f} s", f"{again:.2f} s", f"{imports:.2f} s")
 
 
 def seconds_of_process(code, cache):
-    begin = time.perf_counter()
+    """Return the numbers that a new process prints."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    return time.perf_counter() - begin
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    return [float(number) for number in done.stdout.split()]
+
+
+def busy():
+    """Time calls beside another process that occupies a core."""
+    tree = fastemd.datasets.imagenet_tree()
+    header("batch", "alone", "beside a busy process: median", "mean", "99 %")
+    for batch in (128, 512, 2048, 8192):
+        run = partial(fastemd.emd_value_and_grad, *problem(tree, batch), tree, 2)
+        alone = np.median(seconds(run, batch))
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+            times = seconds(run, batch)
+            process.kill()
+        cells = np.median(times), np.mean(times), np.quantile(times, 0.99)
+        row(batch, *(f"{1e3 * cell:.2f} ms" for cell in (alone, *cells)))
+
+
+def seconds(run, batch):
+    """Return the times of many calls."""
+    times = []
+    for _ in range(2000 if batch <= 512 else 200):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return times
 
 
 def calls():
@@ -363,6 +398,7 @@ TABLES = [
     threads,
     baselines,
     growth,
+    busy,
     start,
 ]
 

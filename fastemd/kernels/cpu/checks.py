@@ -8,6 +8,7 @@ from fastemd.kernels.cpu.row_io import (
     empty_line,
     has_sign,
     line_at,
+    magnitudes,
     max_lines,
     max_of_line,
     number,
@@ -124,7 +125,12 @@ def is_histogram_pair_in_float64(p_row, q_row, n_bins, tolerance, like):
 @jitable
 def is_finite(row, n_bins, like):
     """Return whether all numbers of a row are finite."""
-    total = 0.0
-    for k in range(n_bins):
-        total += 0.0 * number(row, k, like)
-    return total == 0.0
+    # One number at a time, a Hessian-vector product took 1.3 times as long.
+    largest, step = empty_line(), numbers_per_line(like)
+    whole = n_bins - n_bins % step
+    for k in range(0, whole, step):
+        largest = max_lines(largest, magnitudes(line_at(row, k, like), like), like)
+    finite = max_of_line(largest, like) < np.inf
+    for k in range(whole, n_bins):
+        finite = finite and abs(number(row, k, like)) < np.inf
+    return finite

@@ -134,7 +134,7 @@ def is_target(tile, r, tolerance):
     mass = mean_of_row(row, n_bins, False, like) * n_bins
     if not is_histogram_pair(row, row, n_bins, tolerance, like):
         return False
-    if with_entropy:
+    if with_entropy and not is_finite(x_row, n_bins, like):
         for k in range(n_bins):
             if number(row, k, like) > 0.0 and number(x_row, k, like) <= -np.inf:
                 return False
@@ -404,11 +404,24 @@ def cross_entropies(tile, prediction):
 def half_sum_of_logits(tile):
     """Return half the logits minus the largest one, summed with the target's masses."""
     rows, zero = tile.rows, splat(tile.scratch.y, 0.0)
-    highest, total = load(tile.scratch.highest, 0) * 0.5, zero
-    for k in range(tile.layout.n_bins):
-        logit = max(read_column(rows.p, zero, k, rows.like) * 0.5 - highest, LOWEST_LOGIT)
-        total = multiply_add(max(target_column(tile, k), 0.0), logit, total)
+    highest, total, n_bins = load(tile.scratch.highest, 0) * 0.5, zero, tile.layout.n_bins
+    whole = n_bins - n_bins % WIDTH
+    for k in range(0, whole, WIDTH):
+        a, b, c, d = read_block(rows.p, zero, k, rows.like)
+        e, f, g, h = read_block(rows.q, zero, k, rows.like)
+        total = add_logit(total, a, e, highest)
+        total = add_logit(total, b, f, highest)
+        total = add_logit(total, c, g, highest)
+        total = add_logit(total, d, h, highest)
+    for k in range(whole, n_bins):
+        x = read_column(rows.p, zero, k, rows.like)
+        total = add_logit(total, x, target_column(tile, k), highest)
     return total
+
+
+@jitable
+def add_logit(total, x, q, highest):
+    return multiply_add(max(q, 0.0), max(x * 0.5 - highest, LOWEST_LOGIT), total)
 
 
 # -------------------------------------------------------------------------- its second derivatives

@@ -265,6 +265,19 @@ def or_lines(typingctx, a, b):
 
 
 @intrinsic
+def magnitudes(typingctx, line, like):
+    """Return the absolute values of the numbers of a line."""
+
+    def codegen(context, builder, sig, args):
+        kind = _numbers(context.get_data_type(sig.args[1]))
+        name = f"llvm.fabs.v{kind.count}f{8 * size_of(kind.element)}"
+        fabs = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
+        return builder.bitcast(builder.call(fabs, [builder.bitcast(args[0], kind)]), _line.vector)
+
+    return _line(_line, like), codegen
+
+
+@intrinsic
 def empty_line(typingctx):
     """Return a line of zeros."""
     return _line(), lambda context, builder, sig, args: ir.Constant(_line.vector, None)
