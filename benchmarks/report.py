@@ -342,15 +342,17 @@ def busy():
     header("batch", "alone", "beside a busy process: median", "mean", "99 %")
     for batch in (128, 512, 2048, 8192):
         run = partial(fastemd.emd_value_and_grad, *problem(tree, batch), tree, 2)
-        alone = np.median(seconds(run, batch))
+        alone = np.median(call_times(run, batch))
         with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
-            times = seconds(run, batch)
-            process.kill()
+            try:
+                times = call_times(run, batch)
+            finally:
+                process.kill()
         cells = np.median(times), np.mean(times), np.quantile(times, 0.99)
         row(batch, *(f"{1e3 * cell:.2f} ms" for cell in (alone, *cells)))
 
 
-def seconds(run, batch):
+def call_times(run, batch):
     """Return the times of many calls."""
     times = []
     for _ in range(2000 if batch <= 512 else 200):

@@ -1,16 +1,18 @@
 """Compile kernels before the first call: `warm_up`."""
 
 import contextlib
+import itertools
 import json
+import logging
+import multiprocessing.spawn
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastemd import validation
 from fastemd.call import edge_cost
-from fastemd.docstrings import documented
 from fastemd.kernels.caching import config
 from fastemd.kernels.cpu import compiling, driver
 from fastemd.kernels.operations import OPERATIONS
@@ -28,6 +30,7 @@ FUNCTIONS = {
     "embed": ["embed"],
     "emd_loss": ["loss"],
     "emd_loss_hessian_diag": ["loss_diagonal"],
+    "emd_loss_hvp": ["loss_product"],
 }
 
 _COMPILE = """
@@ -39,15 +42,14 @@ for key in keys:
 """
 
 
-@documented
 def warm_up(
     space: GroundSpace,
     *,
-    rho: float = 2,
+    rho: float | Sequence[float] = 2,
     dtype: Any = "float32",
     functions: str | Sequence[str] = ("emd_value_and_grad", "emd_loss"),
 ) -> None:
-    """Compile what functions need on the CPU, so that their first calls are fast.
+    """Compile the CPU kernels of functions, so that their first calls are fast.
 
     Call it when a server starts, before worker processes are started, or while a container image is
     built. The machine code is cached on disk, where later processes find it.
@@ -56,23 +58,29 @@ def warm_up(
     ----------
     space : Chain or Tree
         The ground space of the calls.
-    {rho}
+    rho : float or sequence of float
+        The powers of the flow, each >= 1.
     dtype : float32, float64 or a sequence of them, optional
         The types of the arrays that will be passed.
     functions : str or sequence of str, optional
         The names of the functions that will be called, in this package, `fastemd.torch` or
-        `fastemd.jax`; for ``EMDLoss``, "emd_loss".
+        `fastemd.jax`; for ``EMDLoss``, "emd_loss". Second derivatives in torch and JAX are
+        "emd_hvp" and "emd_loss_hvp".
 
     Raises
     ------
     TypeError
-        If `space` is not a ground space, or a type is another one.
+        If `space` is not a ground space, or another argument is of another kind.
     ValueError
-        If a function has no kernels on the CPU.
+        If a name is not that of a function with CPU kernels, or a power is < 1.
+    RuntimeError
+        If Numba's compiler is disabled (``NUMBA_DISABLE_JIT``).
 
     Notes
     -----
-    Several kernels are compiled at once, by one process for each of Numba's threads.
+    Several kernels are compiled at once, in at most as many processes as Numba has threads. If the
+    cache cannot be written to, this process compiles all, and later processes gain nothing. CUDA
+    kernels are not compiled.
 
     Examples
     --------
@@ -81,42 +89,59 @@ def warm_up(
     >>> fastemd.emd([1] + 9 * [0], 9 * [0] + [1], fastemd.Chain(10), rho=2)
     np.float64(9.0)
     """
-    cost = edge_cost(rho)
     if not isinstance(space, GroundSpace):
         validation.not_a_space(space)
-    names = [functions] if isinstance(functions, str) else list(functions)
+    costs = [edge_cost(each) for each in _listed(rho)]
+    chars = [validation.check_dtype(each).char for each in _listed(dtype)]
+    names = _listed(functions)
     for name in names:
         if name not in FUNCTIONS:
             raise ValueError(f"functions: expected names of {', '.join(FUNCTIONS)}, got {name!r}")
-    dtypes = dtype if isinstance(dtype, list | tuple) else [dtype]
-    chars = [validation.check_dtype(each).char for each in dtypes]
-    keys = []
-    for operation in {each: None for name in names for each in FUNCTIONS[name]}:
+    keys: dict[tuple[Any, ...], None] = {}  # in order, each once
+    for operation in (each for name in names for each in FUNCTIONS[name]):
         kind = OPERATIONS[operation].layout if operation in OPERATIONS else "subtrees"
         layout = space.layout(kind)
-        for char in chars:
-            keys += driver.keys(operation, layout, cost, char)
-    _compile_in_processes([key for key in keys if not compiling.is_cached(*key)])
+        for cost, char in itertools.product(costs, chars):
+            keys |= dict.fromkeys(driver.keys(operation, layout, cost, char))
+    with _other_processes([key for key in keys if not compiling.is_cached(*key)]) as others:
+        driver.prepare_threads()
+        for key in keys:
+            if key not in others:
+                compiling.kernel(*key)
     for key in keys:
         compiling.kernel(*key)
-    driver.prepare_threads()
 
 
-def _compile_in_processes(keys: list[tuple[Any, ...]]) -> None:
-    """Compile kernels in other processes, all but those of this process; ignore their failures."""
-    n_processes = min(len(keys), config.NUMBA_NUM_THREADS)
-    if n_processes < 2 or getattr(sys, "frozen", False) or not sys.executable:
-        return
+def _listed(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, list | tuple | set) else [values]
+
+
+@contextlib.contextmanager
+def _other_processes(keys: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """Compile kernels in other processes, which this one waits for at the end; return which."""
+    executable = multiprocessing.spawn.get_executable()
+    alone = not executable or getattr(sys, "frozen", False)  # a bundle is no Python
+    n_processes = 1 if alone else min(len(keys), config.NUMBA_NUM_THREADS)
+    processes, others = [], []
+    with contextlib.ExitStack() as stack:
+        for i in range(1, n_processes):
+            command = [executable, "-c", _COMPILE, json.dumps([sys.path, keys[i::n_processes]])]
+            with contextlib.suppress(OSError):  # then this process compiles them
+                processes.append(stack.enter_context(_started(command)))
+                stack.callback(processes[-1].kill)
+                others += keys[i::n_processes]
+        yield others
+        for process in processes:
+            _, message = process.communicate()
+            if process.returncode:
+                logging.getLogger("fastemd").debug("warm_up: a process failed: %s", message)
+
+
+def _started(command: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ}
     if config.CACHE_DIR:
         environment["NUMBA_CACHE_DIR"] = config.CACHE_DIR
-    processes = []
-    for i in range(1, n_processes):
-        argument = json.dumps([sys.path, keys[i::n_processes]])
-        with contextlib.suppress(OSError):
-            command = [sys.executable, "-c", _COMPILE, argument]
-            processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
-    for key in keys[::n_processes]:
-        compiling.kernel(*key)
-    for process in processes:
-        process.wait()
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    return subprocess.Popen(
+        command, env=environment, stdin=null, stdout=null, stderr=pipe, text=True
+    )

@@ -176,8 +176,9 @@ def emd_loss(
 
 def _array(name: str, value: Any, space: GroundSpace | None = None) -> jax.Array:
     """Return an argument as an array of real numbers; with a space, over its bins."""
-    array = value
-    if not isinstance(value, jax.Array):
+    if isinstance(value, jax.Array):
+        array = value
+    else:
         with np.errstate(all="ignore"):
             array = jnp.asarray(_host_array(name, value, space))
     if jnp.issubdtype(array.dtype, jnp.complexfloating):

@@ -6,14 +6,13 @@ Here a file holds one kernel, with a digest of its content and a key of all that
 on. If the cache fails, the kernel is compiled, with one warning per process.
 """
 
-import contextlib
 import gc
 import hashlib
 import os
 import pickle
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -34,18 +33,22 @@ SIZE = hashlib.sha256().digest_size
 _warned = False
 
 
-def compiled(function: Callable[..., Any], signature: Any, digest: bytes, **options: Any) -> Any:
+def compiled(
+    function: Callable[..., Any], signature: Any, digest: bytes, parallel: bool = False
+) -> Any:
     """Compile a function for one signature, or load it from the cache.
+
+    A `parallel` function may contain `numba.prange`, and no function of
+    `fastemd.kernels.jitable`.
 
     The cache knows a kernel by the function's module and `__qualname__`, the signature, and
     `digest`, which identifies the code of the function, of all that it calls, and of the options.
     """
     if config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT: fastemd needs Numba's compiler; unset this variable")
-    if not options:
-        options = {"pipeline_class": KernelCompiler}
+    options: Any = {"parallel": True} if parallel else {"pipeline_class": KernelCompiler}
     dispatcher = njit(nogil=True, **options)(function)
-    dispatcher._cache = KernelCache(function, digest)
+    dispatcher._cache = KernelCache(f"{function.__module__}.{function.__qualname__}", digest)
     collects = gc.isenabled()
     gc.disable()  # for the many objects of the compiler it takes 8 % of the time
     try:
@@ -57,9 +60,10 @@ def compiled(function: Callable[..., Any], signature: Any, digest: bytes, **opti
     return dispatcher
 
 
-def is_cached(function: Callable[..., Any], signature: Any, digest: bytes) -> bool:
-    """Return whether the cache holds what `compiled` would compile."""
-    return KernelCache(function, digest).holds(signature, cpu_target.target_context.codegen())
+def is_cached(name: str, signature: Any, digest: bytes) -> bool:
+    """Return whether the cache has a function, by its module and `__qualname__`."""
+    payloads = KernelCache(name, digest).payloads(signature, cpu_target.target_context.codegen())
+    return any(True for _ in payloads)
 
 
 def digest_of_code(*names: str) -> bytes:
@@ -101,9 +105,8 @@ def folders() -> list[Path]:
 class KernelCache(NullCache):
     """The files of one function: one for each signature, processor and version of Python."""
 
-    def __init__(self, function: Callable[..., Any], digest: bytes) -> None:
-        self._function = f"{function.__module__}.{function.__qualname__}"
-        self._digest = digest
+    def __init__(self, function: str, digest: bytes) -> None:
+        self._function, self._digest = function, digest
 
     def _entry(self, signature: Any, codegen: Any) -> tuple[str, bytes]:
         """Return the name of a file, which all versions of the code share, and the key in it."""
@@ -117,32 +120,28 @@ class KernelCache(NullCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled function for a signature, None if it is not in the cache."""
         target_context.refresh()
-        for folder in folders():
+        for folder, payload in self.payloads(sig, target_context.codegen()):
             try:
-                payload = self._payload(folder, sig, target_context.codegen())
-                if payload is not None:
-                    return CompileResult._rebuild(target_context, *pickle.loads(payload))
+                return CompileResult._rebuild(target_context, *pickle.loads(payload))
             except Exception as error:
                 _warn(folder, error)
         return None
 
-    def holds(self, sig: Any, codegen: Any) -> bool:
-        """Return whether there is a compiled function for a signature."""
-        with contextlib.suppress(Exception):
-            return any(self._payload(folder, sig, codegen) is not None for folder in folders())
-        return False
-
-    def _payload(self, folder: Path, signature: Any, codegen: Any) -> bytes | None:
-        """Return the content of a file, None if there is none with our key."""
+    def payloads(self, signature: Any, codegen: Any) -> Iterator[tuple[Path, bytes]]:
+        """Yield the folders that have the function, and its machine code there."""
         name, key = self._entry(signature, codegen)
-        try:
-            content = (folder / name).read_bytes()
-        except OSError:  # most often there is no such file; `save_overload` warns if none can be
-            return None
-        digest, content = content[:SIZE], content[SIZE:]
-        if digest != hashlib.sha256(content).digest():
-            raise ValueError(f"{name} is damaged")
-        return content[SIZE:] if content[:SIZE] == key else None
+        for folder in folders():
+            try:
+                content = (folder / name).read_bytes()
+            except (
+                OSError
+            ):  # most often there is no such file; `save_overload` warns if none can be
+                continue
+            digest, content = content[:SIZE], content[SIZE:]
+            if digest != hashlib.sha256(content).digest():
+                _warn(folder, ValueError(f"{name} is damaged"))
+            elif content[:SIZE] == key:
+                yield folder, content[SIZE:]
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Write a compiled function to the first folder that can be written to."""

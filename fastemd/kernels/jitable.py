@@ -7,11 +7,12 @@ kernel, which is optimised once. (First pair on the ImageNet tree: 2.0 s, 4.6 s 
 `numba.extending.register_jitable`.)
 """
 
+import contextlib
 import functools
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
@@ -38,7 +39,7 @@ def jitable(function: Callable[..., Any]) -> Callable[..., Any]:
         def generic(self, args: Any, kws: Any) -> Any:
             if kws:
                 return None
-            compiled = lowered(cpu_target.target_context, function, args)
+            compiled = lower_into_kernel(cpu_target.target_context, function, args)
             return signature(compiled.signature.return_type, *args)
 
     Template.__name__ = function.__name__
@@ -48,7 +49,7 @@ def jitable(function: Callable[..., Any]) -> Callable[..., Any]:
     @lower_builtin(function, types.VarArg(types.Any))
     def call(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return context.call_internal(
-            builder, lowered(context, function, sig.args).fndesc, sig, args
+            builder, lower_into_kernel(context, function, sig.args).fndesc, sig, args
         )
 
     return function
@@ -59,7 +60,7 @@ def jitable_everywhere(function: Callable[..., Any]) -> Callable[..., Any]:
     return jitable(register_jitable(function))
 
 
-def lowered(context: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def lower_into_kernel(context: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Return the result of lowering a function into the kernel that is being compiled."""
     library = _libraries[-1]
     key = function, args
@@ -73,7 +74,6 @@ def lowered(context: Any, function: Callable[..., Any], args: tuple[Any, ...]) -
         }
         cpu_target.options.parse_as_flags(flags, options)
         flags.no_compile, flags.error_model = True, "numpy"
-        flags.boundscheck = bool(config.BOUNDSCHECK)
         library.lowered[key] = compiler.compile_extra(
             cpu_target.typing_context, context, function, args, None, flags, {}, library,
             FunctionCompiler,
@@ -97,6 +97,7 @@ class KernelLibrary(JITCodeLibrary):
         """Optimise without unrolling and vectorising loops, which are written for vectors."""
         for function in self.lowered.values():  # of which only the inlined copies are needed
             self._final_module.get_function(function.fndesc.mangled_name).linkage = "internal"
+        self.lowered.clear()
         options = llvm.create_pipeline_tuning_options(config.OPT)
         options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
         passes = llvm.create_pass_builder(self._codegen._tm, options)
@@ -112,26 +113,36 @@ class KernelCompiler(Compiler):
         super().__init__(typingctx, targetctx, KernelLibrary(targetctx.codegen()), *rest)
 
     def compile_extra(self, func: Any) -> Any:
-        """Compile, while `lowered` adds to the library."""
+        """Compile, while `lower_into_kernel` adds to the library."""
         _libraries.append(self.state.library)  # Numba compiles in one thread at a time
-        timer = threading.Timer(ANNOUNCED_AFTER, _announce)
-        timer.daemon = True
-        timer.start()
         try:
-            return super().compile_extra(func)
+            with announced():
+                return super().compile_extra(func)
         finally:
-            timer.cancel()
             _libraries.pop()
+
+
+@contextlib.contextmanager
+def announced() -> Iterator[None]:
+    """Announce a compilation if it is long."""
+    timer = threading.Timer(ANNOUNCED_AFTER, _announce)
+    timer.daemon = True
+    with contextlib.suppress(RuntimeError):  # there cannot be more threads
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @functools.cache  # once in a process
 def _announce() -> None:
-    """Tell the user what takes so long."""
-    message = "compiling kernels, a few seconds each, once: they are cached on disk"
+    message = "compiling kernels, a few seconds each; they are cached on disk"
     log = logging.getLogger("fastemd")
     log.info(message)
-    if sys.stderr is not None and sys.stderr.isatty() and not log.isEnabledFor(logging.INFO):
-        print("fastemd:", message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no, or a closed, stream
+        if sys.stderr.isatty() and not log.isEnabledFor(logging.INFO):
+            print("fastemd:", message, file=sys.stderr, flush=True)
 
 
 class FunctionCompiler(CompilerBase):

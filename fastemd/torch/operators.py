@@ -296,7 +296,8 @@ class _Positional(inspect.Signature):
 
 # Torch binds the arguments to the signature in every call: 10 us, this way 2.
 for _function in (_Values.forward, _Product.forward):
-    setattr(_function, "__signature__", _Positional())  # noqa: B010
+    _parameters = inspect.signature(_function).parameters.values()
+    setattr(_function, "__signature__", _Positional(list(_parameters)))  # noqa: B010
 
 
 def _rows_first(

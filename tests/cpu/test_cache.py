@@ -97,6 +97,9 @@ def test_compiled_replaces_damaged_file_and_warns_once(folder, damage):
     assert _only_file(folder) == file
 
 
+NAME = f"{__name__}.add_one"
+
+
 def test_load_overload_detects_damage_at_every_byte(folder):
     _is_loaded()
     file = _only_file(folder)
@@ -104,7 +107,7 @@ def test_load_overload_detects_damage_at_every_byte(folder):
 
     def loaded(damaged):
         file.write_bytes(damaged)
-        cache = caching.KernelCache(add_one, b"1")
+        cache = caching.KernelCache(NAME, b"1")
         return cache.load_overload(SIGNATURE, cpu_target.target_context)
 
     def loaded_of_all():
@@ -375,13 +378,13 @@ def test_cache_is_skipped_on_full_disk(tmp_path):
 
 WRITER = """
 from numba import njit
-from tests.cpu.test_cache import SIGNATURE, add_one
+from tests.cpu.test_cache import NAME, SIGNATURE, add_one
 from fastemd.kernels import caching
 kernel = njit(SIGNATURE)(add_one)  # compiled here: a kernel that was loaded cannot be saved
 compiled = kernel.overloads[SIGNATURE.args]
 print(flush=True)
 for _ in range(500):
-    caching.KernelCache(add_one, b"1").save_overload(SIGNATURE, compiled)
+    caching.KernelCache(NAME, b"1").save_overload(SIGNATURE, compiled)
 """
 
 
@@ -395,7 +398,7 @@ def test_cache_is_readable_while_other_processes_write(folder):
         writers = [stack.enter_context(start(command)) for _ in range(2)]
         for writer in writers:
             assert writer.stdout.read(1)
-        cache, n_loads = caching.KernelCache(add_one, b"1"), 0
+        cache, n_loads = caching.KernelCache(NAME, b"1"), 0
         while any(writer.poll() is None for writer in writers):
             assert cache.load_overload(SIGNATURE, cpu_target.target_context)
             n_loads += 1

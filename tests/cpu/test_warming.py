@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastemd
-from fastemd import warming
+from fastemd import losses, warming
 from fastemd.kernels.cpu import compiling, driver
 
 FEW, MANY = (1,), (5,)
@@ -16,15 +16,16 @@ TREE = fastemd.Tree.from_parents([4, 4, 5, 5, 6, 6, -1])
 
 
 @pytest.fixture
-def launched(monkeypatch):
-    """Return the set of the kernels that are requested."""
-    keys, kernel = set(), compiling.kernel
+def requested(monkeypatch):
+    """Return the set of the kernels that are requested, of which none is compiled."""
+    keys = set()
 
-    def record(*key):
+    def kernel(*key):
         keys.add(key)
-        return kernel(*key)
+        return lambda *arguments: (10**9, 1)
 
-    monkeypatch.setattr(compiling, "kernel", record)
+    monkeypatch.setattr(compiling, "kernel", kernel)
+    monkeypatch.setattr(compiling, "is_cached", lambda *key: True)
     driver._kernel.cache_clear()
     yield keys
     driver._kernel.cache_clear()
@@ -32,32 +33,45 @@ def launched(monkeypatch):
 
 def _call(name, space, rho, shape, dtype, rng):
     p, q, v = rng.dirichlet(np.ones(space.n_bins), (3, *shape)).astype(dtype)
+    if name == "emd_loss_hvp":
+        return _run_loss_product(space, rho, p, q, v)
     arguments = {"emd_flow": (p, q, space), "embed": (p, space, rho), "emd_hvp": (p, q, v, space)}
     arguments = arguments.get(name, (p, q, space))
     extra = () if name in ("emd_flow", "embed") else (rho,)
-    getattr(fastemd, name)(*arguments, *extra)
+    return getattr(fastemd, name)(*arguments, *extra)
+
+
+def _run_loss_product(space, rho, p, q, v):
+    """Do what second derivatives of losses do in torch and JAX."""
+    loss = losses.Loss.checked(rho, "softmax", 0.0)
+    batch = losses.resolve_loss(space, loss, p, q, v=v)
+    return losses.run_loss("loss_product", space.layout("levels"), batch, "none")
+
+
+def test_warm_up_knows_all_functions():
+    names = {name for name in fastemd.__all__ if name.startswith("emd")}
+    assert set(warming.FUNCTIONS) == names | {"embed", "emd_loss_hvp"}
 
 
 @pytest.mark.parametrize("is_chain", [True, False])
 @pytest.mark.parametrize("name", warming.FUNCTIONS)
-def test_warm_up_prepares_what_functions_launch(name, is_chain, launched, rng):
+def test_warm_up_prepares_the_kernels_of_functions(name, is_chain, requested, rng):
     space = fastemd.Chain(5) if is_chain else TREE
-    for rho in (2, 3.7):
-        launched.clear()
-        fastemd.warm_up(space, rho=rho, dtype=["float32", float], functions=name)
-        prepared = set(launched)
-        launched.clear()
-        driver._kernel.cache_clear()
+    fastemd.warm_up(space, rho=[1, 2, 3.7], dtype=["float32", float], functions=name)
+    prepared = set(requested)
+    requested.clear()
+    driver._kernel.cache_clear()
+    for rho in (1, 2, 3.7):
         for dtype in (np.float32, float):
             for shape in (FEW, MANY):
                 _call(name, space, rho, shape, dtype, rng)
-        assert launched == prepared
+    assert requested == prepared
 
 
-def test_warm_up_prepares_narrow_kernels_of_huge_trees(launched, monkeypatch):
+def test_warm_up_prepares_narrow_kernels_of_huge_trees(requested, monkeypatch):
     monkeypatch.setattr(driver, "MANY_EDGES", 3)
     fastemd.warm_up(TREE, functions="emd_value_and_grad")
-    assert {key[3] for key in launched} == {True}
+    assert {key[3] for key in requested} == {True}
 
 
 @pytest.mark.parametrize(
@@ -90,24 +104,39 @@ def _run(code, folder, stderr=subprocess.PIPE, **environment):
     return done
 
 
-@pytest.mark.parametrize("processes", ["", "sys.executable = '/nowhere'; "])
-def test_warm_up_compiles_in_processes(processes, tmp_path):
+@pytest.mark.parametrize(
+    ("executable", "n_compiled"), [("sys.executable", 1), ("'/nowhere'", 2), ("''", 2)]
+)
+def test_warm_up_compiles_in_processes(executable, n_compiled, tmp_path):
     code = f"""
-import sys, fastemd, subprocess
-{processes}
-started = []
-Popen = subprocess.Popen
-subprocess.Popen = lambda *args, **keywords: started.append(args) or Popen(*args, **keywords)
+import multiprocessing, sys, fastemd
+from fastemd.kernels.jitable import KernelCompiler
+multiprocessing.set_executable({executable})
+compiled, compile_extra = [], KernelCompiler.compile_extra
+KernelCompiler.compile_extra = lambda *args: compiled.append(args) or compile_extra(*args)
 fastemd.warm_up(fastemd.Chain(4), functions="emd")
-print(len(started))
+print(len(compiled))
 """
-    done = _run(code, tmp_path, NUMBA_NUM_THREADS="2")
-    assert done.stdout == "1\n"
+    assert _run(code, tmp_path, NUMBA_NUM_THREADS="2").stdout == f"{n_compiled}\n"
     names = sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.rglob("*.nbc"))
     assert [name.rpartition(".")[2] for name in names] == [
         "gradient_chain_2_narrow", "gradient_chain_2_wide", "launch",
     ]  # fmt: skip
     assert _run(code, tmp_path, NUMBA_NUM_THREADS="2").stdout == "0\n"
+
+
+def test_warm_up_logs_failures_of_processes(tmp_path):
+    code = """
+import logging, fastemd
+from fastemd import losses, warming
+logging.basicConfig(level=logging.DEBUG)
+logging.getLogger("numba").setLevel(logging.WARNING)
+warming._COMPILE = "raise ValueError('no kernels today')"
+fastemd.warm_up(fastemd.Chain(4), functions="emd")
+"""
+    done = _run(code, tmp_path, NUMBA_NUM_THREADS="2")
+    assert "DEBUG:fastemd:warm_up: a process failed: " in done.stderr
+    assert "no kernels today" in done.stderr
 
 
 TWO_KERNELS = """

@@ -1,8 +1,7 @@
 """Make the CPU kernels and compile them, or load them from the cache on disk.
 
 A kernel, ``(launcher, n_threads, n_chunks, *arguments)``, processes the batch in `n_chunks` equal
-parts and returns the first invalid row, or the number of rows (see `threads.run_chunks`). It raises
-MemoryError if there is no memory for its scratch. There are three kinds, with different arguments:
+parts and returns what `threads.run_chunks` does. There are three kinds, with different arguments:
 on histograms, losses, and the dense Hessian.
 """
 
@@ -48,35 +47,39 @@ def kernel(operation, is_chain, cost, narrow, char):
 
     It does not check the types of its arguments.
     """
-    function, signature = _source(operation, is_chain, cost, narrow, char)
-    compiled = caching.compiled(function, signature, DIGEST)
-    # The dispatcher would look at the types of all arguments again: 1 us for a pair.
-    return compiled.overloads[signature.args].entry_point
-
-
-def is_cached(*key):
-    """Return whether the kernel with these arguments of `kernel` need not be compiled."""
-    return caching.is_cached(*_source(*key), DIGEST)
-
-
-def _source(operation, is_chain, cost, narrow, char):
-    """Return the Python function of a kernel, and its signature."""
     if operation == "hessian":
         function = hessian_kernel()
     else:
         place = simd.at(1 if narrow else 8, char == "f")
         function = tile_kernel(operation, is_chain, cost, place)
-    # Numba finds machine code by this name, so kernels from the cache must have different ones.
+    function.__qualname__ = _name(operation, is_chain, cost, narrow)
+    signature = _signature(operation, np.dtype(char))
+    compiled = caching.compiled(function, signature, DIGEST)
+    # The dispatcher would look at the types of all arguments again: 1 us for a pair.
+    return compiled.overloads[signature.args].entry_point
+
+
+def is_cached(operation, is_chain, cost, narrow, char):
+    """Return whether `kernel` finds a kernel in the cache."""
+    name = f"{__name__}.{_name(operation, is_chain, cost, narrow)}"
+    return caching.is_cached(name, _signature(operation, np.dtype(char)), DIGEST)
+
+
+def _name(operation, is_chain, cost, narrow):
+    """Name a kernel. Numba finds machine code by this name, so no two kernels have the same."""
     space, lanes = "chain" if is_chain else "tree", "narrow" if narrow else "wide"
-    function.__qualname__ = "_".join((operation, space, cost, lanes))
-    return function, _signature(operation, np.dtype(char))
+    return f"{operation}_{space}_{cost}_{lanes}"
+
+
+@functools.cache
+def _compiled_launch():
+    return caching.compiled(threads.launch, types.intp(*_INTS), DIGEST, parallel=True)
 
 
 @functools.cache
 def launcher():
     """Return the address of `threads.launch`."""
-    dispatcher = caching.compiled(threads.launch, types.intp(*_INTS), DIGEST, parallel=True)
-    code = dispatcher.overloads[_INTS]
+    code = _compiled_launch().overloads[_INTS]
     return code.library.get_pointer_to_function(code.fndesc.llvm_func_name)
 
 
@@ -192,4 +195,4 @@ def _signature(operation, dtype):
             out = _array(np.float64, 3)
         start = _EDGES, rows, rows, rows, *_NUMBERS
         arguments = *start, _array(dtype, 1), out, real, real
-    return types.intp(*_INTS, *arguments)
+    return types.UniTuple(types.intp, 2)(*_INTS, *arguments)

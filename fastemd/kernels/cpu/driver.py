@@ -67,12 +67,11 @@ def run(
         The first invalid row, or ``G * R``.
     """
     p, q, v = rows
-    size = p.size
-    few = operation == "gradient" and size <= FEW_ROWS * layout.n_bins
-    narrow = few or layout.n_edges > MANY_EDGES
+    n_rows = p.shape[0] * p.shape[1]
+    narrow = _is_narrow(operation, layout, n_rows)
     kernel, numbers = _kernel(operation, cost, layout.is_chain, narrow, p.dtype.char)
     arguments = layout.edges, p, q, v, *numbers, value, out, float(project), tolerance
-    return _launch(kernel, size, arguments)
+    return _launch(kernel, n_rows, p.size, arguments)
 
 
 def run_loss(
@@ -119,10 +118,12 @@ def run_loss(
         The first invalid row, or ``G * R``.
     """
     x = rows[0]
-    narrow = x.shape[0] * x.shape[1] <= FEW_ROWS or layout.n_edges > MANY_EDGES
+    n_rows = x.shape[0] * x.shape[1]
+    narrow = _is_narrow(operation, layout, n_rows)
     kernel, numbers = _kernel(operation, cost, layout.is_chain, narrow, x.dtype.char)
     rest = value, out, NORMALIZATIONS[normalize], cross_entropy, tolerance
-    return _launch(kernel, x.size, (layout.edges, *rows, labels, row_weights, *numbers, *rest))
+    arguments = layout.edges, *rows, labels, row_weights, *numbers, *rest
+    return _launch(kernel, n_rows, x.size, arguments)
 
 
 def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: bool) -> None:
@@ -133,20 +134,24 @@ def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: boo
         curvatures = curvatures.reshape(n_matrices, curvatures.shape[-1])
         matrices = out.reshape(n_matrices, n_bins, n_bins)
         kernel = compiling.kernel(*_hessian_key(out.dtype.char))
-        arguments = layout.bin_order, curvatures, matrices, float(bool(project))
-        # A chunk is some rows of the only matrix, for which it walks over the whole tree.
-        _launch(kernel, out.size, (layout.edges, *arguments), chunks=1)
+        arguments = layout.edges, layout.bin_order, curvatures, matrices, float(project)
+        # Not counted as rows: for a chunk of few matrices the kernel walks over the whole tree.
+        _launch(kernel, 0, out.size, arguments)
 
 
 def keys(operation: str, layout: EdgeLayout, cost: Cost, char: str) -> list[tuple[Any, ...]]:
     """Return the arguments of `compiling.kernel` for the kernels that an operation may launch."""
     if operation == "hessian":
         return [_hessian_key(char)]
-    by_one = operation == "gradient" or operation in LOSSES
-    large = layout.n_edges > MANY_EDGES
-    widths = [True] if large else [True, False] if by_one else [False]
+    widths = {_is_narrow(operation, layout, n_rows): None for n_rows in (1, FEW_ROWS + 1)}
     operation, name, _ = variant(operation, cost)
     return [(operation, layout.is_chain, name, narrow, char) for narrow in widths]
+
+
+def _is_narrow(operation: str, layout: EdgeLayout, n_rows: int) -> bool:
+    """Return whether the kernel processes rows one by one."""
+    few = n_rows <= FEW_ROWS and (operation == "gradient" or operation in LOSSES)
+    return few or layout.n_edges > MANY_EDGES
 
 
 def _hessian_key(char: str) -> tuple[Any, ...]:
@@ -154,7 +159,7 @@ def _hessian_key(char: str) -> tuple[Any, ...]:
 
 
 def prepare_threads() -> None:
-    """Compile what runs kernels in all threads."""
+    """Compile the function that runs kernels in all threads."""
     if numba.get_num_threads() > 1:
         compiling.launcher()
 
@@ -176,16 +181,16 @@ def _kernel(
 _one_parallel_kernel = threading.Lock()
 _forked = False
 
-# Parts of the batch per thread, so that a thread beside another process takes fewer of them than
-# the others. (On idle cores 1 to 8 make no difference, beside a busy process see below.)
-CHUNKS = 4
+# Parts of the batch per thread, so that a thread that shares its core with another process takes
+# fewer of them. (On idle cores 1 to 8 make no difference.)
+CHUNKS_PER_THREAD, ROWS_PER_CHUNK = 4, 64
 
-# If other processes occupy the cores, a thread may wait for one longer than the work takes, and the
-# caller waits for the thread. After a call whose other threads came too late, calls are serial for
-# so many times the seconds it took. (512 rows on two cores, 0.36 ms: 0.68 ms in the mean beside a
-# busy process, before 3.6 ms.)
-PATIENCE = 10
-_serial_until = 0.0
+# If other processes occupy cores, a thread may wait for one longer than the work takes, and the
+# caller waits for the thread. After a call in which threads came too late for a chunk, calls of
+# that size run without them, for this many times its duration. (512 rows on two cores, 0.36 ms:
+# 0.68 ms in the mean beside a busy process, before 3.6 ms.)
+WITHOUT_LATE_THREADS = 10
+_late = 0.0, 0, 0  # until when, up to how many elements, and how many threads were in time
 
 
 def _in_child() -> None:
@@ -197,11 +202,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-def take_threads() -> int:
+def take_threads(n_elements: int) -> int:
     """Return how many threads a kernel may use; after more than one, call `give_threads_back`."""
-    if _forked or (n_threads := numba.get_num_threads()) == 1 or perf_counter() < _serial_until:
+    if n_elements < PARALLEL_FROM or _forked or (n_threads := numba.get_num_threads()) == 1:
         return 1
-    return n_threads if _one_parallel_kernel.acquire(blocking=False) else 1
+    until, size, n_in_time = _late
+    if n_elements <= size and perf_counter() < until:
+        n_threads = min(n_threads, n_in_time)
+    if n_threads > 1 and not _one_parallel_kernel.acquire(blocking=False):
+        return 1
+    return n_threads
 
 
 def give_threads_back() -> None:
@@ -209,20 +219,25 @@ def give_threads_back() -> None:
     _one_parallel_kernel.release()
 
 
-def _launch(kernel: Any, n_elements: int, arguments: tuple[Any, ...], chunks: int = CHUNKS) -> int:
-    """Run a kernel, in parallel if there are many elements, with so many `chunks` per thread."""
-    global _serial_until
-    n_threads = 1 if n_elements < PARALLEL_FROM else take_threads()
+def _launch(kernel: Any, n_rows: int, n_elements: int, arguments: tuple[Any, ...]) -> int:
+    """Run a kernel, in parallel if there are many elements; return the first invalid row."""
+    global _late
+    n_threads = take_threads(n_elements)
     if n_threads == 1:
-        return kernel(0, 1, 1, *arguments)  # type: ignore[no-any-return]  # Numba has no types
+        return kernel(0, 1, 1, *arguments)[0]  # type: ignore[no-any-return]  # Numba has no types
+    n_chunks = max(n_threads, min(CHUNKS_PER_THREAD * n_threads, n_rows // ROWS_PER_CHUNK))
+    n_all = numba.get_num_threads()
     try:
         launcher = compiling.launcher()
+        if n_threads < n_all:
+            numba.set_num_threads(n_threads)
         start = perf_counter()
-        result: int = kernel(launcher, n_threads, chunks * n_threads, *arguments)
-        if result < 0:  # one thread has done all
+        result, n_active = kernel(launcher, n_threads, n_chunks, *arguments)
+        if n_active < n_threads:
             end = perf_counter()
-            _serial_until = end + PATIENCE * (end - start)
-            result = ~result
-        return result
+            _late = end + WITHOUT_LATE_THREADS * (end - start), n_elements, n_active
+        return result  # type: ignore[no-any-return]
     finally:
+        if n_threads < n_all:
+            numba.set_num_threads(n_all)
         give_threads_back()

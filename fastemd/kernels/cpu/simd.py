@@ -233,7 +233,7 @@ def exponential(builder, x, single):
 class LanesType(types.Type):
     """Numba's type of `count` float64 numbers in vector registers.
 
-    If `single`, results are rounded to float32, and powers and exponentials are less exact.
+    If `single`, the rows are float32, for which powers and exponentials may be less exact.
     """
 
     def __init__(self, count, single=False) -> None:
@@ -529,7 +529,7 @@ def address(typingctx, array):
 
 @intrinsic
 def allocate(typingctx, n_numbers):
-    """Return the address of memory for float64 numbers, 0 if there is none; see `free`."""
+    """Return the address of memory for float64 numbers, or raise MemoryError; see `free`."""
 
     def codegen(context, builder, sig, args):
         memory = context.nrt.allocate(builder, builder.mul(args[0], I64(8)))

@@ -12,35 +12,38 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastemd.kernels.cpu.simd import I64
-from fastemd.kernels.jitable import jitable, lowered
+from fastemd.kernels.jitable import jitable, lower_into_kernel
 
 # Fields of a job in memory; the arguments of the kernel follow.
-NEXT_CHUNK, INVALID, MOST = range(3)  # MOST: of the chunks that one thread has processed
+NEXT_CHUNK, INVALID, N_ACTIVE = range(3)  # N_ACTIVE: threads that have processed a chunk
 FAILED = -1
 
 
 def launch(work, job, n_threads):
     """Call the function at address `work` in all threads."""
-    for thread in prange(n_threads):
-        call(work, job, np.intp(thread))
+    for _ in prange(n_threads):
+        call(work, job)
     return 0
 
 
 @jitable
 def run_chunks(launcher, n_threads, n_chunks, function, arguments):
-    """Call ``function(chunk, n_chunks, *arguments)`` for all chunks; return the smallest result.
+    """Call ``function(chunk, n_chunks, *arguments)`` for all chunks.
 
-    `launcher` is the address of `launch`, which is called for more than one thread. If one thread
-    has processed all chunks before another one came, return the complement of the result.
+    `launcher` is the address of `launch`, which is called for more than one thread. Return the
+    smallest result, and the number of threads that have processed a chunk.
     """
-    result, most = in_threads(launcher, n_threads, n_chunks, function, arguments)
+    result, n_active = in_threads(launcher, n_threads, n_chunks, function, arguments)
     if result == FAILED:
-        raise MemoryError("the scratch of the threads does not fit into memory")
-    return ~result if n_threads > 1 and most == n_chunks else result
+        raise MemoryError(
+            "not enough memory for the scratch of all threads; pass fewer rows, or use fewer "
+            "threads (numba.set_num_threads)"
+        )
+    return result, n_active
 
 
 @intrinsic
-def call(typingctx, work, job, thread):
+def call(typingctx, work, job):
     """Call the function at an address, which returns nothing."""
 
     def codegen(context, builder, sig, args):
@@ -48,12 +51,12 @@ def call(typingctx, work, job, thread):
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, types.intp), codegen
+    return types.void(types.intp, types.intp), codegen
 
 
 @intrinsic
 def in_threads(typingctx, launcher, n_threads, n_chunks, function, arguments):
-    """Return the smallest result, and the number of chunks of the thread that processed most."""
+    """Do what `run_chunks` says; the result is FAILED if a call has raised."""
     signature = typingctx.resolve_function_type(
         function, (types.intp, types.intp, *arguments.types), {}
     )
@@ -69,7 +72,7 @@ def in_threads(typingctx, launcher, n_threads, n_chunks, function, arguments):
 
         work = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [I64]), "work")
         work.linkage = "internal"
-        kernel = lowered(context, function.typing_key, signature.args).fndesc
+        kernel = lower_into_kernel(context, function.typing_key, signature.args).fndesc
         _process_chunks(context, ir.IRBuilder(work.append_basic_block()), kind, kernel, signature)
 
         address = builder.ptrtoint(job, I64)
@@ -85,7 +88,9 @@ def in_threads(typingctx, launcher, n_threads, n_chunks, function, arguments):
                     convention.return_status_propagate(builder, status)
             with one:
                 builder.call(work, [address])
-        results = [builder.load(cgutils.gep_inbounds(builder, job, 0, i)) for i in (INVALID, MOST)]
+        results = [
+            builder.load(cgutils.gep_inbounds(builder, job, 0, i)) for i in (INVALID, N_ACTIVE)
+        ]
         return cgutils.pack_array(builder, results)
 
     return types.UniTuple(types.intp, 2)(
@@ -98,8 +103,8 @@ def _process_chunks(context, builder, kind, kernel, signature):
     function = builder.function
     job = builder.inttoptr(function.args[0], kind.as_pointer())
     field = [cgutils.gep_inbounds(builder, job, 0, i) for i in range(len(kind.elements))]
-    n_chunks, *values = (builder.load(place) for place in field[MOST + 1 :])
-    n_processed = cgutils.alloca_once_value(builder, I64(0))
+    n_chunks, *values = (builder.load(place) for place in field[N_ACTIVE + 1 :])
+    is_active = cgutils.alloca_once_value(builder, I64(0))
     loop, body, end = (function.append_basic_block(name) for name in ("loop", "body", "end"))
     builder.branch(loop)
     builder.position_at_end(loop)
@@ -111,8 +116,8 @@ def _process_chunks(context, builder, kind, kernel, signature):
     )
     result = builder.select(status.is_error, I64(FAILED), result)
     builder.atomic_rmw("min", field[INVALID], result, "monotonic")
-    builder.store(builder.add(builder.load(n_processed), I64(1)), n_processed)
+    builder.store(I64(1), is_active)
     builder.branch(loop)
     builder.position_at_end(end)
-    builder.atomic_rmw("max", field[MOST], builder.load(n_processed), "monotonic")
+    builder.atomic_rmw("add", field[N_ACTIVE], builder.load(is_active), "monotonic")
     builder.ret_void()

@@ -134,8 +134,7 @@ def run_tiles(
 ):  # fmt: skip
     """Process one of `n_chunks` equal parts of the batch, tile by tile.
 
-    Stop at the first row that fails the check, and return it; otherwise return the number of rows,
-    or -1 if there is no memory for the scratch.
+    Stop at the first row that fails the check, and return it; otherwise return the number of rows.
 
     ``sweep(tile)`` writes the results of a tile and returns its values. `place` sets the number of
     lanes; `n_scratch` is the number of scratch arrays x, y, other, u.
@@ -152,6 +151,8 @@ def run_tiles(
     n_rows, row_bytes = p.n_rows, out.row_bytes
     n_tiles = -(-n_rows // lanes)
     begin, end = chunk * n_tiles // n_chunks, (chunk + 1) * n_tiles // n_chunks
+    if begin == end:
+        return n_rows
 
     # In scratch, after eleven tables:
     lengths = 11 * TABLE
@@ -166,8 +167,6 @@ def run_tiles(
     copied = lanes > 1 and (are_crowded(p) or are_crowded(q) or are_crowded(v))
     zeros = copies + copied * (2 + with_v) * copy_bytes
     scratch = allocate(zeros // 8 + n_bins + 8)
-    if scratch == 0:
-        return -1
     start = aligned(scratch)
     record = Tile(
         Layout(n_bins, n_edges, address(edges.parent), start + lengths, address(edges.share)),

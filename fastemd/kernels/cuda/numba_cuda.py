@@ -13,6 +13,8 @@ import numpy as np
 from numba import cuda
 from numba.core import config
 
+from fastemd.kernels.jitable import announced
+
 SIMULATED = bool(config.ENABLE_CUDASIM)
 if not SIMULATED:  # Numba's own target is deprecated
     import numba_cuda  # noqa: F401
@@ -33,7 +35,10 @@ def view(function: Function) -> Any:
 
 def compiled(function: Function, signature: tuple[Any, ...]) -> Any:
     """Compile a kernel for the types of one signature, which makes launches faster."""
-    return cuda.jit(function) if SIMULATED else cuda.jit(signature)(function)
+    if SIMULATED:
+        return cuda.jit(function)
+    with announced():
+        return cuda.jit(signature)(function)
 
 
 _configuring = threading.Lock()
