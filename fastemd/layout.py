@@ -40,20 +40,23 @@ class BinOrder(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CudaTables:
-    """The arrays for CUDA kernels: E edges level by level, of which the first N belong to the bins.
+    """The arrays for CUDA kernels: E edges, in which all edges below a node are side by side.
 
-    A level is the height above the bins. The edges of a level are computed at the same time, each
-    from the edges below it, in order, so that results have the same bits every time. No edge has
-    more than `MAX_CHILDREN` below it: larger groups are joined by edges of length 0.
+    A level is the height above the bins. The nodes of a level are processed at the same time, the
+    edges below a node in order, so that results have the same bits every time. No node has more
+    than `MAX_CHILDREN` edges below it: larger groups are joined by edges of length 0. The last node
+    is above the edge above the root.
     """
 
     n_edges: int
-    n_levels: int  # 0 on a chain
-    # The next edge towards the root, E; of the edges that are no bin's, where their lists of edges
-    # below start and end, E - N + 1; these lists, E - 1; where the levels start and end, L + 1;
-    # where every edge of the layout is.
+    n_nodes: int  # 0 on a chain, as n_levels
+    n_levels: int
+    # For every node, level by level: where the edges below it start and end, its own edge (E for
+    # the last node) and that of its parent (E for the last two). For every bin its edge and that of
+    # its parent. Where the levels start and end, L + 1. Where the edges of
+    # the layout are, from the last to the first.
     numbers: NDArray[np.int32]
-    lengths: Floats  # and shares, 2 E
+    lengths: Floats  # for every edge its length and its share
 
 
 class EdgeLayout:
@@ -190,8 +193,8 @@ def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
     n_given = edges.length.size
     length, share = edges.length.tolist(), edges.share.tolist()
     if n_given == n_bins:  # a chain
-        no_lists = np.zeros(n_bins, np.int64)
-        return _packed(n_bins, 0, [edges.parent, no_lists, [0], np.arange(n_bins)], length, share)
+        numbers = [np.arange(n_bins).repeat(2), [0], np.arange(n_bins)[::-1]]
+        return _packed(0, 0, numbers, length, share)
     children: list[list[int]] = [[] for _ in range(n_given)]
     height = [0] * n_given
     for edge, parent in enumerate(edges.parent.tolist()):
@@ -200,28 +203,34 @@ def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
         if parent < n_given:
             children[parent].append(edge)
     n_edges = len(length)
-    inner = sorted(range(n_bins, n_edges), key=height.__getitem__)
-    order = [*range(n_bins), *inner]
-    number = np.empty(n_edges, np.int64)
-    number[order] = np.arange(n_edges)
-    lists = [number[children[edge]] for edge in inner]
-    parents = np.full(n_edges, n_edges)
-    for edge, below in zip(inner, lists, strict=True):
-        parents[below] = number[edge]
-    ends = np.cumsum([0, *map(len, lists)])
-    heights = [height[edge] for edge in inner]
-    starts = n_bins + np.searchsorted(heights, np.arange(1, heights[-1] + 2))
-    numbers = [parents, ends, *lists, starts, number[:n_given]]
+    children.append([n_given - 1])  # of the last node, whose edge would be n_edges
+    height.append(height[n_given - 1] + 1)
+    nodes = sorted(range(n_bins, n_edges + 1), key=height.__getitem__)
+    sizes = [len(children[node]) for node in nodes]
+    ends = np.cumsum(sizes)
+    place, parents = np.empty(n_edges + 1, np.int64), np.empty(n_edges + 1, np.int64)
+    place[[edge for node in nodes for edge in children[node]]] = np.arange(n_edges)
+    place[n_edges] = n_edges
+    parents[[edge for node in nodes for edge in children[node]]] = place[nodes].repeat(sizes)
+    parents[n_edges] = n_edges
+    records = np.stack([ends - sizes, ends, place[nodes], parents[nodes]], axis=1)
+    bins = np.stack([place[:n_bins], parents[:n_bins]], axis=1)
+    n_levels = height[-1]
+    levels = np.searchsorted([height[node] for node in nodes], np.arange(1, n_levels + 2))
+    numbers = [records.ravel(), bins.ravel(), levels, place[n_given - 1 :: -1]]
+    order = np.argsort(place[:n_edges])
     length, share = ([values[edge] for edge in order] for values in (length, share))
-    return _packed(n_edges, heights[-1], numbers, length, share)
+    return _packed(len(nodes), n_levels, numbers, length, share)
 
 
 def _packed(
-    n_edges: int, n_levels: int, numbers: list[Any], length: list[float], share: list[float]
+    n_nodes: int, n_levels: int, numbers: list[Any], length: list[float], share: list[float]
 ) -> CudaTables:
     """Pack the tables into few arrays, since every argument of a launch costs time."""
-    packed = np.concatenate(numbers).astype(np.int32)
-    return CudaTables(n_edges, n_levels, packed, freeze([*length, *share]))
+    packed, lengths = np.concatenate(numbers), np.stack([length, share], axis=1).ravel()
+    if max(packed.size, lengths.size) >= 1 << 31:  # the kernels' indices have 32 bits
+        raise ValueError(f"{len(length)} edges are too many for CUDA kernels; use NumPy arrays")
+    return CudaTables(len(length), n_nodes, n_levels, packed.astype(np.int32), freeze(lengths))
 
 
 def _join(

@@ -5,6 +5,7 @@ memory of the user's array wherever that is possible.
 """
 
 import decimal
+import functools
 import itertools
 import math
 import numbers
@@ -102,11 +103,10 @@ def as_rows(
     """Return views (..., N) as (groups, rows, N) of one type, copied only if necessary.
 
     Strides of 0 broadcast, so nothing is copied as long as two levels of rows are enough, as they
-    are for one broadcast axis on each side, which gives all pairs. On the CPU the bins are
-    contiguous.
+    are for one broadcast axis on each side, which gives all pairs. The bins are contiguous.
     """
     on_cuda = isinstance(backend, CudaBackend)
-    cast: Any = backend.cast if isinstance(backend, CudaBackend) else _contiguous_bins
+    cast = functools.partial(_cast_on_cuda, backend) if on_cuda else _contiguous_bins
     views: list[Any] = [cast(view, dtype) for view in inputs]
     if not on_cuda and all(v.shape[:-1] == batch and v.flags.c_contiguous for v in views):
         return [view.reshape(1, math.prod(batch), view.shape[-1]) for view in views]
@@ -119,6 +119,12 @@ def as_rows(
     spread: Any = backend.spread if isinstance(backend, CudaBackend) else np.broadcast_to
     copies: list[Any] = [spread(view, (*batch, view.shape[-1])) for view in views]
     return [copy.reshape(1, -1, copy.shape[-1]) for copy in copies]
+
+
+def _cast_on_cuda(backend: Any, view: DeviceArray, dtype: np.dtype[Any]) -> DeviceArray:
+    view = backend.cast(view, dtype)
+    contiguous = view.strides[-1] == dtype.itemsize or view.shape[-1] <= 1
+    return view if contiguous else backend.spread(view, view.shape)
 
 
 def _contiguous_bins(array: Array, dtype: np.dtype[Any]) -> Array:

@@ -24,14 +24,13 @@ CHAIN = fastemd.Chain(3)
 def test_layout_bounds_number_of_children(n_leaves):
     star = fastemd.Tree.from_parents([-1] + [0] * n_leaves)
     tables = star.layout("levels").cuda
-    n_inner = tables.n_edges - n_leaves
-    ends = tables.numbers[tables.n_edges : tables.n_edges + n_inner + 1]
-    sizes = np.diff(ends)
-    assert sizes.min() >= 1
-    assert sizes.max() <= MAX_CHILDREN
-    assert ends[-1] == tables.n_edges - 1
+    starts, ends, edges, _ = tables.numbers[: 4 * tables.n_nodes].reshape(-1, 4).T
+    assert (ends - starts).min() >= 1
+    assert (ends - starts).max() <= MAX_CHILDREN
+    assert starts.tolist() == [0, *ends[:-1]]
+    assert ends[-1] == edges[-1] == tables.n_edges
     full = np.ceil(np.log(n_leaves) / np.log(MAX_CHILDREN) - 1e-9)
-    assert tables.n_levels == max(full, 1)
+    assert tables.n_levels == max(full, 1) + 1  # and one for the edge above the root
 
 
 @device

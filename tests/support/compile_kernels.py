@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 CC = (9, 0)
+KINDS = ((32, True), (8, True), (128, True), (128, False))  # threads per row, shared scratch
 
 
 def main(space, char):
@@ -30,8 +31,10 @@ def main(space, char):
     variants = {driver.variant(name, cost)[:2] for name in driver.OPERATIONS for cost in costs}
     for operation, cost in sorted(variants):
         out = "d" if operation == "curvature" else char
-        ptx, _ = driver._row_kernel(operation, cost, space == "chain", char, out)
-        print(operation, cost, len(ptx))
+        # Other teams and other memory differ in a few functions, which all kernels share.
+        for kind in KINDS if operation in ("gradient", "loss") and cost == "2" else KINDS[:1]:
+            ptx = driver._row_kernel(operation, cost, space == "chain", char, out, *kind)
+            print(operation, cost, *kind, len(ptx))
     for name in driver.TEAM_FUNCTIONS:
         for pair in ("dd", char + "d", "li") if name == "convert" else (char + "d",):
             print(name, len(driver._team_kernel(name, *pair)))

@@ -58,6 +58,7 @@ def main():
         module.on_device = on_device
         module.upload = module.argument = current(lambda array: array)
 
+    driver.n_multiprocessors = current(lambda index: 132)
     DeviceBackend.stream = lambda self: STREAM
 
     def losses(n_rows):

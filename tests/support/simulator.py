@@ -24,8 +24,16 @@ class Thread(greenlet):
         super().__init__(np.errstate(all="ignore")(function))  # a device has no warnings
         self.blockIdx, self.threadIdx = kernelapi.Dim3(*block), kernelapi.Dim3(*point)
 
+        self.shuffled = []
+
     def syncthreads(self):
         self.parent.switch()
+
+    def shuffle(self, number, partner):
+        """Return what the thread at another place of the team passes to the same shuffle."""
+        self.shuffled.append(number)
+        self.syncthreads()
+        return self.team[partner].shuffled[len(self.shuffled) - 1]
 
 
 class Block(kernel.BlockManager):
@@ -34,6 +42,9 @@ class Block(kernel.BlockManager):
     def run(self, grid_point, *args):
         points = np.ndindex(*self._block_dim)
         threads = [Thread(self._f, grid_point, point) for point in points]
+        for thread in threads:
+            row = [x for x in threads if tuple(x.threadIdx)[1:] == tuple(thread.threadIdx)[1:]]
+            thread.team = {x.threadIdx.x: x for x in row}
         arguments = args
         while not all(thread.dead for thread in threads):
             if any(thread.dead for thread in threads):
@@ -42,6 +53,17 @@ class Block(kernel.BlockManager):
             for thread in threads:
                 thread.switch(*arguments)
             arguments = ()
+
+
+def exchanged(a, lanes):
+    thread = getcurrent()
+    return thread.shuffle(a, thread.threadIdx.x ^ lanes)
+
+
+def from_before(a, lanes):
+    thread = getcurrent()
+    before = thread.threadIdx.x - lanes
+    return thread.shuffle(a, before if before >= 0 else thread.threadIdx.x)
 
 
 def least(a, b):
@@ -74,7 +96,8 @@ def install(tensors=False):
     """
     kernel.BlockManager = Block
     kernelapi.threading = SimpleNamespace(current_thread=getcurrent)
-    block.block_of, driver.TEAM = lambda n_edges: (4, 2), 4
+    driver.block_of = lambda n_edges, rows_per_multiprocessor: (4, 2)
+    block.exchanged, block.from_before = exchanged, from_before
     driver.PARTS, driver.ROWS_PER_PART = 6, 3
     drop_nan()
     if tensors:

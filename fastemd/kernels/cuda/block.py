@@ -1,35 +1,38 @@
-"""The threads that work on a row: sums and scans over them, and the loops of the kernels.
+"""The threads that work on a row: what they compute together, and the loops of the kernels.
 
-A block is ``blockDim.x`` threads per row times ``blockDim.y`` rows. All rows of a block take the
-same steps at the same time, so every thread meets every barrier; past the end of the batch the last
-row is computed again and written with the same numbers. No barrier separates a row from the next
-one: at both ends of a row a thread touches only its part of the bins.
+A team of threads processes one row of the batch: a warp, or more of them where there are few rows
+or long ones, or a part of a warp. A block is ``blockDim.x`` threads per row times ``blockDim.y``
+rows. All rows of a block take the same steps at the same time, so every thread meets every barrier;
+past the end of the batch the last row is computed again and written with the same numbers. No
+barrier separates a row from the next one: at both ends of a row a thread touches only its part of
+the bins.
 
 Kernels are made here, because Numba's simulator replaces `cuda` in the module of the kernel alone.
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import float64
 from numba.extending import register_jitable
 
-from fastemd.kernels.cuda.numba_cuda import cuda, device, view
+from fastemd.kernels.cuda.memory import int32, load, pointer, quotient, row_of, store
+from fastemd.kernels.cuda.numba_cuda import SIMULATED, cuda, device, view
 from fastemd.kernels.edges import Numbers
 
-# A thread has a few edges. Long rows have enough threads to hide the latency of memory, and short
-# rows share a block.
-EDGES_PER_THREAD, THREADS_PER_ROW, THREADS_PER_BLOCK = 4, 256, 128
+WARP, ALL_LANES = 32, 0xFFFFFFFF
+TEAM = 4 if SIMULATED else 256  # threads of a block of `team_kernel`; the simulator is slow
 
 
 class Team(NamedTuple):
-    """Threads that work together."""
+    """A thread and its team."""
 
     thread: int
-    n_threads: int  # a power of 2
     block: int
     n_blocks: int
-    exchange: np.ndarray  # two float64 per thread
+    exchange: Any  # two float64 per warp
 
 
 class Layout(NamedTuple):
@@ -37,26 +40,29 @@ class Layout(NamedTuple):
 
     n_bins: int
     n_edges: int
+    n_nodes: int
     n_levels: int
-    numbers: np.ndarray
-    lengths: np.ndarray
+    numbers: Any
+    lengths: Any
 
 
 class Scratch(NamedTuple):
     """Arrays of float64, one number per edge and one to spare; as many as an operation needs."""
 
-    x: np.ndarray  # flow, then edge value, then sum of edge values up to the root
-    y: np.ndarray  # of a loss: the masses before they are normalised
-    other: np.ndarray  # the same for a second vector
-    u: np.ndarray  # of a loss: the change of p
+    x: Any  # flow, then edge value, then sum of edge values up to the root
+    y: Any  # of a loss: the masses before they are normalised
+    other: Any  # the same as x for a second vector
+    u: Any  # of a loss: the change of p
 
 
 class Inputs(NamedTuple):
-    """The user's rows, or no elements."""
+    """The user's rows."""
 
-    p: np.ndarray  # of a loss: x
-    q: np.ndarray  # of a loss: the target
-    v: np.ndarray
+    p: Any  # of a loss: x
+    q: Any  # of a loss: the target
+    v: Any
+    with_q: bool
+    with_v: bool
 
 
 class Options(NamedTuple):
@@ -77,64 +83,33 @@ class Row(NamedTuple):
     layout: Layout
     scratch: Scratch
     inputs: Inputs
-    out: np.ndarray
+    out: Any
+    n_columns: int  # of the output; 0 without one
     numbers: Numbers
     options: Options
     label: int  # see `label_of`
     row_weight: float  # of the loss and its derivatives; if it is 0, the row is not read
 
 
-def block_of(n_edges):
-    """Return the threads per row and the rows per block."""
-    n_threads = 1
-    while n_threads < THREADS_PER_ROW and n_threads * EDGES_PER_THREAD < n_edges:
-        n_threads *= 2
-    return n_threads, max(1, THREADS_PER_BLOCK // n_threads)
-
-
 @register_jitable
 def scratch_per_row(n_scratch, n_edges, n_threads):
     """Return the number of float64."""
-    return 2 * n_threads + n_scratch * (n_edges + 1)
+    return 2 * (n_threads // WARP) + n_scratch * (n_edges + 1)
 
 
 # -------------------------------------------------------------------- what threads compute together
 
 
 @device
-def barrier():
-    cuda.syncthreads()
+def exchanged(a, lanes):
+    """Return the number of the thread whose place in the warp differs by the bits of `lanes`."""
+    return cuda.shfl_xor_sync(ALL_LANES, a, lanes)
 
 
 @device
-def team_range(team, n):
-    """Return the indices below `n` of a thread among those of its team."""
-    return range(team.thread, n, team.n_threads)
-
-
-@device
-def grid_range(team, n):
-    """Return the indices below `n` of a thread among those of all blocks."""
-    return range(team.block * team.n_threads + team.thread, n, team.n_blocks * team.n_threads)
-
-
-@device
-def sums(team, a, b):
-    """Return the sums of two numbers over the threads, to every thread."""
-    exchange, t, n = team.exchange, team.thread, team.n_threads
-    exchange[t] = a
-    exchange[n + t] = b
-    barrier()
-    half = n // 2
-    while half > 0:
-        if t < half:
-            exchange[t] += exchange[t + half]
-            exchange[n + t] += exchange[n + t + half]
-        barrier()
-        half //= 2
-    a, b = exchange[0], exchange[n]
-    barrier()
-    return a, b
+def from_before(a, lanes):
+    """Return the number of the thread so many places before in the warp, if there is one."""
+    return cuda.shfl_up_sync(ALL_LANES, a, lanes)
 
 
 @device
@@ -143,56 +118,138 @@ def larger(a, b):
     return b if a == a and not b <= a else a
 
 
-@device
-def largest(team, a):
-    """Return the largest of a number over the threads, to every thread; NaN if one is NaN."""
-    exchange, t = team.exchange, team.thread
-    exchange[t] = a
-    barrier()
-    half = team.n_threads // 2
-    while half > 0:
-        if t < half:
-            exchange[t] = larger(exchange[t], exchange[t + half])
-        barrier()
-        half //= 2
-    a = exchange[0]
-    barrier()
-    return a
+class Together(NamedTuple):
+    """The functions of a team, for device functions that are made for its number of threads."""
+
+    n_threads: int  # a power of 2
+    indices: Callable[..., Any]
+    barrier: Callable[..., Any]
+    sums: Callable[..., Any]
+    largest: Callable[..., Any]
+    scan: Callable[..., Any]
+
+
+@functools.cache
+def together(n_threads: int) -> Together:
+    """Make the functions of a team."""
+    step, half_warp = np.int32(n_threads), min(n_threads, WARP) // 2
+    n_warps, warp_size = n_threads // WARP, np.int32(WARP)
+    is_warp = n_threads <= WARP and not SIMULATED
+
+    @device
+    def indices(team, n):
+        """Return the indices below `n` of a thread among those of its team."""
+        return range(team.thread, n, step)
+
+    @device
+    def barrier():
+        if is_warp:
+            cuda.syncwarp()
+        else:
+            cuda.syncthreads()
+
+    @device
+    def sums(team, a, b):
+        """Return the sums of two numbers over the threads, to every thread."""
+        lanes = half_warp
+        while lanes > 0:
+            a += exchanged(a, lanes)
+            b += exchanged(b, lanes)
+            lanes //= 2
+        if n_warps > 1:
+            warp = quotient(team.thread, warp_size)
+            store(team.exchange, warp, a)
+            store(team.exchange, int32(warp + n_warps), b)
+            barrier()
+            a, b = 0.0, 0.0
+            for i in range(n_warps):
+                a += load(team.exchange, int32(i))
+                b += load(team.exchange, int32(i + n_warps))
+            barrier()
+        return a, b
+
+    @device
+    def largest(team, a):
+        """Return the largest of a number over the threads, to every thread; NaN if one is NaN."""
+        lanes = half_warp
+        while lanes > 0:
+            a = larger(a, exchanged(a, lanes))
+            lanes //= 2
+        if n_warps > 1:
+            store(team.exchange, quotient(team.thread, warp_size), a)
+            barrier()
+            for i in range(n_warps):
+                a = larger(a, load(team.exchange, int32(i)))
+            barrier()
+        return a
+
+    @device
+    def sum_before(team, a):
+        """Return the sum of a number over the threads before this one."""
+        lane, lanes = team.thread % WARP, 1
+        total = a
+        while lanes <= half_warp:
+            before = from_before(total, lanes)
+            if lane >= lanes:
+                total += before
+            lanes *= 2
+        before = from_before(total, 1)
+        result = before if lane > 0 else 0.0
+        if n_warps > 1:
+            warp = quotient(team.thread, warp_size)
+            if lane == WARP - 1:
+                store(team.exchange, warp, total)
+            barrier()
+            base = 0.0
+            for i in range(warp):
+                base += load(team.exchange, int32(i))
+            result += base
+            barrier()
+        return result
+
+    def scan(replace, backwards):
+        """Make a function that replaces numbers in the order of a chain, or `backwards`.
+
+        ``run(team, x, n, start, context)`` calls ``replace(context, k, sum)`` for k < n, with the
+        sum of ``x[k]`` and all numbers before it, from `start`. It returns what takes the place of
+        ``x[k]``, and two terms, whose sums over the thread are returned.
+        """
+
+        @device
+        def run(team, x, n, start, context):
+            # Every thread sums a piece. Its size is odd: threads read side by side, and the number
+            # of banks of memory is a power of 2.
+            piece = quotient(int32(n + n_threads - 1), step) | 1
+            begin = min(int32(team.thread * piece), n)
+            end = min(int32(begin + piece), n)
+            total = 0.0
+            for i in range(begin, end):
+                total += load(x, int32(n - 1 - i) if backwards else i)
+            total = start + sum_before(team, total)
+            first, second = 0.0, 0.0
+            for i in range(begin, end):
+                k = int32(n - 1 - i) if backwards else i
+                total += load(x, k)
+                value, a, b = replace(context, k, total)
+                store(x, k, value)
+                first += a
+                second += b
+            barrier()
+            return first, second
+
+        return run
+
+    return Together(n_threads, indices, barrier, sums, largest, scan)
 
 
 @device
-def scan(team, x, n, start, backwards):
-    """Add to ``x[k]``, k < n, `start` and all numbers before it, or all after it if `backwards`.
+def keep_sum(context, k, total):
+    """Have `Together.scan` leave the sums."""
+    return total, 0.0, 0.0
 
-    Every thread sums a piece. Its size is odd: threads read side by side, and the number of banks
-    of memory is a power of 2.
-    """
-    exchange, t = team.exchange, team.thread
-    piece = ((n + team.n_threads - 1) // team.n_threads) | 1
-    begin, end = min(t * piece, n), min((t + 1) * piece, n)
-    total = 0.0
-    for i in range(begin, end):
-        k = n - 1 - i if backwards else i
-        total += x[k]
-        x[k] = total
-    exchange[t] = total
-    barrier()
-    distance = 1
-    while distance < team.n_threads:
-        more = 0.0
-        if t >= distance:
-            more = exchange[t - distance]
-        barrier()
-        exchange[t] += more
-        barrier()
-        distance *= 2
-    before = start
-    if t > 0:
-        before += exchange[t - 1]
-    for i in range(begin, end):
-        k = n - 1 - i if backwards else i
-        x[k] += before
-    barrier()
+
+# Those of a block of `team_kernel`.
+_, _, _, sums, largest, scan = together(TEAM)
 
 
 @device
@@ -205,28 +262,10 @@ def report_row(errors, slot, row):
 
 
 @device
-def thread_bins(row):
-    """Return the bins of a thread."""
-    return team_range(row.team, row.layout.n_bins)
-
-
-@device
-def thread_edges(row):
-    """Return the edges of a thread."""
-    return team_range(row.team, row.layout.n_edges)
-
-
-@view
-def row_at(array, group, i):
-    """Return a row of (G, R, columns), where 1 stands for any G or R."""
-    return array[min(group, array.shape[0] - 1), min(i, array.shape[1] - 1)]
-
-
-@view
-def part(memory, i, n_threads, n_edges):
-    """Return the i-th scratch array of a row; no elements beyond the last one."""
-    begin = 2 * n_threads + i * (n_edges + 1)
-    return memory[begin : begin + n_edges + 1]
+def part(memory, layout, n_scratch, i):
+    """Return the i-th scratch array of a row; beyond the last one, the last one."""
+    begin = 2 * (cuda.blockDim.x // WARP) + min(i, n_scratch - 1) * (layout.n_edges + 1)
+    return pointer(memory, int32(begin))
 
 
 @device
@@ -239,33 +278,21 @@ def label_of(labels, number, n_bins):
 
 
 @view
-def open_team(exchange):
-    return Team(
-        cuda.threadIdx.x, cuda.blockDim.x, cuda.blockIdx.x, cuda.gridDim.x, exchange
-    )  # fmt: skip
-
-
-@view
-def open_row(layout, inputs, out, numbers, options, number, n_scratch, shared, scratch):
-    """Return the row of this number; its memory is shared, or part of `scratch` if there is any."""
-    n_threads, n_edges = cuda.blockDim.x, layout.n_edges
-    size = scratch_per_row(n_scratch, n_edges, n_threads)
-    slot, memory = cuda.threadIdx.y, shared
-    if scratch.size > 0:
-        memory, slot = scratch, slot + cuda.blockIdx.x * cuda.blockDim.y
-    memory = memory[slot * size : (slot + 1) * size]
+def open_row(layout, inputs, out, numbers, options, number, group, i, n_scratch, memory):
+    """Return the row of this number, which is row `i` of a group."""
     p, q, v = inputs
-    group, i = number // p.shape[1], number % p.shape[1]
     return Row(
-        open_team(memory),
+        Team(int32(cuda.threadIdx.x), int32(0), int32(0), pointer(memory, int32(0))),
         layout,
         Scratch(
-            part(memory, 0, n_threads, n_edges), part(memory, 1, n_threads, n_edges),
-            part(memory, min(2, n_scratch - 1), n_threads, n_edges),
-            part(memory, 3, n_threads, n_edges),
+            part(memory, layout, n_scratch, 0), part(memory, layout, n_scratch, 1),
+            part(memory, layout, n_scratch, 2), part(memory, layout, n_scratch, 3),
         ),
-        Inputs(row_at(p, group, i), row_at(q, group, i), row_at(v, group, i)),
-        row_at(out, group, i),
+        Inputs(
+            row_of(p, group, i), row_of(q, group, i), row_of(v, group, i), q.size > 0, v.size > 0
+        ),
+        row_of(out, group, i),
+        int32(out.shape[2] if out.size > 0 else 0),
         numbers,
         options,
         label_of(options.labels, number, layout.n_bins),
@@ -276,41 +303,64 @@ def open_row(layout, inputs, out, numbers, options, number, n_scratch, shared, s
 # ---------------------------------------------------------------------------------------- kernels
 
 
-def row_kernel(sweep, n_scratch):
+def row_kernel(sweep, n_scratch, n_threads, in_shared):
     """Return the kernel that calls ``sweep(row)`` for every row.
 
     `inputs` and `out` are (G, R, columns), `value` is (G * R,), each without elements if there is
-    none. The first invalid row goes to ``errors[0]``.
+    none. The first invalid row goes to ``errors[0]``. The memory of a row is shared, or a row of
+    `scratch` (1, rows, numbers).
     """
 
-    def run(layout, inputs, numbers, value, out, options, errors, scratch):
-        shared, n_rows = cuda.shared.array(0, float64), inputs.p.shape[0] * inputs.p.shape[1]
-        first = cuda.blockIdx.x * cuda.blockDim.y
+    def run(tables, inputs, numbers, value, out, options, errors, scratch):
+        shared = cuda.shared.array(0, float64)
+        layout = Layout(
+            tables.n_bins, tables.n_edges, tables.n_nodes, tables.n_levels,
+            pointer(tables.numbers, int32(0)), pointer(tables.lengths, int32(0)),
+        )  # fmt: skip
+        first = int32(cuda.blockIdx.x * cuda.blockDim.y)
+        slot, step = int32(cuda.threadIdx.y), int32(cuda.gridDim.x * cuda.blockDim.y)
+        if in_shared:
+            size = scratch_per_row(n_scratch, layout.n_edges, n_threads)
+            memory = pointer(shared, int32(slot * size))
+        else:
+            memory = row_of(scratch, int32(0), int32(first + slot))
+        n_groups, rows_per_group = int32(inputs.p.shape[0]), int32(inputs.p.shape[1])
+        n_rows = int32(n_groups * rows_per_group)
         while first < n_rows:
-            number = min(first + cuda.threadIdx.y, n_rows - 1)
+            number = int32(min(first + slot, n_rows - 1))
+            group = quotient(number, rows_per_group) if n_groups > 1 else int32(0)
+            i = int32(number - group * rows_per_group)
             row = open_row(
-                layout, inputs, out, numbers, options, number, n_scratch, shared, scratch
+                layout, inputs, out, numbers, options, number, group, i, n_scratch, memory
             )  # fmt: skip
             valid, result = sweep(row)
             if not valid:
                 report_row(errors, 0, number)
             if value.size > 0 and row.team.thread == 0:
                 value[number] = result
-            first += cuda.gridDim.x * cuda.blockDim.y
+            first = int32(first + step)
 
     return run
 
 
 def team_kernel(function):
-    """Return the kernel that calls ``function(team, arguments)``, every block a team."""
+    """Return the kernel that calls ``function(team, arguments)``, every block a team of TEAM."""
 
     def run(arguments):
-        function(open_team(cuda.shared.array(0, float64)), arguments)
+        exchange = pointer(cuda.shared.array(0, float64), int32(0))
+        team = Team(int32(cuda.threadIdx.x), int32(cuda.blockIdx.x), cuda.gridDim.x, exchange)
+        function(team, arguments)
 
     return run
 
 
 # ------------------------------------------------------------------- what teams do without a layout
+
+
+@device
+def grid_range(team, n):
+    """Return the indices below `n` of a thread among those of all blocks."""
+    return range(team.block * TEAM + team.thread, n, team.n_blocks * TEAM)
 
 
 @device

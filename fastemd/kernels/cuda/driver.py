@@ -10,13 +10,20 @@ invalid row (slot 0) and the first row of invalid weight (slot 1) will be.
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import from_dtype, types
 
 from fastemd.kernels.cuda import block, hessian, losses, sweeps
-from fastemd.kernels.cuda.numba_cuda import argument, compiled, configure, on_device, upload
+from fastemd.kernels.cuda.numba_cuda import (
+    argument,
+    compiled,
+    configure,
+    n_multiprocessors,
+    on_device,
+    upload,
+)
 from fastemd.kernels.edges import COSTS, Cost, Numbers
 from fastemd.kernels.operations import NORMALIZATIONS, OPERATIONS, variant
 from fastemd.layout import EdgeLayout
@@ -25,13 +32,17 @@ Empty = Callable[[int], Any]
 
 SHARED_BYTES = 48 * 1024  # the most per block, but it leaves less room for other blocks
 BLOCKS_WITHOUT = 1024  # blocks whose scratch does not fit: bounds the scratch of all of them
-TEAM = 256  # threads of a block of `block.team_kernel`
+THREADS_PER_BLOCK = 128
+# Four warps share a row if there are so few rows that a multiprocessor would have fewer warps than
+# this, too few to hide the latency of memory, or if a row has so many edges.
+FEW_WARPS, LONG_ROW = 8, 8192
 PARTS, ROWS_PER_PART = 256, 1024  # most blocks of a sum over rows, and rows that one block sums
 
 _int, _float, _labels = types.int64, types.float64, types.int64[::1]
 _ints, _floats, _matrix = types.int32[::1], types.float64[::1], types.float64[:, ::1]
 _type_of = types.BaseTuple.from_types
-_layout = _type_of((_int, _int, _int, _ints, _floats), block.Layout)
+_scratch, _small = types.float64[:, :, :], types.int32
+_layout = _type_of((_small, _small, _small, _small, _ints, _floats), block.Layout)
 _tables = _type_of((_ints, _floats, _ints, _ints, _ints), hessian.Tables)
 _numbers = _type_of([_float] * len(Numbers._fields), Numbers)
 _options = _type_of((_float, _int, _float, _labels, _floats, _float), block.Options)
@@ -142,48 +153,80 @@ def _launch(
 ) -> None:  # fmt: skip
     """Launch an operation on the current device; `value` and `out` are arguments of kernels."""
     operation, name, numbers = variant(operation, cost)
-    chars = rows[0].dtype.char, out.dtype.char
-    kernel, n_scratch = _row_kernel(operation, name, layout.is_chain, *chars)
+    n_rows, chars = rows[0].shape[0] * rows[0].shape[1], (rows[0].dtype.char, out.dtype.char)
+    if n_rows >= 1 << 31:
+        raise ValueError(f"{n_rows} rows are too many for a CUDA kernel; pass them in parts")
     tables = _uploaded(layout, index, _sweep_tables)
-    n_threads, rows_per_block = block.block_of(tables.n_edges)
+    n_scratch = _n_scratch(operation)
+    n_threads, rows_per_block = block_of(tables.n_edges, n_rows / n_multiprocessors(index))
     row_bytes = 8 * block.scratch_per_row(n_scratch, tables.n_edges, n_threads)
-    shared, scratch = row_bytes <= SHARED_BYTES, _empty_array("d", index)
-    if shared:
+    in_shared, scratch = row_bytes <= SHARED_BYTES, _empty_scratch(index)
+    if in_shared:
         rows_per_block = min(rows_per_block, SHARED_BYTES // row_bytes)
-    n_blocks = -(-rows[0].shape[0] * rows[0].shape[1] // rows_per_block)
-    if not shared:
+    n_blocks = -(-n_rows // rows_per_block)
+    if not in_shared:
         n_blocks = min(n_blocks, BLOCKS_WITHOUT)
-        scratch = argument(empty(n_blocks * rows_per_block * row_bytes // 8))
-    threads, shared_bytes = (n_threads, rows_per_block), shared * rows_per_block * row_bytes
-    inputs = block.Inputs(*map(argument, rows))
+        n_slots = n_blocks * rows_per_block
+        scratch = argument(empty(n_slots * row_bytes // 8).reshape(1, n_slots, row_bytes // 8))
+    kernel = _row_kernel(operation, name, layout.is_chain, *chars, n_threads, in_shared)
+    threads, shared_bytes = (n_threads, rows_per_block), in_shared * rows_per_block * row_bytes
+    inputs = Arrays(*map(argument, rows))
     configure(kernel, index, n_blocks, threads, stream, shared_bytes)(
         tables, inputs, Numbers(*numbers, float(project)), value, out, options, errors, scratch
     )
 
 
+def block_of(n_edges: int, rows_per_multiprocessor: float) -> tuple[int, int]:
+    """Return the threads per row and the rows per block."""
+    n_threads = 8 if n_edges <= 16 else 32
+    if n_edges > LONG_ROW or (n_edges > 128 and rows_per_multiprocessor < FEW_WARPS):
+        n_threads = 128
+    return n_threads, THREADS_PER_BLOCK // n_threads
+
+
+def _n_scratch(operation: str) -> int:
+    """Return the number of scratch arrays x, y, other, u that an operation needs."""
+    row = OPERATIONS[operation]
+    if row.start == "loss":
+        return losses.LOSSES[operation][1]
+    return 2 if row.other else 1
+
+
 @functools.cache
 def _row_kernel(
-    operation: str, cost: str, is_chain: bool, char: str, out_char: str
-) -> tuple[Any, int]:
-    """Return the kernel for types of arrays, and the number of its scratch arrays."""
+    operation: str, cost: str, is_chain: bool, char: str, out_char: str, n_threads: int,
+    in_shared: bool,
+) -> Any:  # fmt: skip
+    """Return the kernel for types of arrays, threads per row, and the place of the scratch."""
     row, real = OPERATIONS[operation], from_dtype(np.dtype(char))
+    make_sweep, value = sweeps.histogram_sweep, real[::1]
     if row.start == "loss":
-        make_sweep, n_scratch = losses.LOSSES[operation]
-        value = _floats
-    else:
-        make_sweep, n_scratch = sweeps.histogram_sweep, 2 if row.other else 1
-        value = real[::1]
-    kernel = block.row_kernel(make_sweep(row, COSTS[cost], is_chain), n_scratch)
+        make_sweep, value = losses.LOSSES[operation][0], _floats
+    sweep = make_sweep(row, COSTS[cost], is_chain, block.together(n_threads))
+    kernel = block.row_kernel(sweep, _n_scratch(operation), n_threads, in_shared)
     kernel.__qualname__ = f"{operation}_{cost}_{'chain' if is_chain else 'tree'}"  # for profilers
-    inputs, out = _type_of([real[:, :, :]] * 3, block.Inputs), from_dtype(np.dtype(out_char))
-    signature = _layout, inputs, _numbers, value, out[:, :, :], _options, _labels, _floats
-    return compiled(kernel, signature), n_scratch
+    inputs, out = _type_of([real[:, :, :]] * 3, Arrays), from_dtype(np.dtype(out_char))
+    signature = _layout, inputs, _numbers, value, out[:, :, :], _options, _labels, _scratch
+    return compiled(kernel, signature)
 
 
 @functools.cache
 def _empty_array(char: str, index: int) -> Any:
     """Return an array without elements on the current device."""
     return argument(np.empty(0, char))
+
+
+@functools.cache
+def _empty_scratch(index: int) -> Any:
+    return argument(np.empty((1, 1, 0)))
+
+
+class Arrays(NamedTuple):
+    """The user's rows (G, R, N), or no elements."""
+
+    p: Any
+    q: Any
+    v: Any
 
 
 _uploads: weakref.WeakKeyDictionary[EdgeLayout, dict[Any, Any]] = weakref.WeakKeyDictionary()
@@ -200,7 +243,7 @@ def _uploaded(layout: EdgeLayout, index: int, tables: Callable[[EdgeLayout], Any
 def _sweep_tables(layout: EdgeLayout) -> block.Layout:
     cuda = layout.cuda
     arrays = upload(cuda.numbers), upload(cuda.lengths)
-    return block.Layout(layout.n_bins, cuda.n_edges, cuda.n_levels, *arrays)
+    return block.Layout(layout.n_bins, cuda.n_edges, cuda.n_nodes, cuda.n_levels, *arrays)
 
 
 def _hessian_tables(layout: EdgeLayout) -> hessian.Tables:
@@ -229,7 +272,7 @@ def _launch_teams(
 ) -> None:  # fmt: skip
     """Launch a function of `TEAM_FUNCTIONS` on the current device."""
     kernel = _team_kernel(name, char, values_char)
-    configure(kernel, index, n_blocks, TEAM, stream, 16 * TEAM)(arguments)
+    configure(kernel, index, n_blocks, block.TEAM, stream, 16 * block.TEAM)(arguments)
 
 
 def launch_hessian(
@@ -306,7 +349,7 @@ def sum_rows(values: Any, out: Any, empty: Empty, index: int, stream: int) -> No
 def convert(values: Any, out: Any, index: int, stream: int) -> None:
     """Write `values` to an array of another type."""
     if values.size:
-        n_blocks = min(-(-values.size // TEAM), BLOCKS_WITHOUT)
+        n_blocks = min(-(-values.size // block.TEAM), BLOCKS_WITHOUT)
         with on_device(index):
             _launch_teams(
                 "convert", n_blocks, index, stream, argument(values), argument(out),

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastemd.kernels.cuda.block import scan, sums, team_range
+from fastemd.kernels.cuda.block import TEAM, keep_sum, scan, sums
+from fastemd.kernels.cuda.memory import int32, pointer
 from fastemd.kernels.cuda.numba_cuda import device
 
 
@@ -22,6 +23,9 @@ class Tables(NamedTuple):
     lowest: np.ndarray
 
 
+sum_backwards = scan(keep_sum, True)
+
+
 @device
 def sum_paths(team, arguments):
     """Sum the curvatures between every edge and the root; one block per matrix.
@@ -33,7 +37,7 @@ def sum_paths(team, arguments):
     parent, share, n_edges, n_bins = tables.parent, tables.share, paths.shape[1], means.shape[1]
     h, path, mean, grand = curvatures[team.block], paths[team.block], means[team.block], 0.0
     is_chain = n_edges == n_bins
-    for e in team_range(team, n_edges):
+    for e in range(team.thread, n_edges, TEAM):
         path_sum, mean_sum, edge = 0.0, 0.0, e
         while edge < n_edges:
             path_sum += h[edge]
@@ -45,9 +49,9 @@ def sum_paths(team, arguments):
         grand += h[e] * share[e] * share[e]
     grand, _ = sums(team, grand, 0.0)
     if is_chain:
-        scan(team, path, n_bins, 0.0, True)
-        scan(team, mean, n_bins, 0.0, True)
-    for k in team_range(team, n_bins):
+        for sums_of_paths in (path, mean):
+            sum_backwards(team, pointer(sums_of_paths, int32(0)), int32(n_bins), 0.0, None)
+    for k in range(team.thread, n_bins, TEAM):
         mean[k] = project * (mean[k] - 0.5 * grand)
 
 
@@ -59,7 +63,7 @@ def fill_chain(team, arguments):
     for task in range(team.block, out.shape[0] * n_bins, team.n_blocks):
         row, k = task // n_bins, task % n_bins
         path, mean = paths[row], means[row]
-        for m in team_range(team, n_bins):
+        for m in range(team.thread, n_bins, TEAM):
             out[row, k, m] = path[max(k, m)] - (mean[m] + mean[k])
 
 
@@ -80,7 +84,7 @@ def fill_tree(team, arguments):
             edge = tables.parent[edge]
             first = tables.start[tables.lowest[edge]]
             n_below = tables.start[edge + 1] - first
-            for i in team_range(team, n_below - n_before):
+            for i in range(team.thread, n_below - n_before, TEAM):
                 place = first + i
                 if place >= before:
                     place += n_before

@@ -85,6 +85,12 @@ def on_device(index: int) -> Any:
     return cuda.gpus[index]
 
 
+@functools.cache
+def n_multiprocessors(index: int) -> int:
+    """Return the number of multiprocessors of the current device, which has this number."""
+    return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+
+
 def upload(array: Any) -> Any:
     """Copy an array to the current device; wait for the copy, since other streams do not."""
     uploaded = cuda.to_device(np.ascontiguousarray(array))

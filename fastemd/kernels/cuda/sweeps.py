@@ -1,57 +1,67 @@
 """Operations on histograms: sweep up the tree, apply an edge function, sweep down.
 
 The threads of a team work on a row of the batch together. Scratch ``x`` holds one number per edge:
-its flow after the sweep up, then its edge value, then the sum of the edge values up to the root.
+its flow during the sweep up, then its edge value, then the sum of the edge values up to the root.
 All arithmetic is float64, also for float32 arrays, because a flow is a difference of large sums:
 results are rounded once, when they are written. Sums are taken in a fixed order, so results have
 the same bits every time.
 
-Names and order are those of `fastemd.kernels.cpu.sweeps`.
+Names and order are those of `fastemd.kernels.cpu.sweeps`. One difference: the thread that adds up
+the flows below a node applies the edge function to them, which it has in registers.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastemd.kernels.cuda.block import (
-    barrier,
-    scan,
-    sums,
-    team_range,
-    thread_bins,
-    thread_edges,
-)
+from fastemd.kernels.cuda.block import Together, keep_sum
+from fastemd.kernels.cuda.memory import int32, load, load_four, load_two, store
 from fastemd.kernels.cuda.numba_cuda import device
 from fastemd.kernels.edges import Edge, Numbers
 
 
-def histogram_sweep(operation, cost, is_chain):
+def histogram_sweep(operation, cost, is_chain, together):
     """Make the function that performs an operation on a row; it returns `valid` and the value."""
-    sweep_up, sweep_down = sweeps(is_chain)
-    apply_edges = edge_loop(operation.edge(cost))
-    sweeps_other, fill_other = bool(operation.other), FILL[operation.other or operation.start]
-    fill, writes_bins, mean_factor = (
-        FILL[operation.start],
-        operation.output == "bins",
-        operation.mean,
-    )
+    up, sweep_down, sum_of_bin, _ = sweeps(is_chain, together)
+    sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
+    fill_difference, fill_vector = fillers(is_chain, together)
+    masses_of_pair, are_histograms = checks(together)
+    indices, sums = together.indices, together.sums
+    starts_from_v, sweeps_other = operation.start == "v", operation.other == "v"
+    writes_bins, mean_factor = operation.output == "bins", operation.mean
     n_roots = 1 if operation.output == "nodes" else 0  # the root has no edge
 
     @device
     def sweep(row):
-        x, other, project = row.scratch.x, row.scratch.other, row.numbers.project
-        valid = row.options.tolerance < 0.0 or is_histogram_pair(row, row.options.tolerance)
+        x, other, finite = row.scratch.x, row.scratch.other, 0.0
         if sweeps_other:
-            fill_other(row, other)
-            sweep_up(row, other)
-        fill(row, x)
-        sweep_up(row, x)
-        value, mean = apply_edges(row)
-        if row.out.size > 0:
+            finite = fill_vector(row, other)
+            sweep_up_other(row, other)
+        if starts_from_v:
+            masses = masses_of_pair(row)
+            finite = fill_vector(row, x)
+        else:
+            masses = fill_difference(row, x)
+        first, second = sweep_up(row, x)
+        value, mean = sums(row.team, first, second)
+        valid = row.options.tolerance < 0.0 or are_histograms(row, masses, finite)
+        if row.n_columns > 0:
             if writes_bins:
-                sweep_down(row, x, mean_factor * project * mean)
-                write_bins(row, x)
+                sweep_down(row, x, mean_factor * row.numbers.project * mean)
+                for k in indices(row.team, row.layout.n_bins):
+                    store(row.out, k, sum_of_bin(row, x, k))
             else:
-                write_edges(row, x, n_roots)
+                write_edges(row, x)
         return valid, value * row.numbers.cost_factor
+
+    @device
+    def write_edges(row, x):
+        """Write the edge values in the order of the layout, without those of the last roots."""
+        last = row.n_columns + n_roots - 1
+        for i in indices(row.team, row.n_columns):
+            store(row.out, i, load(x, place_from_end(row, last - i)))
 
     return sweep
 
@@ -60,185 +70,257 @@ def histogram_sweep(operation, cost, is_chain):
 
 
 @device
-def parent(row, e):
-    return row.layout.numbers[e]
+def node(row, j):
+    """Return where the edges below an inner node start and end, its edge, and its parent's."""
+    return load_four(row.layout.numbers, int32(4 * j))
 
 
 @device
-def first_child(row, e):
-    """Return where the list of the edges below an edge begins; the list before it ends there."""
-    n_edges, n_bins = row.layout.n_edges, row.layout.n_bins
-    return 2 * n_edges - n_bins + 1 + row.layout.numbers[n_edges + e - n_bins]
+def edges_of_bin(row, k):
+    """Return the edge of a bin, and that above it."""
+    return load_two(row.layout.numbers, int32(4 * row.layout.n_nodes + 2 * k))
 
 
 @device
 def level_start(row, i):
-    return row.layout.numbers[3 * row.layout.n_edges - row.layout.n_bins + i]
+    begin = 4 * row.layout.n_nodes + 2 * row.layout.n_bins
+    return load(row.layout.numbers, int32(begin + i))
 
 
 @device
-def level_edges(row, i):
-    return range(level_start(row, i) + row.team.thread, level_start(row, i + 1), row.team.n_threads)
+def place_from_end(row, i):
+    """Return where the layout's last edge but `i` is."""
+    begin = 4 * row.layout.n_nodes + 2 * row.layout.n_bins + row.layout.n_levels + 1
+    return load(row.layout.numbers, int32(begin + i))
 
 
 # ----------------------------------------------------------------------------------- the two sweeps
 
 
-@device
-def sweep_up_tree(row, x):
-    """Turn the masses of the bins into the flow of every edge."""
-    for i in range(row.layout.n_levels):
+class Sweeps(NamedTuple):
+    """The sweeps for a kind of space and a team."""
+
+    up: Callable[[Any], Any]  # makes ``sweep_up(row, x)`` for an edge function
+    down: Any  # ``sweep_down(row, x, start)``
+    sum_of_bin: Any  # ``(row, x, k)``: the sum of the edge values above a bin, after `down`
+    put_bin: Any  # ``(row, x, k, mass)``: the mass of a bin, before `up`
+
+
+@functools.cache
+def sweeps(is_chain: bool, together: Together) -> Sweeps:
+    """Make the sweeps."""
+    return (chain_sweeps if is_chain else tree_sweeps)(together)
+
+
+def tree_sweeps(together: Together) -> Sweeps:
+    """Make the sweeps for trees: the nodes of a level are processed at the same time."""
+    barrier, step = together.barrier, np.int32(together.n_threads)
+
+    def up(edge_values):
+        apply_edge = edge_function(edge_values)
+
+        @device
+        def sweep_up(row, x):
+            """Replace the masses of the bins by edge values; return the thread's two sums."""
+            first_sum, second_sum = 0.0, 0.0
+            start = int32(0)
+            for i in range(row.layout.n_levels):
+                end = level_start(row, int32(i + 1))
+                barrier()
+                for j in range(int32(start + row.team.thread), end, step):
+                    child, end_child, edge, _ = node(row, j)
+                    flow = 0.0
+                    for c in range(child, end_child):
+                        flow_of_child = load(x, c)
+                        flow += flow_of_child
+                        value, first, second = apply_edge(row, c, flow_of_child)
+                        store(x, c, value)
+                        first_sum += first
+                        second_sum += second
+                    store(x, edge, flow)
+                start = end
+            barrier()
+            return first_sum, second_sum
+
+        return sweep_up
+
+    @device
+    def sweep_down(row, x, start):
+        """Turn the edge values of inner nodes into their sums up to the root, from `start`."""
+        if row.team.thread == 0:
+            store(x, row.layout.n_edges, start)
+        end = level_start(row, int32(row.layout.n_levels - 1))  # the last node has no edge
+        for i in range(row.layout.n_levels - 2, -1, -1):
+            begin = level_start(row, int32(i))
+            barrier()
+            for j in range(int32(begin + row.team.thread), end, step):
+                _, _, edge, parent = node(row, j)
+                store(x, edge, load(x, edge) + load(x, parent))
+            end = begin
         barrier()
-        for e in level_edges(row, i):
-            flow = 0.0
-            for j in range(first_child(row, e), first_child(row, e + 1)):
-                flow += x[row.layout.numbers[j]]
-            x[e] = flow
-    barrier()
+
+    @device
+    def sum_of_bin(row, x, k):
+        edge, parent = edges_of_bin(row, k)
+        return load(x, edge) + load(x, parent)
+
+    @device
+    def put_bin(row, x, k, mass):
+        edge, _ = edges_of_bin(row, k)
+        store(x, edge, mass)
+
+    return Sweeps(up, sweep_down, sum_of_bin, put_bin)
 
 
-@device
-def sweep_down_tree(row, x, start):
-    """Turn the edge values into their sums up to the root, from `start`.
+def chain_sweeps(together: Together) -> Sweeps:
+    """Make the sweeps for chains: every thread processes a piece."""
+    barrier = together.barrier
+    sum_backwards = together.scan(keep_sum, True)
 
-    `apply_edges` ends with a barrier. Afterwards a thread sees the sums of its bins only.
-    """
-    if row.team.thread == 0:
-        x[row.layout.n_edges] = start
-    for i in range(row.layout.n_levels - 1, -1, -1):
-        barrier()
-        for e in level_edges(row, i):
-            x[e] += x[parent(row, e)]
-    barrier()
-    for k in thread_bins(row):
-        x[k] += x[parent(row, k)]
+    def up(edge_values):
+        scan = together.scan(edge_function(edge_values), False)
 
+        @device
+        def sweep_up(row, x):
+            barrier()
+            return scan(row.team, x, row.layout.n_bins, 0.0, row)
 
-@device
-def sweep_up_chain(row, x):
-    barrier()
-    scan(row.team, x, row.layout.n_bins, 0.0, False)
+        return sweep_up
 
+    @device
+    def sweep_down(row, x, start):
+        sum_backwards(row.team, x, row.layout.n_bins, start, row)
 
-@device
-def sweep_down_chain(row, x, start):
-    scan(row.team, x, row.layout.n_bins, start, True)
+    @device
+    def sum_of_bin(row, x, k):
+        return load(x, k)
 
+    @device
+    def put_bin(row, x, k, mass):
+        store(x, k, mass)
 
-def sweeps(is_chain):
-    """Return `sweep_up` and `sweep_down`."""
-    return (sweep_up_chain, sweep_down_chain) if is_chain else (sweep_up_tree, sweep_down_tree)
+    return Sweeps(up, sweep_down, sum_of_bin, put_bin)
 
 
 # ------------------------------------------------------------------------- a function on every edge
 
 
-def edge_loop(edge_values):
-    """Make the function that replaces all flows of a row by edge values and returns the two sums.
+def edge_function(edge_values):
+    """Make ``apply_edge(row, e, flow)``, which returns the edge value and two terms of sums.
+
+    A second edge value is stored in `Scratch.other`. Without a function the flow is returned.
 
     On CUDA `min` and `max` drop NaN, so no NaN in an edge function may depend on them: an invalid
     row must not get finite results.
     """
+    if edge_values is None:
+        return keep_sum
     values, _, _ = edge_values(Edge(1.0, 1.0, 1.0, Numbers(1.0, 1.0, 1.0, 1.0, 1.0)), 1.0)
     has_two = isinstance(values, tuple)
 
     @device
-    def apply_edges(row):
-        x, other, numbers = row.scratch.x, row.scratch.other, row.numbers
-        lengths, n_edges = row.layout.lengths, row.layout.n_edges
-        first_sum, second_sum = 0.0, 0.0
-        for e in thread_edges(row):
-            length, share = numbers.length_factor * lengths[e], lengths[n_edges + e]
-            edge = Edge(length, share, other[e], numbers)
-            values, first, second = edge_values(edge, x[e])
-            if has_two:
-                x[e], other[e] = values
-            else:
-                x[e] = values
-            first_sum = add_term(first_sum, first)
-            second_sum = add_term(second_sum, second)
-        return sums(row.team, first_sum, second_sum)
+    def apply_edge(row, e, flow):
+        length, share = load_two(row.layout.lengths, int32(2 * e))
+        length *= row.numbers.length_factor
+        edge = Edge(length, share, load(row.scratch.other, e), row.numbers)
+        values, first, second = edge_values(edge, flow)
+        if has_two:
+            value, other = values
+            store(row.scratch.other, e, other)
+        else:
+            value = values
+        return value, product(first), product(second)
 
-    return apply_edges
+    return apply_edge
 
 
 @device
-def add_term(total, factors):
-    """Add the product of two factors, if the edge function returns them."""
+def product(factors):
+    """Return the product of two factors; if the edge function returns none, what adds nothing."""
     if factors is None:
-        return total
-    return total + factors[0] * factors[1]
+        return -0.0
+    return factors[0] * factors[1]
 
 
 # -------------------------------------------------------------------- what the sweep up starts from
 
 
-@device
-def fill_difference(row, x):
-    p, q = row.inputs.p, row.inputs.q
-    for k in thread_bins(row):
-        mass = np.float64(p[k])
-        if q.size > 0:
-            mass -= np.float64(q[k])
-        x[k] = mass
+def fillers(is_chain: bool, together: Together) -> tuple[Any, Any]:
+    """Make the functions that fill scratch with ``p - q`` and with `v`."""
+    _, _, _, put_bin = sweeps(is_chain, together)
+    indices, sums = together.indices, together.sums
 
+    @device
+    def fill_difference(row, x):
+        """Return the masses of p and q, and of their negative entries, of this thread's bins."""
+        mass_p, mass_q, negative_p, negative_q = 0.0, 0.0, 0.0, 0.0
+        for k in indices(row.team, row.layout.n_bins):
+            p, q = np.float64(load(row.inputs.p, k)), 0.0
+            if row.inputs.with_q:
+                q = np.float64(load(row.inputs.q, k))
+            put_bin(row, x, k, p - q)
+            mass_p += p
+            mass_q += q
+            negative_p -= min(p, 0.0)
+            negative_q -= min(q, 0.0)
+        return mass_p, mass_q, negative_p, negative_q
 
-@device
-def fill_vector(row, x):
-    """Fill with `v`, less its mean if the total mass is to be conserved."""
-    v, total = row.inputs.v, 0.0
-    for k in thread_bins(row):
-        total += np.float64(v[k])
-    total, _ = sums(row.team, total, 0.0)
-    mean = row.numbers.project * total / row.layout.n_bins
-    for k in thread_bins(row):
-        x[k] = np.float64(v[k]) - mean
+    @device
+    def fill_vector(row, x):
+        """Fill with `v`, less its mean if the total mass is to be conserved; return 0 or NaN."""
+        total = 0.0
+        for k in indices(row.team, row.layout.n_bins):
+            total += np.float64(load(row.inputs.v, k))
+        total, _ = sums(row.team, total, 0.0)
+        mean = row.numbers.project * total / row.layout.n_bins
+        finite = 0.0
+        for k in indices(row.team, row.layout.n_bins):
+            v = np.float64(load(row.inputs.v, k))
+            put_bin(row, x, k, v - mean)
+            finite += 0.0 * v
+        return finite
 
-
-FILL = {"p - q": fill_difference, "v": fill_vector}
-
-
-# ---------------------------------------------------------------------------------- what is written
-
-
-@device
-def write_bins(row, x):
-    for k in thread_bins(row):
-        row.out[k] = x[k]
-
-
-@device
-def write_edges(row, x, n_roots):
-    """Write the edge values in the order of the layout, without those of the last `n_roots`."""
-    first = row.layout.numbers.size - n_roots - row.out.size
-    for i in team_range(row.team, row.out.size):
-        row.out[i] = x[row.layout.numbers[first + i]]
+    return fill_difference, fill_vector
 
 
 # ------------------------------------------------------------------------------------------- checks
 
 
-@device
-def is_histogram_pair(row, tolerance):
-    """Return whether p and q are histograms of equal mass, up to the tolerance, and v is finite."""
-    mass_p, mass_q, negative_p, negative_q = 0.0, 0.0, 0.0, 0.0
-    for k in thread_bins(row):
-        p = np.float64(row.inputs.p[k])
-        mass_p += p
-        negative_p -= min(p, 0.0)
-        if row.inputs.q.size > 0:
-            q = np.float64(row.inputs.q[k])
+def checks(together: Together) -> tuple[Any, Any]:
+    """Make the functions that add up masses, and that compare them."""
+    indices, sums = together.indices, together.sums
+
+    @device
+    def masses_of_pair(row):
+        """Return what `fill_difference` returns."""
+        mass_p, mass_q, negative_p, negative_q = 0.0, 0.0, 0.0, 0.0
+        for k in indices(row.team, row.layout.n_bins):
+            p, q = np.float64(load(row.inputs.p, k)), 0.0
+            if row.inputs.with_q:
+                q = np.float64(load(row.inputs.q, k))
+            mass_p += p
             mass_q += q
+            negative_p -= min(p, 0.0)
             negative_q -= min(q, 0.0)
-        if row.inputs.v.size > 0:
-            mass_p += 0.0 * row.inputs.v[k]
-    mass_p, mass_q = sums(row.team, mass_p, mass_q)
-    negative_p, negative_q = sums(row.team, negative_p, negative_q)
-    if row.inputs.q.size == 0:
-        mass_q = mass_p
-    return (
-        mass_p + mass_q < np.inf
-        and negative_p <= tolerance * mass_p
-        and negative_q <= tolerance * mass_q
-        and abs(mass_p - mass_q) <= tolerance * max(mass_p, mass_q)
-    )
+        return mass_p, mass_q, negative_p, negative_q
+
+    @device
+    def are_histograms(row, masses, finite):
+        """Return whether p and q are histograms of equal mass, up to the tolerance.
+
+        `masses` are those of `fill_difference`; `finite` is NaN if `v` is not finite.
+        """
+        tolerance = row.options.tolerance
+        mass_p, mass_q, negative_p, negative_q = masses
+        mass_p, mass_q = sums(row.team, mass_p + finite, mass_q)
+        negative_p, negative_q = sums(row.team, negative_p, negative_q)
+        if not row.inputs.with_q:
+            mass_q = mass_p
+        return (
+            mass_p + mass_q < np.inf
+            and negative_p <= tolerance * mass_p
+            and negative_q <= tolerance * mass_q
+            and abs(mass_p - mass_q) <= tolerance * max(mass_p, mass_q)
+        )
+
+    return masses_of_pair, are_histograms

@@ -1,0 +1,129 @@
+"""Memory of the device by 32-bit indices.
+
+Numba computes places in arrays with 64 bits, of which a GPU needs two registers and several
+instructions each, and looks after negative indices. Here a row is a pointer, and an index is an
+integer of 32 bits that is not negative: value and gradient have a fifth of the instructions.
+
+In Numba's simulator pointers are NumPy arrays.
+"""
+
+import numpy as np
+
+from fastemd.kernels.cuda.numba_cuda import SIMULATED
+
+if SIMULATED:
+
+    def int32(number):
+        """Return an integer of 32 bits."""
+        return np.int32(number)
+
+    def quotient(a, b):
+        """Return ``a // b`` for integers of 32 bits."""
+        return a // b
+
+    def row_of(array, group, row):
+        """Return the pointer to a row of an array (G, R, columns), whose columns are contiguous."""
+        return array[group, row] if array.size else array[0, 0]
+
+    def pointer(array, index):
+        """Return the pointer to an entry of an array (n,), or of what a pointer points to."""
+        return array[index:]
+
+    def load(memory, index):
+        """Return a number."""
+        return memory[index]
+
+    def store(memory, index, number):
+        """Write a number."""
+        memory[index] = number
+
+    def load_two(memory, index):
+        """Return two numbers; the first one is at a multiple of 2."""
+        return memory[index], memory[index + 1]
+
+    def load_four(memory, index):
+        """Return four numbers; the first one is at a multiple of 4."""
+        return memory[index], memory[index + 1], memory[index + 2], memory[index + 3]
+
+else:
+    from llvmlite import ir
+    from numba.cuda import types
+    from numba.cuda.extending import intrinsic
+
+    _I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+    @intrinsic
+    def int32(typingctx, number):
+        def codegen(context, builder, sig, args):
+            return context.cast(builder, args[0], sig.args[0], types.int32)
+
+        return types.int32(number), codegen
+
+    @intrinsic
+    def quotient(typingctx, a, b):
+        def codegen(context, builder, sig, args):
+            return builder.udiv(*args)
+
+        return types.int32(types.int32, types.int32), codegen
+
+    @intrinsic
+    def row_of(typingctx, array, group, row):
+        def codegen(context, builder, sig, args):
+            fields = context.make_array(sig.args[0])(context, builder, args[0])
+            strides = [builder.extract_value(fields.strides, i) for i in range(2)]
+            steps = (
+                builder.mul(builder.zext(number, _I64), stride)
+                for number, stride in zip(args[1:], strides, strict=True)
+            )
+            place = builder.ptrtoint(fields.data, _I64)
+            for step in steps:
+                place = builder.add(place, step)
+            return builder.inttoptr(place, fields.data.type)
+
+        return types.CPointer(array.dtype)(array, types.int32, types.int32), codegen
+
+    @intrinsic
+    def pointer(typingctx, array, index):
+        def codegen(context, builder, sig, args):
+            data = args[0]
+            if isinstance(array, types.Array):
+                data = context.make_array(sig.args[0])(context, builder, data).data
+            return builder.gep(data, [builder.zext(args[1], _I64)])
+
+        return types.CPointer(array.dtype)(array, types.int32), codegen
+
+    def _place(builder, memory, index):
+        return builder.gep(memory, [builder.zext(index, _I64)])
+
+    @intrinsic
+    def load(typingctx, memory, index):
+        def codegen(context, builder, sig, args):
+            return builder.load(_place(builder, *args))
+
+        return memory.dtype(memory, types.int32), codegen
+
+    @intrinsic
+    def store(typingctx, memory, index, number):
+        def codegen(context, builder, sig, args):
+            value = context.cast(builder, args[2], sig.args[2], sig.args[0].dtype)
+            builder.store(value, _place(builder, *args[:2]))
+            return context.get_dummy_value()
+
+        return types.none(memory, types.int32, number), codegen
+
+    def _load_several(n):
+        @intrinsic
+        def read(typingctx, memory, index):
+            def codegen(context, builder, sig, args):
+                place = _place(builder, *args)
+                kind = ir.VectorType(place.type.pointee, n)
+                size = n * context.get_abi_sizeof(place.type.pointee)
+                vector = builder.load(builder.bitcast(place, kind.as_pointer()), align=size)
+                numbers = [builder.extract_element(vector, _I32(i)) for i in range(n)]
+                return context.make_tuple(builder, sig.return_type, numbers)
+
+            return types.UniTuple(memory.dtype, n)(memory, types.int32), codegen
+
+        return read
+
+    load_two, load_four = _load_several(2), _load_several(4)
