@@ -1,4 +1,4 @@
-"""Every CUDA kernel compiles, for both types; that needs no GPU, but numba-cuda.
+"""Every CUDA kernel compiles, within limits; that needs no GPU, but numba-cuda and its ptxas.
 
 In another process, as Numba finds either CUDA or its simulator when it is imported.
 """
@@ -7,22 +7,37 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "support" / "compile_kernels.py"
+pytestmark = pytest.mark.skipif(
+    find_spec("numba_cuda") is None, reason="numba-cuda is not installed"
+)
 
 
-@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+def _cuda_code(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
+    command = [sys.executable, "-m", "benchmarks.cuda_code", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
 @pytest.mark.parametrize("char", ["f", "d"])
 @pytest.mark.parametrize("space", ["chain", "tree"])
-def test_kernels_compile_to_ptx(char, space):
-    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
-    command = [sys.executable, str(SCRIPT), space, char]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def test_kernels_compile_within_limits(char, space):
+    done = _cuda_code("--space", space, "--dtype", char)
     assert done.returncode == 0, done.stderr
     variants = {"gradient": 3, "hessian_diag": 2, "hvp": 1, "constant_hvp": 2, "curvature": 2}
     variants |= {"flow": 1, "embed": 1, "loss": 3, "loss_diagonal": 3, "loss_product": 3}
     n_teams = 7 + 2  # "convert" for three pairs of types
-    assert len(done.stdout.splitlines()) == sum(variants.values()) + 2 * 3 + n_teams
+    _, *lines = done.stdout.splitlines()
+    assert len(lines) == sum(variants.values()) + 2 * 3 + n_teams
+    for line in lines:
+        assert line.rpartition(": ")[2].split(", ")[2] == "0", f"local memory: {line}"
+
+
+def test_cuda_code_fails_beyond_limits():
+    code = "from benchmarks import cuda_code; cuda_code.LIMITS[''] = 9, 9, 9; cuda_code.main()"
+    command = [sys.executable, "-c", code, "--space", "chain", "--dtype", "f"]
+    done = subprocess.run([*command, "--operations", "sum_rows"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "beyond the limits: sum_rows_fd" in done.stderr

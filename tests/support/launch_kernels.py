@@ -17,7 +17,7 @@ STREAM = 4711
 def main():
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from numba import cuda
-    from numba.cuda import dispatcher
+    from numba.cuda import dispatcher, types
     from numba.cuda.cudadrv.driver import Stream
 
     import fastemd
@@ -45,14 +45,33 @@ def main():
         configurations.append(args)
         init(self, *args)
 
-    def launched(self, args, configuration):
-        assert int(configuration.stream.handle) == STREAM
-        grids.append((self.py_func.__qualname__, configuration.griddim[0]))
+    class Kernel:
+        """A kernel that takes what numba-cuda passes to the driver."""
+
+        def __init__(self, function, signature):
+            self.name, self.argument_types, self.extensions = function.__qualname__, signature, ()
+
+        def launch(self, arguments, griddim, blockdim, stream, sharedmem):
+            assert here == [0], "no device is the current one"
+            assert int(stream.handle) == STREAM
+            passed = []
+            for kind, argument in zip(self.argument_types, arguments, strict=True):
+                if not isinstance(kind, types.Array):
+                    dispatcher._Kernel._prepare_args(self, kind, argument, stream, [], passed)
+            grids.append((self.name, griddim[0]))
+
+        def _prepare_args(self, kind, *rest):
+            if not isinstance(kind, types.Array):
+                dispatcher._Kernel._prepare_args(self, kind, *rest)
+
+    def compiled(function, signature):
+        kernel = cuda.jit(function)
+        kernel.overloads[signature] = Kernel(function, signature)
+        return kernel
 
     init = dispatcher._LaunchConfiguration.__init__
     dispatcher._LaunchConfiguration.__init__ = configured
-    dispatcher.CUDADispatcher.call = current(launched)
-    driver.compiled = current(lambda function, signature: cuda.jit(function))
+    driver.compiled = current(compiled)
     cuda.external_stream = current(lambda handle: Stream(handle, external=True))
     for module in (numba_cuda, driver):
         module.on_device = on_device

@@ -18,7 +18,7 @@ import numpy as np
 from numba import float64
 from numba.extending import register_jitable
 
-from fastemd.kernels.cuda.memory import int32, load, pointer, quotient, row_of, store
+from fastemd.kernels.cuda.memory import Rows, int32, load, pointer, quotient, row_of, store
 from fastemd.kernels.cuda.numba_cuda import SIMULATED, cuda, device, view
 from fastemd.kernels.edges import Numbers
 
@@ -71,9 +71,28 @@ class Options(NamedTuple):
     tolerance: float  # of masses; negative: no checks
     normalize: int  # of a loss: see `fastemd.kernels.operations.NORMALIZATIONS`
     cross_entropy: float
-    labels: np.ndarray  # (G * R,), or no elements if the targets are histograms
-    row_weights: np.ndarray  # (G * R,), or no elements
+    labels: Any  # (G * R,), or null if the targets are histograms
+    row_weights: Any  # (G * R,), or null
     row_weight: float  # of all rows, if there are no `row_weights`
+
+
+class Batch(NamedTuple):
+    """The arguments of a kernel that are memory of the user, or null, and their sizes."""
+
+    p: Rows  # of a loss: x
+    q: Rows  # of a loss: the target
+    v: Rows
+    out: Rows
+    value: Any  # (G * R,)
+    scratch: Rows  # (1, rows, numbers)
+    n_groups: int
+    rows_per_group: int
+    n_columns: int  # of the output; 0 without one
+    with_q: bool
+    with_v: bool
+    with_value: bool
+    with_labels: bool
+    with_row_weights: bool
 
 
 class Row(NamedTuple):
@@ -269,18 +288,21 @@ def part(memory, layout, n_scratch, i):
 
 
 @device
-def label_of(labels, number, n_bins):
+def label_of(batch, options, number, n_bins):
     """Return the label of a row; -1 if the target is a histogram, `n_bins` if it is invalid."""
-    if labels.size == 0:
+    if not batch.with_labels:
         return -1
-    label = labels[number]
+    label = load(options.labels, number)
     return label if 0 <= label < n_bins else n_bins
 
 
 @view
-def open_row(layout, inputs, out, numbers, options, number, group, i, n_scratch, memory):
+def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memory):
     """Return the row of this number, which is row `i` of a group."""
-    p, q, v = inputs
+    p, q, v = row_of(batch.p, group, i), row_of(batch.q, group, i), row_of(batch.v, group, i)
+    row_weight = options.row_weight
+    if batch.with_row_weights:
+        row_weight = load(options.row_weights, number)
     return Row(
         Team(int32(cuda.threadIdx.x), int32(0), int32(0), pointer(memory, int32(0))),
         layout,
@@ -288,15 +310,13 @@ def open_row(layout, inputs, out, numbers, options, number, group, i, n_scratch,
             part(memory, layout, n_scratch, 0), part(memory, layout, n_scratch, 1),
             part(memory, layout, n_scratch, 2), part(memory, layout, n_scratch, 3),
         ),
-        Inputs(
-            row_of(p, group, i), row_of(q, group, i), row_of(v, group, i), q.size > 0, v.size > 0
-        ),
-        row_of(out, group, i),
-        int32(out.shape[2] if out.size > 0 else 0),
+        Inputs(p, q, v, batch.with_q, batch.with_v),
+        row_of(batch.out, group, i),
+        batch.n_columns,
         numbers,
         options,
-        label_of(options.labels, number, layout.n_bins),
-        options.row_weights[number] if options.row_weights.size > 0 else options.row_weight,
+        label_of(batch, options, number, layout.n_bins),
+        row_weight,
     )  # fmt: skip
 
 
@@ -306,12 +326,11 @@ def open_row(layout, inputs, out, numbers, options, number, group, i, n_scratch,
 def row_kernel(sweep, n_scratch, n_threads, in_shared):
     """Return the kernel that calls ``sweep(row)`` for every row.
 
-    `inputs` and `out` are (G, R, columns), `value` is (G * R,), each without elements if there is
-    none. The first invalid row goes to ``errors[0]``. The memory of a row is shared, or a row of
-    `scratch` (1, rows, numbers).
+    The first invalid row goes to ``errors[0]``. The memory of a row is shared, or a row of
+    `Batch.scratch`.
     """
 
-    def run(tables, inputs, numbers, value, out, options, errors, scratch):
+    def run(tables, batch, numbers, options, errors):
         shared = cuda.shared.array(0, float64)
         layout = Layout(
             tables.n_bins, tables.n_edges, tables.n_nodes, tables.n_levels,
@@ -323,21 +342,20 @@ def row_kernel(sweep, n_scratch, n_threads, in_shared):
             size = scratch_per_row(n_scratch, layout.n_edges, n_threads)
             memory = pointer(shared, int32(slot * size))
         else:
-            memory = row_of(scratch, int32(0), int32(first + slot))
-        n_groups, rows_per_group = int32(inputs.p.shape[0]), int32(inputs.p.shape[1])
-        n_rows = int32(n_groups * rows_per_group)
+            memory = row_of(batch.scratch, int32(0), int32(first + slot))
+        n_rows = int32(batch.n_groups * batch.rows_per_group)
         while first < n_rows:
             number = int32(min(first + slot, n_rows - 1))
-            group = quotient(number, rows_per_group) if n_groups > 1 else int32(0)
-            i = int32(number - group * rows_per_group)
-            row = open_row(
-                layout, inputs, out, numbers, options, number, group, i, n_scratch, memory
-            )  # fmt: skip
+            group = int32(0)
+            if batch.n_groups > 1:
+                group = quotient(number, batch.rows_per_group)
+            i = int32(number - group * batch.rows_per_group)
+            row = open_row(layout, batch, numbers, options, number, group, i, n_scratch, memory)
             valid, result = sweep(row)
             if not valid:
                 report_row(errors, 0, number)
-            if value.size > 0 and row.team.thread == 0:
-                value[number] = result
+            if batch.with_value and row.team.thread == 0:
+                store(batch.value, number, result)
             first = int32(first + step)
 
     return run
@@ -360,24 +378,25 @@ def team_kernel(function):
 @device
 def grid_range(team, n):
     """Return the indices below `n` of a thread among those of all blocks."""
-    return range(team.block * TEAM + team.thread, n, team.n_blocks * TEAM)
+    first, step = int32(team.block * TEAM + team.thread), int32(team.n_blocks * TEAM)
+    return range(first, int32(n), step)
 
 
 @device
 def convert(team, arguments):
     """Write `values` to `out`, of another type."""
-    values, out = arguments
-    for i in grid_range(team, values.size):
-        out[i] = values[i]
+    values, out, n = arguments
+    for i in grid_range(team, n):
+        store(out, i, load(values, i))
 
 
 @device
 def sum_rows(team, arguments):
     """Write the sum of the block's `values` to the block's place in `out`."""
-    values, out = arguments
+    values, out, n = arguments
     total = 0.0
-    for i in grid_range(team, values.size):
-        total += values[i]
+    for i in grid_range(team, n):
+        total += load(values, i)
     total, _ = sums(team, total, 0.0)
     if team.thread == 0:
-        out[team.block] = total
+        store(out, team.block, total)

@@ -10,18 +10,20 @@ invalid row (slot 0) and the first row of invalid weight (slot 1) will be.
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import from_dtype, types
 
 from fastemd.kernels.cuda import block, hessian, losses, sweeps
+from fastemd.kernels.cuda.memory import Rows
 from fastemd.kernels.cuda.numba_cuda import (
     argument,
     compiled,
     configure,
     n_multiprocessors,
     on_device,
+    start_of,
     upload,
 )
 from fastemd.kernels.edges import COSTS, Cost, Numbers
@@ -30,6 +32,7 @@ from fastemd.layout import EdgeLayout
 
 Empty = Callable[[int], Any]
 
+NOTHING = np.empty((1, 1, 0))
 SHARED_BYTES = 48 * 1024  # the most per block, but it leaves less room for other blocks
 BLOCKS_WITHOUT = 1024  # blocks whose scratch does not fit: bounds the scratch of all of them
 THREADS_PER_BLOCK = 128
@@ -41,11 +44,13 @@ PARTS, ROWS_PER_PART = 256, 1024  # most blocks of a sum over rows, and rows tha
 _int, _float, _labels = types.int64, types.float64, types.int64[::1]
 _ints, _floats, _matrix = types.int32[::1], types.float64[::1], types.float64[:, ::1]
 _type_of = types.BaseTuple.from_types
-_scratch, _small = types.float64[:, :, :], types.int32
+_small, _flag, _pointer = types.int32, types.boolean, types.CPointer
 _layout = _type_of((_small, _small, _small, _small, _ints, _floats), block.Layout)
 _tables = _type_of((_ints, _floats, _ints, _ints, _ints), hessian.Tables)
 _numbers = _type_of([_float] * len(Numbers._fields), Numbers)
-_options = _type_of((_float, _int, _float, _labels, _floats, _float), block.Options)
+_options = _type_of(
+    (_float, _int, _float, _pointer(types.int64), _pointer(_float), _float), block.Options
+)
 
 # The functions of teams, and the types of their arguments. A string stands for arrays whose type
 # depends on the call.
@@ -60,8 +65,8 @@ TEAM_FUNCTIONS: dict[str, tuple[Any, ...]] = {
         _labels,
     ),
     "divide_by_sum": (losses.divide_by_sum, _floats, _floats),
-    "sum_rows": (block.sum_rows, _floats, "out"),
-    "convert": (block.convert, "values", "out"),
+    "sum_rows": (block.sum_rows, _pointer(_float), "out", _small),
+    "convert": (block.convert, "values", "out", _small),
     "sum_paths": (hessian.sum_paths, _tables, _matrix, _matrix, _matrix, _float),
     "fill_chain": (hessian.fill_chain, _tables, _matrix, _matrix, "hessians"),
     "fill_tree": (hessian.fill_tree, _tables, _matrix, _matrix, "hessians"),
@@ -69,6 +74,12 @@ TEAM_FUNCTIONS: dict[str, tuple[Any, ...]] = {
 
 
 # --------------------------------------------------------------------------------- rows of a layout
+
+
+def rows_at(array: Any) -> Rows:
+    """Return an array (G, R, columns) as kernels take it."""
+    group_stride, row_stride, _ = array.strides
+    return Rows(start_of(array), group_stride, row_stride)
 
 
 def launch(
@@ -96,14 +107,9 @@ def launch(
     """
     with on_device(index):
         _launch(
-            operation, layout, rows, cost, argument(value), argument(out), project,
-            _without_loss(tolerance, index), errors, empty, index, stream,
+            operation, layout, rows, cost, value, out, project,
+            block.Options(tolerance, 0, 0.0, NOTHING, NOTHING, 1.0), errors, empty, index, stream,
         )  # fmt: skip
-
-
-def _without_loss(tolerance: float, index: int) -> block.Options:
-    nothing = _empty_array("q", index), _empty_array("d", index)
-    return block.Options(tolerance, 0, 0.0, *nothing, 1.0)
 
 
 def launch_loss(
@@ -138,42 +144,49 @@ def launch_loss(
     """
     with on_device(index):
         options = block.Options(
-            tolerance, NORMALIZATIONS[normalize], cross_entropy, argument(labels),
-            argument(row_weights), row_weight,
-        )  # fmt: skip
+            tolerance, NORMALIZATIONS[normalize], cross_entropy, labels, row_weights, row_weight
+        )
         _launch(
-            operation, layout, rows, cost, argument(value), argument(out), True, options, errors,
-            empty, index, stream,
-        )  # fmt: skip
+            operation, layout, rows, cost, value, out, True, options, errors, empty, index, stream
+        )
 
 
 def _launch(
     operation: str, layout: EdgeLayout, rows: Sequence[Any], cost: Cost, value: Any, out: Any,
     project: bool, options: block.Options, errors: Any, empty: Empty, index: int, stream: int,
 ) -> None:  # fmt: skip
-    """Launch an operation on the current device; `value` and `out` are arguments of kernels."""
+    """Launch an operation on the current device."""
     operation, name, numbers = variant(operation, cost)
-    n_rows, chars = rows[0].shape[0] * rows[0].shape[1], (rows[0].dtype.char, out.dtype.char)
+    (n_groups, rows_per_group), out_char = rows[0].shape[:2], out.dtype.char
+    n_rows = n_groups * rows_per_group
     if n_rows >= 1 << 31:
         raise ValueError(f"{n_rows} rows are too many for a CUDA kernel; pass them in parts")
     tables = _uploaded(layout, index, _sweep_tables)
     n_scratch = _n_scratch(operation)
     n_threads, rows_per_block = block_of(tables.n_edges, n_rows / n_multiprocessors(index))
-    row_bytes = 8 * block.scratch_per_row(n_scratch, tables.n_edges, n_threads)
-    in_shared, scratch = row_bytes <= SHARED_BYTES, _empty_scratch(index)
+    size = block.scratch_per_row(n_scratch, tables.n_edges, n_threads)
+    in_shared, scratch = 8 * size <= SHARED_BYTES, NOTHING
     if in_shared:
-        rows_per_block = min(rows_per_block, SHARED_BYTES // row_bytes)
+        rows_per_block = min(rows_per_block, SHARED_BYTES // (8 * size))
     n_blocks = -(-n_rows // rows_per_block)
     if not in_shared:
         n_blocks = min(n_blocks, BLOCKS_WITHOUT)
         n_slots = n_blocks * rows_per_block
-        scratch = argument(empty(n_slots * row_bytes // 8).reshape(1, n_slots, row_bytes // 8))
-    kernel = _row_kernel(operation, name, layout.is_chain, *chars, n_threads, in_shared)
-    threads, shared_bytes = (n_threads, rows_per_block), in_shared * rows_per_block * row_bytes
-    inputs = Arrays(*map(argument, rows))
-    configure(kernel, index, n_blocks, threads, stream, shared_bytes)(
-        tables, inputs, Numbers(*numbers, float(project)), value, out, options, errors, scratch
+        scratch = empty(n_slots * size).reshape(1, n_slots, size)
+    batch = block.Batch(
+        *map(rows_at, (*rows, out)), start_of(value), rows_at(scratch), n_groups, rows_per_group,
+        out.shape[2] if out.size else 0, rows[1].size > 0, rows[2].size > 0, value.size > 0,
+        options.labels.size > 0, options.row_weights.size > 0,
+    )  # fmt: skip
+    options = options._replace(
+        labels=start_of(options.labels), row_weights=start_of(options.row_weights)
     )
+    kind = layout.is_chain, rows[0].dtype.char, out_char, n_threads, in_shared
+    threads, shared_bytes = (n_threads, rows_per_block), 8 * in_shared * rows_per_block * size
+    launch = configure(
+        _row_kernel(operation, name, *kind), index, n_blocks, threads, stream, shared_bytes
+    )
+    launch(tables, batch, Numbers(*numbers, float(project)), options, errors)
 
 
 def block_of(n_edges: int, rows_per_multiprocessor: float) -> tuple[int, int]:
@@ -199,34 +212,27 @@ def _row_kernel(
 ) -> Any:  # fmt: skip
     """Return the kernel for types of arrays, threads per row, and the place of the scratch."""
     row, real = OPERATIONS[operation], from_dtype(np.dtype(char))
-    make_sweep, value = sweeps.histogram_sweep, real[::1]
+    make_sweep, value = sweeps.histogram_sweep, real
     if row.start == "loss":
-        make_sweep, value = losses.LOSSES[operation][0], _floats
+        make_sweep, value = losses.LOSSES[operation][0], _float
     sweep = make_sweep(row, COSTS[cost], is_chain, block.together(n_threads))
     kernel = block.row_kernel(sweep, _n_scratch(operation), n_threads, in_shared)
     kernel.__qualname__ = f"{operation}_{cost}_{'chain' if is_chain else 'tree'}"  # for profilers
-    inputs, out = _type_of([real[:, :, :]] * 3, Arrays), from_dtype(np.dtype(out_char))
-    signature = _layout, inputs, _numbers, value, out[:, :, :], _options, _labels, _scratch
+    inputs, out = _rows_type(real), _rows_type(from_dtype(np.dtype(out_char)))
+    sizes = [_small] * 3 + [_flag] * 5
+    batch = inputs, inputs, inputs, out, _pointer(value), _rows_type(_float), *sizes
+    signature = _layout, _type_of(batch, block.Batch), _numbers, _options, _labels
     return compiled(kernel, signature)
+
+
+def _rows_type(number: Any) -> Any:
+    return _type_of((_pointer(number), _int, _int), Rows)
 
 
 @functools.cache
 def _empty_array(char: str, index: int) -> Any:
     """Return an array without elements on the current device."""
     return argument(np.empty(0, char))
-
-
-@functools.cache
-def _empty_scratch(index: int) -> Any:
-    return argument(np.empty((1, 1, 0)))
-
-
-class Arrays(NamedTuple):
-    """The user's rows (G, R, N), or no elements."""
-
-    p: Any
-    q: Any
-    v: Any
 
 
 _uploads: weakref.WeakKeyDictionary[EdgeLayout, dict[Any, Any]] = weakref.WeakKeyDictionary()
@@ -259,7 +265,7 @@ def _team_kernel(name: str, char: str, values_char: str) -> Any:
     """Return a kernel for types of the results and of `values`."""
     function, *kinds = TEAM_FUNCTIONS[name]
     real, values = from_dtype(np.dtype(char)), from_dtype(np.dtype(values_char))
-    arrays = {"out": real[::1], "hessians": real[:, :, :], "values": values[::1]}
+    arrays = {"out": _pointer(real), "hessians": real[:, :, :], "values": _pointer(values)}
     kernel = block.team_kernel(function)
     kernel.__qualname__ = name  # for profilers
     kinds = [arrays[kind] if isinstance(kind, str) else kind for kind in kinds]
@@ -285,14 +291,15 @@ def launch_hessian(
     """
     n_rows, n_bins, n_edges = rows[0].shape[0] * rows[0].shape[1], layout.n_bins, layout.n_edges
     with on_device(index):
+        memory, paths, means = (empty(n_rows * size) for size in (n_edges, n_edges, n_bins))
         curvatures, paths, means = (
-            argument(empty(n_rows * size)).reshape(n_rows, size)
-            for size in (n_edges, n_edges, n_bins)
+            argument(array).reshape(n_rows, size)
+            for array, size in ((memory, n_edges), (paths, n_edges), (means, n_bins))
         )
         _launch(
-            "curvature", layout, rows, cost, _empty_array(rows[0].dtype.char, index),
-            curvatures.reshape(*rows[0].shape[:2], n_edges),
-            project, _without_loss(tolerance, index), errors, empty, index, stream,
+            "curvature", layout, rows, cost, NOTHING,
+            memory.reshape(*rows[0].shape[:2], n_edges), project,
+            block.Options(tolerance, 0, 0.0, NOTHING, NOTHING, 1.0), errors, empty, index, stream,
         )  # fmt: skip
         tables = _uploaded(layout, index, _hessian_tables)
         _launch_teams(
@@ -338,12 +345,17 @@ def sum_rows(values: Any, out: Any, empty: Empty, index: int, stream: int) -> No
     The order of the summands depends on their number only, so the sum has the same bits every time.
     """
     with on_device(index):
-        n_parts, summands = _n_parts(values.size), argument(values)
+        n_parts = _n_parts(values.size)
         if n_parts > 1:
-            parts = argument(empty(n_parts))
-            _launch_teams("sum_rows", n_parts, index, stream, summands, parts)
-            summands = parts
-        _launch_teams("sum_rows", 1, index, stream, summands, argument(out), char=out.dtype.char)
+            parts = empty(n_parts)
+            _launch_sum("d", n_parts, values, parts, index, stream)
+            values = parts
+        _launch_sum(out.dtype.char, 1, values, out, index, stream)
+
+
+def _launch_sum(char: str, n_blocks: int, values: Any, out: Any, index: int, stream: int) -> None:
+    arguments = start_of(values), start_of(out), values.size
+    _launch_teams("sum_rows", n_blocks, index, stream, *arguments, char=char)
 
 
 def convert(values: Any, out: Any, index: int, stream: int) -> None:
@@ -352,6 +364,6 @@ def convert(values: Any, out: Any, index: int, stream: int) -> None:
         n_blocks = min(-(-values.size // block.TEAM), BLOCKS_WITHOUT)
         with on_device(index):
             _launch_teams(
-                "convert", n_blocks, index, stream, argument(values), argument(out),
+                "convert", n_blocks, index, stream, start_of(values), start_of(out), values.size,
                 char=out.dtype.char, values_char=values.dtype.char,
             )  # fmt: skip

@@ -7,9 +7,20 @@ integer of 32 bits that is not negative: value and gradient have a fifth of the 
 In Numba's simulator pointers are NumPy arrays.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from fastemd.kernels.cuda.numba_cuda import SIMULATED
+
+
+class Rows(NamedTuple):
+    """An array (G, R, columns), whose columns are side by side."""
+
+    start: Any  # pointer to the first number
+    group_stride: int  # in bytes
+    row_stride: int
+
 
 if SIMULATED:
 
@@ -21,9 +32,9 @@ if SIMULATED:
         """Return ``a // b`` for integers of 32 bits."""
         return a // b
 
-    def row_of(array, group, row):
-        """Return the pointer to a row of an array (G, R, columns), whose columns are contiguous."""
-        return array[group, row] if array.size else array[0, 0]
+    def row_of(rows, group, row):
+        """Return the pointer to a row, see `Rows`."""
+        return rows.start[group, row] if rows.start.size else rows.start[0, 0]
 
     def pointer(array, index):
         """Return the pointer to an entry of an array (n,), or of what a pointer points to."""
@@ -47,6 +58,7 @@ if SIMULATED:
 
 else:
     from llvmlite import ir
+    from numba.core import cgutils
     from numba.cuda import types
     from numba.cuda.extending import intrinsic
 
@@ -67,20 +79,15 @@ else:
         return types.int32(types.int32, types.int32), codegen
 
     @intrinsic
-    def row_of(typingctx, array, group, row):
+    def row_of(typingctx, rows, group, row):
         def codegen(context, builder, sig, args):
-            fields = context.make_array(sig.args[0])(context, builder, args[0])
-            strides = [builder.extract_value(fields.strides, i) for i in range(2)]
-            steps = (
-                builder.mul(builder.zext(number, _I64), stride)
-                for number, stride in zip(args[1:], strides, strict=True)
-            )
-            place = builder.ptrtoint(fields.data, _I64)
-            for step in steps:
-                place = builder.add(place, step)
-            return builder.inttoptr(place, fields.data.type)
+            start, *strides = cgutils.unpack_tuple(builder, args[0])
+            place = builder.ptrtoint(start, _I64)
+            for number, stride in zip(args[1:], strides, strict=True):
+                place = builder.add(place, builder.mul(builder.zext(number, _I64), stride))
+            return builder.inttoptr(place, start.type)
 
-        return types.CPointer(array.dtype)(array, types.int32, types.int32), codegen
+        return rows[0](rows, types.int32, types.int32), codegen
 
     @intrinsic
     def pointer(typingctx, array, index):

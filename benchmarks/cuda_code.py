@@ -1,0 +1,134 @@
+"""Compile the CUDA kernels without a GPU, and print what their machine code costs.
+
+    python -m benchmarks.cuda_code [--space tree] [--dtype f] [--operations gradient ...]
+
+It needs numba-cuda and ptxas, which the extras `cuda12` and `cuda13` install. For every kernel it
+prints the instructions and registers of a thread, the bytes of its local memory (registers that did
+not fit), the warps that a multiprocessor of an H100 holds on the ImageNet tree, and the seconds of
+its compilation to PTX. It fails if a kernel exceeds a limit.
+"""
+
+import argparse
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+CC = (9, 0)
+REGISTERS, SHARED, WARPS = 65536, 227 * 1024, 64  # of a multiprocessor
+KINDS = ((32, True), (8, True), (128, True), (128, False))  # threads per row, shared scratch
+
+# Instructions, registers, and seconds of a compilation on a slow machine.
+LIMITS = {"gradient": (2300, 128, 4), "": (4000, 168, 6)}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_code")
+    parser.add_argument("--space", choices=("tree", "chain"), nargs="*", default=["tree", "chain"])
+    parser.add_argument("--dtype", choices=("f", "d"), nargs="*", default=["f", "d"])
+    parser.add_argument("--operations", nargs="*", help="by default all")
+    arguments = parser.parse_args()
+    driver, ptxas = _without_device()
+    print("kernel, threads per row, memory: instructions, registers, local bytes, warps, seconds")
+    too_much = []
+    for space in arguments.space:
+        for char in arguments.dtype:
+            for name, operation, kind, compiled in _kernels(driver, space, char):
+                if operation in (arguments.operations or (operation,)):
+                    too_much += _report(name, operation, kind, compiled, ptxas)
+    sys.exit(f"beyond the limits: {', '.join(too_much)}" if too_much else 0)
+
+
+def _without_device():
+    """Have Numba compile for a GPU that is not there; return the driver and the path of ptxas."""
+    from cuda.pathfinder import find_nvidia_binary_utility
+    from numba import cuda
+    from numba.cuda import dispatcher
+
+    # Numba asks the device for its compute capability, although `cc` is passed.
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=CC)
+    from fastemd.kernels.cuda import driver
+
+    def compile_only(function, signature):
+        begin = time.perf_counter()
+        ptx, _ = cuda.compile_ptx(function, signature, cc=CC)
+        return ptx, time.perf_counter() - begin
+
+    driver.compiled = compile_only
+    return driver, find_nvidia_binary_utility("ptxas")
+
+
+def _kernels(driver, space, char):
+    """Yield a name, the operation, one of KINDS and a function that compiles, of all kernels."""
+    from fastemd.kernels.edges import COSTS, Cost
+
+    costs = [Cost(name, {"1": 1.0, "2": 2.0}.get(name, 3.7)) for name in COSTS]
+    variants = {driver.variant(name, cost)[:2] for name in driver.OPERATIONS for cost in costs}
+    for operation, cost in sorted(variants):
+        out = "d" if operation == "curvature" else char
+        # Other teams and other memory differ in a few functions, which all kernels share.
+        for kind in KINDS if operation in ("gradient", "loss") and cost == "2" else KINDS[:1]:
+            memory = "shared" if kind[1] else "global"
+            name = f"{operation}_{cost}_{space}_{char}, {kind[0]}, {memory}"
+            arguments = operation, cost, space == "chain", char, out, *kind
+            yield name, operation, kind, lambda a=arguments: driver._row_kernel(*a)
+    for name in driver.TEAM_FUNCTIONS:
+        for pair in ("dd", char + "d", "li") if name == "convert" else (char + "d",):
+            yield f"{name}_{pair}", name, None, lambda n=name, p=pair: driver._team_kernel(n, *p)
+
+
+def _report(name, operation, kind, compiled, ptxas):
+    """Print the line of a kernel; return its name if it exceeds a limit."""
+    ptx, seconds = compiled()
+    instructions, registers, local = _assembled(ptx, ptxas)
+    warps = _warps(operation, kind, registers) if kind else "-"
+    print(f"{name}: {instructions}, {registers}, {local}, {warps}, {seconds:.1f}", flush=True)
+    most = LIMITS.get(operation, LIMITS[""])
+    figures = instructions, registers, seconds
+    return [name] if local or any(a > b for a, b in zip(figures, most, strict=True)) else []
+
+
+def _assembled(ptx, ptxas):
+    """Return the instructions, registers and bytes of local memory of a thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(ptx)
+        command = [ptxas, f"-arch=sm_{CC[0]}{CC[1]}", "-v", "-o", binary, source]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        size = _size_of_code(binary.read_bytes())
+    registers = int(re.search(r"Used (\d+) registers", done.stderr)[1])
+    local = int(re.search(r"(\d+) bytes stack frame", done.stderr)[1])
+    return size // 16, registers, local  # an instruction has 16 bytes
+
+
+def _size_of_code(elf):
+    """Return the size of the sections of an ELF file whose names start with ".text"."""
+    (headers,) = struct.unpack_from("<Q", elf, 40)
+    n_sections, names = struct.unpack_from("<HH", elf, 60)
+    sections = [struct.unpack_from("<IIQQQQ", elf, headers + 64 * i) for i in range(n_sections)]
+    texts = (s for s in sections if elf.startswith(b".text", sections[names][4] + s[0]))
+    return sum(section[5] for section in texts)
+
+
+def _warps(operation, kind, registers):
+    """Return how many warps of the kernel a multiprocessor holds."""
+    import fastemd
+    from fastemd.kernels.cuda import block, driver
+
+    n_edges = fastemd.datasets.imagenet_tree().layout("levels").cuda.n_edges
+    n_threads, in_shared = kind
+    row_bytes = 8 * block.scratch_per_row(driver._n_scratch(operation), n_edges, n_threads)
+    rows = driver.THREADS_PER_BLOCK // n_threads
+    rows = min(rows, driver.SHARED_BYTES // row_bytes) if in_shared else rows
+    warps_per_block = max(rows * n_threads // 32, 1)
+    by_registers = REGISTERS // (32 * -(-registers // 8) * 8) // warps_per_block
+    by_memory = SHARED // (rows * row_bytes + 1024) if in_shared else WARPS
+    return min(by_registers, by_memory, WARPS // warps_per_block) * warps_per_block
+
+
+if __name__ == "__main__":
+    main()
