@@ -100,12 +100,14 @@ class DeviceArray:
     ) -> None:  # fmt: skip
         self.array, self.shape, self.dtype = array, shape, dtype  # `array` owns the memory
         self.pointer, self.writeable, self.size = pointer, writeable, math.prod(shape)
-        contiguous = tuple(dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
-        self.strides: Shape = contiguous if strides is None else strides
-        self.contiguous = self.size == 0 or all(
-            n == 1 or step == wanted
-            for n, step, wanted in zip(shape, self.strides, contiguous, strict=True)
-        )
+        self.strides = _contiguous_strides(shape, dtype.itemsize) if strides is None else strides
+
+    @functools.cached_property
+    def contiguous(self) -> bool:
+        """Whether the elements are in the order of C, without gaps."""
+        wanted = _contiguous_strides(self.shape, self.dtype.itemsize)
+        triples = zip(self.shape, self.strides, wanted, strict=True)
+        return self.size == 0 or all(n == 1 or a == b for n, a, b in triples)
 
     @classmethod
     def of(cls, array: Any) -> "DeviceArray":
@@ -143,6 +145,14 @@ class DeviceArray:
         reaches = [(n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)]
         low = sum(x for x in reaches if x < 0)
         return self.pointer + low, self.pointer + sum(reaches) - low + self.dtype.itemsize
+
+
+def _contiguous_strides(shape: Shape, step: int) -> Shape:
+    strides = []
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return tuple(reversed(strides))
 
 
 def _interface_of(array: Any) -> dict[str, Any]:

@@ -18,7 +18,17 @@ import numpy as np
 from numba import float64
 from numba.extending import register_jitable
 
-from fastemd.kernels.cuda.memory import Rows, int32, load, pointer, quotient, row_of, store
+from fastemd.kernels.cuda.memory import (
+    Rows,
+    int32,
+    load,
+    load_four,
+    pointer,
+    quotient,
+    row_at,
+    row_of,
+    store,
+)
 from fastemd.kernels.cuda.numba_cuda import SIMULATED, cuda, device, view
 from fastemd.kernels.edges import Numbers
 
@@ -33,6 +43,13 @@ class Team(NamedTuple):
     block: int
     n_blocks: int
     exchange: Any  # two float64 per warp
+
+
+class Tables(NamedTuple):
+    """An edge layout as a kernel gets it, see `fastemd.layout.CudaTables`."""
+
+    numbers: Any  # four sizes, then the numbers
+    lengths: Any
 
 
 class Layout(NamedTuple):
@@ -77,22 +94,24 @@ class Options(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The arguments of a kernel that are memory of the user, or null, and their sizes."""
+    """The memory of the user that a kernel gets, null if there is none, and its sizes.
+
+    numba-cuda takes a microsecond for every number that is passed.
+    """
 
     p: Rows  # of a loss: x
     q: Rows  # of a loss: the target
     v: Rows
-    out: Rows
+    out: Any  # (G * R, columns)
     value: Any  # (G * R,)
-    scratch: Rows  # (1, rows, numbers)
+    scratch: Any  # (rows, numbers)
     n_groups: int
     rows_per_group: int
     n_columns: int  # of the output; 0 without one
-    with_q: bool
-    with_v: bool
-    with_value: bool
-    with_labels: bool
-    with_row_weights: bool
+    present: int  # sum of the following
+
+
+WITH_Q, WITH_V, WITH_VALUE, WITH_LABELS, WITH_ROW_WEIGHTS = 1, 2, 4, 8, 16
 
 
 class Row(NamedTuple):
@@ -288,9 +307,9 @@ def part(memory, layout, n_scratch, i):
 
 
 @device
-def label_of(batch, options, number, n_bins):
+def label_of(present, options, number, n_bins):
     """Return the label of a row; -1 if the target is a histogram, `n_bins` if it is invalid."""
-    if not batch.with_labels:
+    if present & WITH_LABELS == 0:
         return -1
     label = load(options.labels, number)
     return label if 0 <= label < n_bins else n_bins
@@ -301,7 +320,7 @@ def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memor
     """Return the row of this number, which is row `i` of a group."""
     p, q, v = row_of(batch.p, group, i), row_of(batch.q, group, i), row_of(batch.v, group, i)
     row_weight = options.row_weight
-    if batch.with_row_weights:
+    if batch.present & WITH_ROW_WEIGHTS:
         row_weight = load(options.row_weights, number)
     return Row(
         Team(int32(cuda.threadIdx.x), int32(0), int32(0), pointer(memory, int32(0))),
@@ -310,12 +329,12 @@ def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memor
             part(memory, layout, n_scratch, 0), part(memory, layout, n_scratch, 1),
             part(memory, layout, n_scratch, 2), part(memory, layout, n_scratch, 3),
         ),
-        Inputs(p, q, v, batch.with_q, batch.with_v),
-        row_of(batch.out, group, i),
+        Inputs(p, q, v, batch.present & WITH_Q != 0, batch.present & WITH_V != 0),
+        row_at(batch.out, number, batch.n_columns),
         batch.n_columns,
         numbers,
         options,
-        label_of(batch, options, number, layout.n_bins),
+        label_of(batch.present, options, number, layout.n_bins),
         row_weight,
     )  # fmt: skip
 
@@ -332,17 +351,19 @@ def row_kernel(sweep, n_scratch, n_threads, in_shared):
 
     def run(tables, batch, numbers, options, errors):
         shared = cuda.shared.array(0, float64)
+        numbers_of_layout = pointer(tables.numbers, int32(0))
+        n_bins, n_edges, n_nodes, n_levels = load_four(numbers_of_layout, int32(0))
         layout = Layout(
-            tables.n_bins, tables.n_edges, tables.n_nodes, tables.n_levels,
-            pointer(tables.numbers, int32(0)), pointer(tables.lengths, int32(0)),
+            n_bins, n_edges, n_nodes, n_levels,
+            pointer(numbers_of_layout, int32(4)), pointer(tables.lengths, int32(0)),
         )  # fmt: skip
         first = int32(cuda.blockIdx.x * cuda.blockDim.y)
         slot, step = int32(cuda.threadIdx.y), int32(cuda.gridDim.x * cuda.blockDim.y)
+        size = int32(scratch_per_row(n_scratch, n_edges, n_threads))
         if in_shared:
-            size = scratch_per_row(n_scratch, layout.n_edges, n_threads)
             memory = pointer(shared, int32(slot * size))
         else:
-            memory = row_of(batch.scratch, int32(0), int32(first + slot))
+            memory = row_at(batch.scratch, int32(first + slot), size)
         n_rows = int32(batch.n_groups * batch.rows_per_group)
         while first < n_rows:
             number = int32(min(first + slot, n_rows - 1))
@@ -354,7 +375,7 @@ def row_kernel(sweep, n_scratch, n_threads, in_shared):
             valid, result = sweep(row)
             if not valid:
                 report_row(errors, 0, number)
-            if batch.with_value and row.team.thread == 0:
+            if batch.present & WITH_VALUE and row.team.thread == 0:
                 store(batch.value, number, result)
             first = int32(first + step)
 

@@ -44,8 +44,8 @@ PARTS, ROWS_PER_PART = 256, 1024  # most blocks of a sum over rows, and rows tha
 _int, _float, _labels = types.int64, types.float64, types.int64[::1]
 _ints, _floats, _matrix = types.int32[::1], types.float64[::1], types.float64[:, ::1]
 _type_of = types.BaseTuple.from_types
-_small, _flag, _pointer = types.int32, types.boolean, types.CPointer
-_layout = _type_of((_small, _small, _small, _small, _ints, _floats), block.Layout)
+_small, _pointer = types.int32, types.CPointer
+_layout = _type_of((_ints, _floats), block.Tables)
 _tables = _type_of((_ints, _floats, _ints, _ints, _ints), hessian.Tables)
 _numbers = _type_of([_float] * len(Numbers._fields), Numbers)
 _options = _type_of(
@@ -162,9 +162,9 @@ def _launch(
     if n_rows >= 1 << 31:
         raise ValueError(f"{n_rows} rows are too many for a CUDA kernel; pass them in parts")
     tables = _uploaded(layout, index, _sweep_tables)
-    n_scratch = _n_scratch(operation)
-    n_threads, rows_per_block = block_of(tables.n_edges, n_rows / n_multiprocessors(index))
-    size = block.scratch_per_row(n_scratch, tables.n_edges, n_threads)
+    n_scratch, n_edges = _n_scratch(operation), layout.cuda.n_edges
+    n_threads, rows_per_block = block_of(n_edges, n_rows / n_multiprocessors(index))
+    size = block.scratch_per_row(n_scratch, n_edges, n_threads)
     in_shared, scratch = 8 * size <= SHARED_BYTES, NOTHING
     if in_shared:
         rows_per_block = min(rows_per_block, SHARED_BYTES // (8 * size))
@@ -172,11 +172,15 @@ def _launch(
     if not in_shared:
         n_blocks = min(n_blocks, BLOCKS_WITHOUT)
         n_slots = n_blocks * rows_per_block
-        scratch = empty(n_slots * size).reshape(1, n_slots, size)
+        scratch = empty(n_slots * size)
+    present = (
+        block.WITH_Q * (rows[1].size > 0) + block.WITH_V * (rows[2].size > 0)
+        + block.WITH_VALUE * (value.size > 0) + block.WITH_LABELS * (options.labels.size > 0)
+        + block.WITH_ROW_WEIGHTS * (options.row_weights.size > 0)
+    )  # fmt: skip
     batch = block.Batch(
-        *map(rows_at, (*rows, out)), start_of(value), rows_at(scratch), n_groups, rows_per_group,
-        out.shape[2] if out.size else 0, rows[1].size > 0, rows[2].size > 0, value.size > 0,
-        options.labels.size > 0, options.row_weights.size > 0,
+        *map(rows_at, rows), *map(start_of, (out, value, scratch)), n_groups, rows_per_group,
+        out.shape[2] if out.size else 0, present,
     )  # fmt: skip
     options = options._replace(
         labels=start_of(options.labels), row_weights=start_of(options.row_weights)
@@ -218,15 +222,11 @@ def _row_kernel(
     sweep = make_sweep(row, COSTS[cost], is_chain, block.together(n_threads))
     kernel = block.row_kernel(sweep, _n_scratch(operation), n_threads, in_shared)
     kernel.__qualname__ = f"{operation}_{cost}_{'chain' if is_chain else 'tree'}"  # for profilers
-    inputs, out = _rows_type(real), _rows_type(from_dtype(np.dtype(out_char)))
-    sizes = [_small] * 3 + [_flag] * 5
-    batch = inputs, inputs, inputs, out, _pointer(value), _rows_type(_float), *sizes
+    inputs = _type_of((_pointer(real), _int, _int), Rows)
+    memory = map(_pointer, (from_dtype(np.dtype(out_char)), value, _float))
+    batch = inputs, inputs, inputs, *memory, *([_small] * 4)
     signature = _layout, _type_of(batch, block.Batch), _numbers, _options, _labels
     return compiled(kernel, signature)
-
-
-def _rows_type(number: Any) -> Any:
-    return _type_of((_pointer(number), _int, _int), Rows)
 
 
 @functools.cache
@@ -246,10 +246,11 @@ def _uploaded(layout: EdgeLayout, index: int, tables: Callable[[EdgeLayout], Any
     return copies[index, tables]
 
 
-def _sweep_tables(layout: EdgeLayout) -> block.Layout:
+def _sweep_tables(layout: EdgeLayout) -> block.Tables:
     cuda = layout.cuda
-    arrays = upload(cuda.numbers), upload(cuda.lengths)
-    return block.Layout(layout.n_bins, cuda.n_edges, cuda.n_nodes, cuda.n_levels, *arrays)
+    sizes = layout.n_bins, cuda.n_edges, cuda.n_nodes, cuda.n_levels
+    numbers = np.concatenate([np.array(sizes, np.int32), cuda.numbers])
+    return block.Tables(upload(numbers), upload(cuda.lengths))
 
 
 def _hessian_tables(layout: EdgeLayout) -> hessian.Tables:

@@ -36,6 +36,11 @@ if SIMULATED:
         """Return the pointer to a row, see `Rows`."""
         return rows.start[group, row] if rows.start.size else rows.start[0, 0]
 
+    def row_at(memory, row, size):
+        """Return the pointer to a row of memory with rows of a size."""
+        flat = memory.reshape(-1)
+        return flat[int(row) * int(size) :]
+
     def pointer(array, index):
         """Return the pointer to an entry of an array (n,), or of what a pointer points to."""
         return array[index:]
@@ -88,6 +93,14 @@ else:
             return builder.inttoptr(place, start.type)
 
         return rows[0](rows, types.int32, types.int32), codegen
+
+    @intrinsic
+    def row_at(typingctx, memory, row, size):
+        def codegen(context, builder, sig, args):
+            row, size = (builder.zext(number, _I64) for number in args[1:])
+            return builder.gep(args[0], [builder.mul(row, size)])
+
+        return memory(memory, types.int32, types.int32), codegen
 
     @intrinsic
     def pointer(typingctx, array, index):
