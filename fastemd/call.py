@@ -222,19 +222,26 @@ def run(
 # ------------------------------------------------------------------------------------ CUDA devices
 
 
+def cuda_driver() -> Any:
+    """Return the module that launches CUDA kernels, whose import loads the CUDA driver."""
+    try:
+        from fastemd.kernels.cuda import driver
+    except ImportError as error:
+        validation.no_cuda(str(error))
+    return driver
+
+
 class Launch:
     """The device, stream and error slots of a call on a CUDA device."""
 
     def __init__(self, backend: CudaBackend, validate: object = None) -> None:
-        try:
-            from fastemd.kernels.cuda import driver, numba_cuda
-        except ImportError as error:
-            validation.no_cuda(str(error))
-        self.driver, self.backend = driver, backend
+        self.driver, self.backend = cuda_driver(), backend
         self.index, self.stream = backend.index, backend.stream()
         self.waits = isinstance(validate, bool | np.bool_) and bool(validate)
         key = self.index, self.waits
         if key not in _error_slots:
+            from fastemd.kernels.cuda import numba_cuda
+
             with numba_cuda.on_device(self.index):
                 _error_slots[key] = numba_cuda.upload(np.full(2, NO_ROW))
         self.errors = _error_slots[key]

@@ -8,10 +8,10 @@ import multiprocessing.spawn
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from fastemd import validation
+from fastemd import call, validation
 from fastemd.call import edge_cost
 from fastemd.kernels.caching import config
 from fastemd.kernels.cpu import compiling, driver
@@ -48,8 +48,9 @@ def warm_up(
     rho: float | Sequence[float] = 2,
     dtype: Any = "float32",
     functions: str | Sequence[str] = ("emd_value_and_grad", "emd_loss"),
+    device: int | None = None,
 ) -> None:
-    """Compile the CPU kernels of functions, so that their first calls are fast.
+    """Compile the kernels of functions, so that their first calls are fast.
 
     Call it when a server starts, before worker processes are started, or while a container image is
     built. The machine code is cached on disk, where later processes find it.
@@ -66,6 +67,9 @@ def warm_up(
         The names of the functions that will be called, in this package, `fastemd.torch` or
         `fastemd.jax`; for ``EMDLoss``, "emd_loss". Second derivatives in torch and JAX are
         "emd_hvp" and "emd_loss_hvp".
+    device : int, optional
+        The number of a CUDA device. Then kernels are compiled for it, in this process and for it
+        alone, as numba-cuda does not cache them on disk, and the ground space is copied there.
 
     Raises
     ------
@@ -79,8 +83,8 @@ def warm_up(
     Notes
     -----
     Several kernels are compiled at once, in at most as many processes as Numba has threads. If the
-    cache cannot be written to, this process compiles all, and later processes gain nothing. CUDA
-    kernels are not compiled.
+    cache cannot be written to, this process compiles all, and later processes gain nothing. Kernels
+    for CUDA have not been compiled on a GPU yet.
 
     Examples
     --------
@@ -102,7 +106,16 @@ def warm_up(
         kind = OPERATIONS[operation].layout if operation in OPERATIONS else "subtrees"
         layout = space.layout(kind)
         for cost, char in itertools.product(costs, chars):
-            keys |= dict.fromkeys(driver.keys(operation, layout, cost, char))
+            if device is None:
+                keys |= dict.fromkeys(driver.keys(operation, layout, cost, char))
+            else:
+                call.cuda_driver().prepare(operation, layout, cost, char, device)
+    if device is None:
+        _compile(keys)
+
+
+def _compile(keys: Iterable[tuple[Any, ...]]) -> None:
+    """Compile CPU kernels, in this process and in others."""
     with _other_processes([key for key in keys if not compiling.is_cached(*key)]) as others:
         driver.prepare_threads()
         for key in keys:

@@ -4,11 +4,13 @@ The device is chosen in support/device.py, for example by ``NUMBA_ENABLE_CUDASIM
 """
 
 import contextlib
+import functools
 
 import numpy as np
 import pytest
 
 import fastemd
+from fastemd import losses, warming
 from fastemd.layout import MAX_CHILDREN
 from tests.support.device import device, on_device, simulator
 from tests.support.operations import OPERATIONS, assert_agrees
@@ -187,3 +189,46 @@ def test_emd_loss_computes_row_weights_only_if_needed(reduction, grids, rng, bac
             np.testing.assert_allclose(on_cuda, on_cpu, rtol=1e-13, atol=1e-15)
         assert ("find_row_weights" in grids) == (ignored is not None)
         assert ("divide_by_sum" in grids) == (ignored is not None and reduction == "mean")
+
+
+@simulator
+@pytest.mark.parametrize("is_chain", [True, False])
+@pytest.mark.parametrize("name", warming.FUNCTIONS)
+def test_warm_up_compiles_what_functions_launch(name, is_chain, rng, monkeypatch):
+    from fastemd.kernels.cuda import driver
+
+    compiled, make = [], {name: getattr(driver, name) for name in ("_row_kernel", "_team_kernel")}
+    for maker, function in make.items():
+        record = functools.partial(_record, compiled, function)
+        monkeypatch.setattr(driver, maker, record)
+    space = fastemd.Chain(5) if is_chain else fastemd.Tree.from_parents([4, 4, 5, 5, 6, 6, -1])
+    for rho in (2, 3.7):
+        compiled.clear()
+        fastemd.warm_up(space, rho=rho, dtype=float, functions=name, device=0)
+        prepared = set(compiled)
+        compiled.clear()
+        _call(name, space, rho, rng)
+        assert set(compiled) == prepared
+
+
+def _record(compiled, function, *arguments):
+    compiled.append((function.__name__, *arguments))
+    return function(*arguments)
+
+
+def _call(name, space, rho, rng):
+    p, q, v = (on_device(x) for x in rng.dirichlet(np.ones(space.n_bins), (3, 4)))
+    if name == "emd_loss_hvp":
+        batch = losses.resolve_loss(space, losses.Loss.checked(rho, "softmax", 0.0), p, q, v=v)
+        for reduction in ("sum", "none"):
+            losses.run_loss("loss_product", space.layout("levels"), batch, reduction)
+    elif "loss" in name:
+        for reduction in ("mean", "none"):
+            getattr(fastemd, name)(p, q, space, rho, reduction=reduction)
+    elif name == "emd_flow":
+        fastemd.emd_flow(p, q, space)
+    elif name == "embed":
+        fastemd.embed(p, space, rho)
+    else:
+        arguments = (p, q, v) if name == "emd_hvp" else (p, q)
+        getattr(fastemd, name)(*arguments, space, rho)

@@ -162,10 +162,10 @@ def _launch(
     if n_rows >= 1 << 31:
         raise ValueError(f"{n_rows} rows are too many for a CUDA kernel; pass them in parts")
     tables = _uploaded(layout, index, _sweep_tables)
-    n_scratch, n_edges = _n_scratch(operation), layout.cuda.n_edges
-    n_threads, rows_per_block = block_of(n_edges, n_rows / n_multiprocessors(index))
-    size = block.scratch_per_row(n_scratch, n_edges, n_threads)
-    in_shared, scratch = 8 * size <= SHARED_BYTES, NOTHING
+    n_edges, rows_per_multiprocessor = layout.cuda.n_edges, n_rows / n_multiprocessors(index)
+    n_threads, rows_per_block = block_of(n_edges, rows_per_multiprocessor)
+    size, in_shared = _scratch_of(operation, n_edges, n_threads)
+    scratch = NOTHING
     if in_shared:
         rows_per_block = min(rows_per_block, SHARED_BYTES // (8 * size))
     n_blocks = -(-n_rows // rows_per_block)
@@ -178,8 +178,9 @@ def _launch(
         + block.WITH_VALUE * (value.size > 0) + block.WITH_LABELS * (options.labels.size > 0)
         + block.WITH_ROW_WEIGHTS * (options.row_weights.size > 0)
     )  # fmt: skip
+    p, q, v = map(rows_at, rows)
     batch = block.Batch(
-        *map(rows_at, rows), *map(start_of, (out, value, scratch)), n_groups, rows_per_group,
+        p, q, v, start_of(out), start_of(value), start_of(scratch), n_groups, rows_per_group,
         out.shape[2] if out.size else 0, present,
     )  # fmt: skip
     options = options._replace(
@@ -207,6 +208,32 @@ def _n_scratch(operation: str) -> int:
     if row.start == "loss":
         return losses.LOSSES[operation][1]
     return 2 if row.other else 1
+
+
+def _scratch_of(operation: str, n_edges: int, n_threads: int) -> tuple[int, bool]:
+    """Return the number of float64 that a row needs, and whether they are in shared memory."""
+    size = block.scratch_per_row(_n_scratch(operation), n_edges, n_threads)
+    return size, 8 * size <= SHARED_BYTES
+
+
+def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: int) -> None:
+    """Compile the kernels that an operation may launch, and copy the layout to the device."""
+    with on_device(index):
+        if operation == "hessian":
+            fill = "fill_chain" if layout.is_chain else "fill_tree"
+            kernels = [("sum_paths", "d"), (fill, char)]
+            _uploaded(layout, index, _hessian_tables)
+        else:
+            operation, name, _ = variant(operation, cost)
+            is_loss = operation in losses.LOSSES
+            kernels = [("sum_rows", char), ("convert", char)] if is_loss else []
+            n_edges, out = layout.cuda.n_edges, "d" if operation == "curvature" else char
+            for n_threads in dict.fromkeys(block_of(n_edges, rows)[0] for rows in (0, FEW_WARPS)):
+                _, in_shared = _scratch_of(operation, n_edges, n_threads)
+                _row_kernel(operation, name, layout.is_chain, char, out, n_threads, in_shared)
+            _uploaded(layout, index, _sweep_tables)
+        for function, kind in kernels:
+            _team_kernel(function, kind, "d")
 
 
 @functools.cache
