@@ -38,7 +38,8 @@ def test_development_page_adds_an_operation(extended, target):
         call = "emd_edge_cost(p, q, chain, rho)"
         assert call in test
         test = test.replace(call, "on_host(emd_edge_cost(on_device(p), on_device(q), chain, rho))")
-        test = f"from tests.support.device import on_device, on_host\n{test}"
+        start = "from tests.support import simulator\nsimulator.install()\n"
+        test = f"{start}from tests.support.device import on_device, on_host\n{test}"
     run = subprocess.run(
         [sys.executable, "-c", test], env=environment, cwd=folder, capture_output=True, text=True
     )
