@@ -254,6 +254,23 @@ class Growth:
         self.run()
 
 
+class Metrics:
+    """Time of the ground distances of many labels."""
+
+    params, param_names = ["tree", 1000], ["space"]
+
+    def setup(self, space):
+        tree = fastemd.datasets.imagenet_tree()
+        self.space = tree if space == "tree" else fastemd.Chain(space)
+        self.labels = np.random.default_rng(0).integers(0, 1000, (2, 100_000))
+
+    def time_ground_distance(self, _):
+        fastemd.metrics.ground_distance(*self.labels, self.space)
+
+    def time_lca_height(self, _):
+        fastemd.metrics.lca_height(*self.labels, self.space)
+
+
 class Start:
     """Time of a new process until its first result."""
 

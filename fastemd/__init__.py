@@ -20,6 +20,7 @@ from fastemd.warming import warm_up
 if TYPE_CHECKING:
     from fastemd import boosting as boosting
     from fastemd import jax as jax
+    from fastemd import metrics as metrics
     from fastemd import plotting as plotting
     from fastemd import torch as torch
 
@@ -41,7 +42,7 @@ __all__ = [
 __all__ += functions.__all__
 
 _FRAMEWORKS = ("jax", "torch")
-_LAZY = (*_FRAMEWORKS, "boosting", "plotting")  # submodules, imported when first used
+_LAZY = (*_FRAMEWORKS, "boosting", "metrics", "plotting")  # submodules, imported when first used
 
 
 if not TYPE_CHECKING:  # type checkers resolve the submodules by the imports above

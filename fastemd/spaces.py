@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import tree_input, validation
+from fastemd import backends, tree_input, validation, views
 from fastemd.layout import EdgeLayout, by_levels, chain_layout, contracted_layout, full_layout
 from fastemd.tree_input import bins_below, freeze
 
@@ -189,6 +189,11 @@ class Chain(GroundSpace):
     gaps : array_like of float, (n_bins - 1,), optional
         Distance between each bin and the next, finite and >= 0; 1 by default.
 
+    Attributes
+    ----------
+    edges : ndarray of float64, (n_bins + 1,), or None
+        Where the bins start and end, if the chain was built by `from_positions` or `from_edges`.
+
     Raises
     ------
     ValueError, TypeError
@@ -201,6 +206,8 @@ class Chain(GroundSpace):
     Chain(n_bins=4, n_nodes=4, depth=3, diameter=3.5)
     """
 
+    edges: NDArray[np.float64] | None = None
+
     def __init__(self, n_bins: int, gaps: ArrayLike | None = None) -> None:
         n_bins = validation.check_count("n_bins", n_bins)
         if gaps is None:
@@ -209,9 +216,144 @@ class Chain(GroundSpace):
         parent = np.append(np.arange(1, n_bins), -1)
         super().__init__(parent, np.append(lengths, 0.0), np.arange(n_bins), range(n_bins))
 
+    @classmethod
+    def from_positions(cls, positions: ArrayLike) -> Self:
+        """Build a chain from the positions of its bins.
+
+        Parameters
+        ----------
+        positions : array_like of float, (N,)
+            Where the bins are, increasing and finite: the values of ordered classes, for example.
+
+        Returns
+        -------
+        Chain
+            Its gaps are the differences of the positions. A value belongs to the nearest bin (see
+            `bin_of`): the inner `edges` are half-way between two bins, and the outer ones as far
+            from the outer bins as their other edges, or 0.5 for a single bin.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the positions are not numbers, finite and increasing; the message names the first
+            that is not.
+
+        See Also
+        --------
+        from_edges : The same for bins of a histogram of real values.
+
+        Examples
+        --------
+        >>> import fastemd
+        >>> ages = fastemd.Chain.from_positions([1.0, 2.0, 5.0, 10.0])
+        >>> ages
+        Chain(n_bins=4, n_nodes=4, depth=3, diameter=9)
+        >>> ages.bin_of([2.2, 8.0])
+        array([1, 3])
+        """
+        x = validation.check_increasing("positions", positions, 1)
+        inner = x[:-1] + np.diff(x) / 2
+        if x.size == 1:
+            return cls._at(x, np.array([x[0] - 0.5, x[0] + 0.5]))
+        outer = 2 * x[0] - inner[0], 2 * x[-1] - inner[-1]
+        return cls._at(x, np.concatenate([outer[:1], inner, outer[1:]]))
+
+    @classmethod
+    def from_edges(cls, edges: ArrayLike) -> Self:
+        """Build a chain from the edges between the bins of a histogram of real values.
+
+        Parameters
+        ----------
+        edges : array_like of float, (N + 1,)
+            Where the bins start and end, increasing and finite, as of `numpy.histogram`.
+
+        Returns
+        -------
+        Chain
+            Its gaps are the distances between the midpoints of neighbouring bins.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the edges are not at least two numbers, finite and increasing; the message names the
+            first that is not.
+
+        Examples
+        --------
+        >>> import fastemd
+        >>> heights = fastemd.Chain.from_edges([0.0, 1.0, 3.0, 7.0])
+        >>> heights.weight[:-1]
+        array([1.5, 3. ])
+        >>> heights.bin_of([0.2, 3.0, 7.0])
+        array([0, 2, 2])
+        """
+        edges = validation.check_increasing("edges", edges, 2)
+        return cls._at(edges[:-1] + np.diff(edges) / 2, edges)
+
+    @classmethod
+    def _at(cls, positions: NDArray[np.float64], edges: NDArray[np.float64]) -> Self:
+        chain = cls(positions.size, np.diff(positions))
+        chain.__dict__["edges"] = freeze(edges)
+        return chain
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore_chain, (type(self), super().__reduce__()[1], self.edges)
+
+    def bin_of(self, values: Any, *, clip: bool = False) -> Any:
+        """Return the bins of real values, as labels for a loss.
+
+        Parameters
+        ----------
+        values : array_like of float, (...)
+            Bin k starts at ``edges[k]`` and ends before ``edges[k + 1]``; the last bin contains
+            its end.
+        clip : bool
+            Whether values beyond the outer edges belong to the first or the last bin.
+
+        Returns
+        -------
+        array of int64, (...)
+            The number of the bin of every value; -100, the ignored label of PyTorch, for NaN. Of
+            the same library as `values`.
+
+        Raises
+        ------
+        ValueError
+            If the chain was built without positions or edges, or a value is beyond the outer
+            edges without `clip`; the message gives the value.
+        TypeError
+            If `values` are not real numbers, or on a CUDA device.
+
+        Examples
+        --------
+        >>> import fastemd, numpy as np
+        >>> chain = fastemd.Chain.from_edges([0.0, 1.0, 2.0])
+        >>> chain.bin_of([0.5, np.nan, 9.0], clip=True)
+        array([   0, -100,    1])
+        """
+        if self.edges is None:
+            validation.no_edges()
+        backend = backends.backend_of({"values": values})
+        if isinstance(backend, backends.CudaBackend):
+            validation.only_on_cpu("Chain.bin_of")
+        x = views.as_array("values", values).astype(np.float64)
+        outside = (x < self.edges[0]) | (x > self.edges[-1])
+        if outside.any() and not clip:
+            validation.beyond_edges(x, outside, self.edges)
+        bins = np.searchsorted(self.edges, x, side="right") - 1
+        bins = np.where(np.isnan(x), -100, bins.clip(0, self.n_bins - 1))
+        return backend.wrap(bins.astype(np.int64))
+
     def _new_layout(self, kind: str) -> EdgeLayout:
         # All kinds are the same: there are no inner nodes, and every gap has a flow.
         return self.layout("levels") if kind != "levels" else chain_layout(self.weight[:-1])
+
+
+def _restore_chain(cls: type[Chain], fields: Any, edges: NDArray[np.float64] | None) -> Chain:
+    chain: Chain = restore(*fields)
+    if edges is not None:
+        chain.__dict__["edges"] = freeze(edges)
+    return chain
 
 
 class Tree(GroundSpace):

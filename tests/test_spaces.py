@@ -330,3 +330,85 @@ def test_from_paths_accepts_weights_in_series():
     weights = pandas.Series([1.0, 2.0, 3.0], index=index)
     tree = fastemd.Tree.from_paths([("a", "x"), ("b",)], weights=weights)
     np.testing.assert_array_equal(tree.cost_matrix(), [[0, 6], [6, 0]])
+
+
+# -- chains of real values -------------------------------------------------------------------------
+
+
+def test_chain_from_edges_has_gaps_between_midpoints(rng):
+    edges = np.cumsum(rng.random(8) + 0.1) - 3
+    chain = fastemd.Chain.from_edges(edges)
+    middles = (edges[1:] + edges[:-1]) / 2
+    assert chain.n_bins == 7
+    np.testing.assert_allclose(
+        chain.cost_matrix(), np.abs(middles[:, None] - middles), rtol=1e-13, atol=1e-13
+    )
+    np.testing.assert_array_equal(chain.edges, edges)
+    assert not chain.edges.flags.writeable
+
+
+def test_chain_from_positions_has_edges_half_way():
+    chain = fastemd.Chain.from_positions([1, 2, 4, 8])
+    assert chain.weight.tolist() == [1, 2, 4, 0]
+    assert chain.edges.tolist() == [0.5, 1.5, 3, 6, 10]
+    assert fastemd.Chain.from_positions([3.0]).edges.tolist() == [2.5, 3.5]
+    assert fastemd.Chain(4).edges is None
+
+
+def test_chain_with_edges_is_pickled():
+    chain = pickle.loads(pickle.dumps(fastemd.Chain.from_edges([0, 1, 3])))
+    assert chain.edges.tolist() == [0, 1, 3]
+    assert copy.deepcopy(chain).bin_of(2.0) == 1
+    assert pickle.loads(pickle.dumps(fastemd.Chain(3))).edges is None
+
+
+def test_bin_of_agrees_with_histogram(rng):
+    edges = np.sort(rng.random(9))
+    chain = fastemd.Chain.from_edges(edges)
+    values = np.concatenate([rng.uniform(edges[0], edges[-1], 200), edges])
+    labels = chain.bin_of(values)
+    assert labels.dtype == np.int64
+    counts, _ = np.histogram(values, edges)
+    np.testing.assert_array_equal(np.bincount(labels, minlength=8), counts)
+
+
+def test_bin_of_clips_and_ignores_nan():
+    chain = fastemd.Chain.from_edges([0.0, 1.0, 2.0])
+    values = [[-np.inf, -1.0, 0.0], [2.0, 3.0, np.nan]]
+    assert chain.bin_of(values, clip=True).tolist() == [[0, 0, 0], [1, 1, -100]]
+    assert chain.bin_of(np.float32(0.5)) == 0
+    loss, grad = fastemd.emd_loss(
+        np.zeros((2, 2)), chain.bin_of([0.5, np.nan]), chain, ignore_index=-100
+    )
+    assert loss > 0
+    assert (grad[1] == 0).all()
+
+
+def test_bin_of_returns_arrays_of_the_library():
+    torch = pytest.importorskip("torch")
+    labels = fastemd.Chain.from_edges([0.0, 1.0, 2.0]).bin_of(torch.tensor([0.5, 1.5]))
+    assert torch.equal(labels, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: fastemd.Chain.from_edges([1.0]), ValueError, "edges: expected 2 or more numbers"),
+        (lambda: fastemd.Chain.from_edges([0, 1, 1]), ValueError, "got 1.0 after 1.0"),
+        (lambda: fastemd.Chain.from_edges([0, np.inf]), ValueError, "got inf after 0.0"),
+        (lambda: fastemd.Chain.from_edges([[0, 1]]), ValueError, r"an array of shape \(1, 2\)"),
+        (lambda: fastemd.Chain.from_positions([]), ValueError, "positions: expected 1 or more"),
+        (lambda: fastemd.Chain.from_positions([2, 1]), ValueError, "got 1.0 after 2.0"),
+        (lambda: fastemd.Chain.from_positions(["a"]), TypeError, "positions"),
+        (lambda: fastemd.Chain(3).bin_of(0.5), ValueError, "this chain has no edges"),
+        (
+            lambda: fastemd.Chain.from_edges([0, 1]).bin_of([[0.5, 2.0]]),
+            ValueError,
+            r"values: 2.0 at \(0, 1\) is not within \[0.0, 1.0\]; use wider edges, or clip=True",
+        ),
+        (lambda: fastemd.Chain.from_edges([0, 1]).bin_of("x"), TypeError, "values"),
+    ],
+)
+def test_chains_of_real_values_reject(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -180,6 +180,66 @@ def no_third_derivative(operator: str, rho: float) -> NoReturn:
     )
 
 
+def check_increasing(name: str, values: object, least: int) -> Array:
+    """Return at least so many finite, increasing numbers as float64, or raise."""
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        not_an_array(name, values)
+    if array.ndim != 1 or array.size < least:
+        raise ValueError(
+            f"{name}: expected {least} or more numbers, got an array of shape {array.shape}"
+        )
+    good = np.isfinite(array)
+    good[1:] &= array[1:] > array[:-1]
+    if not good.all():
+        i = int(np.flatnonzero(~good)[0])
+        after = f" after {array[i - 1]}" if i else ""
+        raise ValueError(f"{name}: expected finite, increasing numbers, got {array[i]}{after}")
+    return array
+
+
+def no_edges() -> NoReturn:
+    raise ValueError(
+        "this chain has no edges; build it by Chain.from_edges or Chain.from_positions"
+    )
+
+
+def beyond_edges(values: Array, outside: Array, edges: Array) -> NoReturn:
+    index = tuple(int(i) for i in np.argwhere(outside)[0])
+    raise ValueError(
+        f"values: {values[index]} at {index} is not within [{edges[0]}, {edges[-1]}]; use wider "
+        "edges, or clip=True for the first and the last bin"
+    )
+
+
+def check_labels(name: str, values: object, n_bins: int) -> Array:
+    """Return labels of bins as an array of integers, or raise."""
+    labels = np.asarray(values)
+    if labels.dtype.kind not in "iu" and labels.size:
+        raise TypeError(f"{name}: expected labels of an integer type, got {labels.dtype}")
+    wrong = (labels < 0) | (labels >= n_bins)
+    if wrong.any():
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"{name}: {labels[index]} at {index} is not a bin; labels are 0 to {n_bins - 1}"
+        )
+    return labels.astype(np.intp)
+
+
+def check_classifier(estimator: Any, n_bins: int) -> None:
+    """Raise unless an estimator of scikit-learn predicts probabilities of all bins, in order."""
+    name = type(estimator).__name__
+    if not hasattr(estimator, "predict_proba"):
+        raise TypeError(f"estimator: {name} has no predict_proba; use one that has probabilities")
+    classes = list(estimator.classes_)
+    if classes != list(range(n_bins)):
+        raise ValueError(
+            f"estimator: {name} was fitted to {len(classes)} classes, {classes[:3]} ..., expected "
+            f"the bins 0 to {n_bins - 1}; encode the labels so, and stratify the folds"
+        )
+
+
 def check_bins_axis(name: str, shape: tuple[int, ...], n_bins: int) -> None:
     if not shape or shape[-1] != n_bins:
         hint = ""
