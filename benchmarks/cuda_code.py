@@ -4,8 +4,9 @@
 
 It needs numba-cuda and ptxas, which the extras `cuda12` and `cuda13` install. For every kernel it
 prints the instructions and registers of a thread, the bytes of its local memory (registers that did
-not fit), the warps that a multiprocessor of an H100 holds on the ImageNet tree, and the seconds of
-its compilation to PTX. It fails if a kernel exceeds a limit.
+not fit), the warps that a multiprocessor of an H100 holds on the ImageNet tree, the widths of its
+loads and stores, and the seconds of its compilation to PTX. It fails if a kernel has local memory,
+or exceeds its limit of instructions or registers.
 """
 
 import argparse
@@ -20,10 +21,16 @@ from types import SimpleNamespace
 
 CC = (9, 0)
 REGISTERS, SHARED, WARPS = 65536, 227 * 1024, 64  # of a multiprocessor
-KINDS = ((32, True), (8, True), (128, True), (128, False))  # threads per row, shared scratch
+# Threads per row, and whether their scratch is shared.
+KINDS = ((32, True), (32, False), (8, True), (128, True), (128, False))
 
-# Instructions, registers, and seconds of a compilation on a slow machine.
-LIMITS = {"gradient": (2300, 128, 4), "": (4000, 168, 6)}
+# Most instructions and registers of a thread: a tenth more than those of the largest variant.
+LIMITS = {
+    "gradient": (2420, 137), "hessian_diag": (1980, 127), "hvp": (2560, 148),
+    "constant_hvp": (1750, 101), "curvature": (1980, 138), "flow": (1270, 106),
+    "embed": (1330, 106), "loss": (3770, 180), "loss_diagonal": (3240, 163),
+    "loss_product": (4110, 165), "": (1760, 71),
+}  # fmt: skip
 
 
 def main():
@@ -33,7 +40,10 @@ def main():
     parser.add_argument("--operations", nargs="*", help="by default all")
     arguments = parser.parse_args()
     driver, ptxas = _without_device()
-    print("kernel, threads per row, memory: instructions, registers, local bytes, warps, seconds")
+    print(
+        "kernel, threads per row, memory: instructions, registers, local bytes, warps, "
+        "loads and stores of 4 / 8 / 16 bytes, seconds"
+    )
     too_much = []
     for space in arguments.space:
         for char in arguments.dtype:
@@ -85,11 +95,23 @@ def _report(name, operation, kind, compiled, ptxas):
     """Print the line of a kernel; return its name if it exceeds a limit."""
     ptx, seconds = compiled()
     instructions, registers, local = _assembled(ptx, ptxas)
-    warps = _warps(operation, kind, registers) if kind else "-"
-    print(f"{name}: {instructions}, {registers}, {local}, {warps}, {seconds:.1f}", flush=True)
+    warps = _warps(operation, kind, registers) if kind and "_tree_" in name else "-"
+    widths = _widths(ptx)
+    print(
+        f"{name}: {instructions}, {registers}, {local}, {warps}, {widths}, {seconds:.1f}",
+        flush=True,
+    )
     most = LIMITS.get(operation, LIMITS[""])
-    figures = instructions, registers, seconds
-    return [name] if local or any(a > b for a, b in zip(figures, most, strict=True)) else []
+    return [name] if local or instructions > most[0] or registers > most[1] else []
+
+
+def _widths(ptx):
+    """Return the numbers of loads and stores of 4, 8 and 16 bytes, as in "3 / 20 / 8"."""
+    counts = {4: 0, 8: 0, 16: 0}
+    for vector, bits in re.findall(r"(?:ld|st)\.(?:global|shared)\S*?(\.v[24])?\.[fbsu](\d+)", ptx):
+        width = int(bits) // 8 * int(vector[2:] or 1)
+        counts[width] = counts.get(width, 0) + 1
+    return " / ".join(str(counts[width]) for width in (4, 8, 16))
 
 
 def _assembled(ptx, ptxas):

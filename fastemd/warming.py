@@ -68,15 +68,18 @@ def warm_up(
         `fastemd.jax`; for ``EMDLoss``, "emd_loss". Second derivatives in torch and JAX are
         "emd_hvp" and "emd_loss_hvp".
     device : int, optional
-        The number of a CUDA device. Then kernels are compiled for it, in this process and for it
-        alone, as numba-cuda does not cache them on disk, and the ground space is copied there.
+        The number of a CUDA device. Then kernels are compiled for its kind, in this process and for
+        it alone, as numba-cuda does not cache them on disk, and the ground space is copied there.
+        Sample weights and ignored labels have kernels that are compiled when first used.
 
     Raises
     ------
     TypeError
         If `space` is not a ground space, or another argument is of another kind.
     ValueError
-        If a name is not that of a function with CPU kernels, or a power is < 1.
+        If a name is not that of a function with kernels, or a power is < 1.
+    ImportError
+        If there is a `device` but no numba-cuda.
     RuntimeError
         If Numba's compiler is disabled (``NUMBA_DISABLE_JIT``).
 
@@ -101,6 +104,8 @@ def warm_up(
     for name in names:
         if name not in FUNCTIONS:
             raise ValueError(f"functions: expected names of {', '.join(FUNCTIONS)}, got {name!r}")
+    if device is not None and (isinstance(device, bool) or not isinstance(device, int)):
+        raise TypeError(f"device: expected the number of a CUDA device, got {device!r}")
     keys: dict[tuple[Any, ...], None] = {}  # in order, each once
     for operation in (each for name in names for each in FUNCTIONS[name]):
         kind = OPERATIONS[operation].layout if operation in OPERATIONS else "subtrees"

@@ -9,6 +9,7 @@ import gc
 import threading
 import warnings
 from importlib.util import find_spec
+from unittest import mock
 
 import numpy as np
 import torch
@@ -517,6 +518,23 @@ def _kernels():
             )
 
 
+def teams(n_threads, in_shared, device):
+    """Check results by all sizes of teams, of which a call chooses one by the number of rows."""
+    from fastemd.kernels.cuda import driver
+
+    with (
+        mock.patch.object(driver, "block_of", return_value=(n_threads, 128 // n_threads)),
+        mock.patch.object(driver, "SHARED_BYTES", driver.SHARED_BYTES if in_shared else 0),
+    ):
+        for kind in ("tree", "chain"):
+            for dtype in (np.float32, np.float64):
+                value_and_grad(kind, 1.5, dtype, device)
+        plain_loss(device)
+        loss_hessian_diag(device)
+        second_derivatives("emd_hvp", device)
+        flow(device)
+
+
 # The table ----------------------------------------------------------------------------------------
 
 CHECKS = {
@@ -559,6 +577,13 @@ CHECKS = {
     "JAX under jit": jax_jit,
 }
 NEED_A_GPU = {
+    **{
+        f"teams of {n_threads}, {'shared' if in_shared else 'global'}": functools.partial(
+            teams, n_threads, in_shared
+        )
+        for n_threads in (8, 32, 128)
+        for in_shared in (True, False)
+    },
     "torch.compile, inductor": functools.partial(torch_compile, "inductor"),
     "side stream": side_stream,
     "thread": thread,

@@ -7,6 +7,7 @@ Without PyTorch or JAX in the process, all kernels that the tools see are those 
 """
 
 import argparse
+import itertools
 
 import numpy as np
 from numba import cuda
@@ -16,8 +17,15 @@ from benchmarks.common import histograms, random_tree
 
 
 def small():
-    """Run kernels on five rows: few, as each is compiled, but with all sweeps and sums."""
-    for space in (random_tree(700), fastemd.Chain(601)):
+    """Run kernels on five rows: few, as each is compiled, but with all sweeps and sums.
+
+    By one warp per row, as for many rows, and by four, as for few.
+    """
+    from fastemd.kernels.cuda import driver
+
+    for space, n_threads in itertools.product((random_tree(700), fastemd.Chain(601)), (32, 128)):
+        block = n_threads, 128 // n_threads
+        driver.block_of = lambda *_, block=block: block
         shape = 5, space.n_bins
         p, q, v = (cuda.to_device(histograms(shape, np.float64, seed)) for seed in range(3))
         grad = fastemd.emd_value_and_grad(p, q, space, 2)[1]

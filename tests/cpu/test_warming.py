@@ -82,6 +82,7 @@ def test_warm_up_prepares_narrow_kernels_of_huge_trees(requested, monkeypatch):
         ({"dtype": int}, TypeError, "dtype: expected float32 or float64"),
         ({"dtype": ["float32", "float16"]}, TypeError, "dtype: expected float32 or float64"),
         ({"rho": 0.5}, ValueError, "rho: "),
+        ({"device": "cuda:0"}, TypeError, "device: expected the number of a CUDA device"),
         ({"space": 3}, TypeError, "space: expected a fastemd.Chain"),
     ],
 )

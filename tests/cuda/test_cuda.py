@@ -5,6 +5,7 @@ The device is chosen in support/device.py, for example by ``NUMBA_ENABLE_CUDASIM
 
 import contextlib
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_functions_without_shared_memory(operation, small_case, rng, monkeypatch
     from fastemd.kernels.cuda import driver
 
     monkeypatch.setattr(driver, "SHARED_BYTES", 0)
-    monkeypatch.setattr(driver, "BLOCKS_WITHOUT", 2)
+    monkeypatch.setattr(driver, "MAX_GLOBAL_ROWS", 2)
     arrays = operation.draw(rng, (9,), small_case.n_bins)
     for validate in (True, False):
         assert_agrees(operation, arrays, small_case, 3.7, validate=validate)
@@ -202,13 +203,20 @@ def test_warm_up_compiles_what_functions_launch(name, is_chain, rng, monkeypatch
         record = functools.partial(_record, compiled, function)
         monkeypatch.setattr(driver, maker, record)
     space = fastemd.Chain(5) if is_chain else fastemd.Tree.from_parents([4, 4, 5, 5, 6, 6, -1])
+    monkeypatch.setattr(driver, "ROWS_PER_PART", 4)
+    teams = iter([(4, 2), (2, 4)])  # few rows, many rows
+    monkeypatch.setattr(driver, "block_of", lambda *arguments: next(teams))
     for rho in (2, 3.7):
-        compiled.clear()
-        fastemd.warm_up(space, rho=rho, dtype=float, functions=name, device=0)
-        prepared = set(compiled)
-        compiled.clear()
-        _call(name, space, rho, rng)
-        assert set(compiled) == prepared
+        for dtype in (np.float32, np.float64):
+            compiled.clear()
+            teams = iter([(4, 2), (2, 4)])
+            fastemd.warm_up(space, rho=rho, dtype=dtype, functions=name, device=0)
+            prepared = set(compiled)
+            compiled.clear()
+            for n_rows in (4, 5):
+                teams = itertools.repeat((4, 2) if n_rows == 4 else (2, 4))
+                _call(name, space, rho, rng, (n_rows,), dtype)
+            assert set(compiled) == prepared
 
 
 def _record(compiled, function, *arguments):
@@ -216,8 +224,9 @@ def _record(compiled, function, *arguments):
     return function(*arguments)
 
 
-def _call(name, space, rho, rng):
-    p, q, v = (on_device(x) for x in rng.dirichlet(np.ones(space.n_bins), (3, 4)))
+def _call(name, space, rho, rng, shape, dtype):
+    arrays = rng.dirichlet(np.ones(space.n_bins), (3, *shape)).astype(dtype)
+    p, q, v = map(on_device, arrays)
     if name == "emd_loss_hvp":
         batch = losses.resolve_loss(space, losses.Loss.checked(rho, "softmax", 0.0), p, q, v=v)
         for reduction in ("sum", "none"):
@@ -232,3 +241,14 @@ def _call(name, space, rho, rng):
     else:
         arguments = (p, q, v) if name == "emd_hvp" else (p, q)
         getattr(fastemd, name)(*arguments, space, rho)
+
+
+@simulator
+def test_launch_rejects_more_rows_than_it_counts(monkeypatch, rng):
+    from fastemd.kernels.cuda import driver
+
+    monkeypatch.setattr(driver, "MOST_ROWS", 3)
+    p, q = random_pair(rng, (4, 3))
+    with pytest.raises(ValueError, match="4 rows are too many for a CUDA kernel"):
+        fastemd.emd(on_device(p), on_device(q), CHAIN, 2)
+    assert fastemd.emd(on_device(p[:3]), on_device(q[:3]), CHAIN, 2).shape == (3,)

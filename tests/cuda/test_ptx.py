@@ -15,29 +15,27 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _cuda_code(*arguments):
+def _run(*command):
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
-    command = [sys.executable, "-m", "benchmarks.cuda_code", *arguments]
+    command = [sys.executable, *command]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 @pytest.mark.parametrize("char", ["f", "d"])
 @pytest.mark.parametrize("space", ["chain", "tree"])
 def test_kernels_compile_within_limits(char, space):
-    done = _cuda_code("--space", space, "--dtype", char)
+    done = _run("-m", "benchmarks.cuda_code", "--space", space, "--dtype", char)
     assert done.returncode == 0, done.stderr
     variants = {"gradient": 3, "hessian_diag": 2, "hvp": 1, "constant_hvp": 2, "curvature": 2}
     variants |= {"flow": 1, "embed": 1, "loss": 3, "loss_diagonal": 3, "loss_product": 3}
     n_teams = 7 + 2  # "convert" for three pairs of types
     _, *lines = done.stdout.splitlines()
-    assert len(lines) == sum(variants.values()) + 2 * 3 + n_teams
-    for line in lines:
-        assert line.rpartition(": ")[2].split(", ")[2] == "0", f"local memory: {line}"
+    assert len(lines) == sum(variants.values()) + 2 * 4 + n_teams
 
 
 def test_cuda_code_fails_beyond_limits():
-    code = "from benchmarks import cuda_code; cuda_code.LIMITS[''] = 9, 9, 9; cuda_code.main()"
-    command = [sys.executable, "-c", code, "--space", "chain", "--dtype", "f"]
-    done = subprocess.run([*command, "--operations", "sum_rows"], capture_output=True, text=True)
+    code = "from benchmarks import cuda_code; cuda_code.LIMITS[''] = 9, 9; cuda_code.main()"
+    options = "--space", "chain", "--dtype", "f", "--operations", "sum_rows"
+    done = _run("-c", code, *options)
     assert done.returncode == 1
     assert "beyond the limits: sum_rows_fd" in done.stderr

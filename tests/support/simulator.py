@@ -3,7 +3,9 @@
 Numba starts a Python thread for every thread of a block, and polls them until all wait at the
 barrier. Here they are greenlets: one runs at a time, from barrier to barrier, in an order that
 changes at every barrier. A missing barrier between two threads changes the results, and a thread
-that ends while another one waits raises an error. `min` and `max` drop NaN, like on a device.
+that ends while another one waits raises an error. A shuffle is an exchange between the threads of a
+warp, here of two; as all of them wait for it, a missing barrier next to a shuffle is not found.
+`min` and `max` drop NaN, like on a device.
 """
 
 import importlib.util
@@ -55,15 +57,16 @@ class Block(kernel.BlockManager):
             arguments = ()
 
 
-def exchanged(a, lanes):
+def shuffle_xor(a, lanes):
     thread = getcurrent()
+    assert lanes < block.WARP
     return thread.shuffle(a, thread.threadIdx.x ^ lanes)
 
 
-def from_before(a, lanes):
+def shuffle_up(a, lanes):
     thread = getcurrent()
-    before = thread.threadIdx.x - lanes
-    return thread.shuffle(a, before if before >= 0 else thread.threadIdx.x)
+    place, lane = thread.threadIdx.x, thread.threadIdx.x % block.WARP
+    return thread.shuffle(a, place - lanes if lane >= lanes else place)
 
 
 def least(a, b):
@@ -97,7 +100,7 @@ def install(tensors=False):
     kernel.BlockManager = Block
     kernelapi.threading = SimpleNamespace(current_thread=getcurrent)
     driver.block_of = lambda n_edges, rows_per_multiprocessor: (4, 2)
-    block.exchanged, block.from_before = exchanged, from_before
+    block.shuffle_xor, block.shuffle_up = shuffle_xor, shuffle_up
     driver.PARTS, driver.ROWS_PER_PART = 6, 3
     drop_nan()
     if tensors:

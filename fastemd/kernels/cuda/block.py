@@ -1,4 +1,4 @@
-"""The threads that work on a row: what they compute together, and the loops of the kernels.
+"""The threads that work on a row: what they compute team, and the loops of the kernels.
 
 A team of threads processes one row of the batch: a warp, or more of them where there are few rows
 or long ones, or a part of a warp. A block is ``blockDim.x`` threads per row times ``blockDim.y``
@@ -32,8 +32,10 @@ from fastemd.kernels.cuda.memory import (
 from fastemd.kernels.cuda.numba_cuda import SIMULATED, cuda, device, view
 from fastemd.kernels.edges import Numbers
 
-WARP, ALL_LANES = 32, 0xFFFFFFFF
-TEAM = 4 if SIMULATED else 256  # threads of a block of `team_kernel`; the simulator is slow
+# Threads of a warp, and of a block of `team_kernel`. The simulator is slow; so few threads have all
+# parts: teams of several warps, and loops with a rest.
+WARP, TEAM = (2, 4) if SIMULATED else (32, 256)
+ALL_LANES = 0xFFFFFFFF
 
 
 class Team(NamedTuple):
@@ -135,18 +137,18 @@ def scratch_per_row(n_scratch, n_edges, n_threads):
     return 2 * (n_threads // WARP) + n_scratch * (n_edges + 1)
 
 
-# -------------------------------------------------------------------- what threads compute together
+# ------------------------------------------------------------------ sums and scans over the threads
 
 
 @device
-def exchanged(a, lanes):
-    """Return the number of the thread whose place in the warp differs by the bits of `lanes`."""
+def shuffle_xor(a, lanes):
+    """Return `a` of the thread whose place in the warp differs by the bits of `lanes`."""
     return cuda.shfl_xor_sync(ALL_LANES, a, lanes)
 
 
 @device
-def from_before(a, lanes):
-    """Return the number of the thread so many places before in the warp, if there is one."""
+def shuffle_up(a, lanes):
+    """Return `a` of the thread `lanes` places before in the warp; without one, that of this one."""
     return cuda.shfl_up_sync(ALL_LANES, a, lanes)
 
 
@@ -156,7 +158,7 @@ def larger(a, b):
     return b if a == a and not b <= a else a
 
 
-class Together(NamedTuple):
+class TeamFunctions(NamedTuple):
     """The functions of a team, for device functions that are made for its number of threads."""
 
     n_threads: int  # a power of 2
@@ -168,7 +170,7 @@ class Together(NamedTuple):
 
 
 @functools.cache
-def together(n_threads: int) -> Together:
+def team_functions(n_threads: int) -> TeamFunctions:
     """Make the functions of a team."""
     step, half_warp = np.int32(n_threads), min(n_threads, WARP) // 2
     n_warps, warp_size = n_threads // WARP, np.int32(WARP)
@@ -191,8 +193,8 @@ def together(n_threads: int) -> Together:
         """Return the sums of two numbers over the threads, to every thread."""
         lanes = half_warp
         while lanes > 0:
-            a += exchanged(a, lanes)
-            b += exchanged(b, lanes)
+            a += shuffle_xor(a, lanes)
+            b += shuffle_xor(b, lanes)
             lanes //= 2
         if n_warps > 1:
             warp = quotient(team.thread, warp_size)
@@ -211,7 +213,7 @@ def together(n_threads: int) -> Together:
         """Return the largest of a number over the threads, to every thread; NaN if one is NaN."""
         lanes = half_warp
         while lanes > 0:
-            a = larger(a, exchanged(a, lanes))
+            a = larger(a, shuffle_xor(a, lanes))
             lanes //= 2
         if n_warps > 1:
             store(team.exchange, quotient(team.thread, warp_size), a)
@@ -227,11 +229,11 @@ def together(n_threads: int) -> Together:
         lane, lanes = team.thread % WARP, 1
         total = a
         while lanes <= half_warp:
-            before = from_before(total, lanes)
+            before = shuffle_up(total, lanes)
             if lane >= lanes:
                 total += before
             lanes *= 2
-        before = from_before(total, 1)
+        before = shuffle_up(total, 1)
         result = before if lane > 0 else 0.0
         if n_warps > 1:
             warp = quotient(team.thread, warp_size)
@@ -277,17 +279,17 @@ def together(n_threads: int) -> Together:
 
         return run
 
-    return Together(n_threads, indices, barrier, sums, largest, scan)
+    return TeamFunctions(n_threads, indices, barrier, sums, largest, scan)
 
 
 @device
 def keep_sum(context, k, total):
-    """Have `Together.scan` leave the sums."""
+    """Have `TeamFunctions.scan` leave the sums."""
     return total, 0.0, 0.0
 
 
 # Those of a block of `team_kernel`.
-_, _, _, sums, largest, scan = together(TEAM)
+_, _, _, sums, largest, scan = team_functions(TEAM)
 
 
 @device
@@ -300,7 +302,7 @@ def report_row(errors, slot, row):
 
 
 @device
-def part(memory, layout, n_scratch, i):
+def scratch_at(memory, layout, n_scratch, i):
     """Return the i-th scratch array of a row; beyond the last one, the last one."""
     begin = 2 * (cuda.blockDim.x // WARP) + min(i, n_scratch - 1) * (layout.n_edges + 1)
     return pointer(memory, int32(begin))
@@ -326,8 +328,8 @@ def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memor
         Team(int32(cuda.threadIdx.x), int32(0), int32(0), pointer(memory, int32(0))),
         layout,
         Scratch(
-            part(memory, layout, n_scratch, 0), part(memory, layout, n_scratch, 1),
-            part(memory, layout, n_scratch, 2), part(memory, layout, n_scratch, 3),
+            scratch_at(memory, layout, n_scratch, 0), scratch_at(memory, layout, n_scratch, 1),
+            scratch_at(memory, layout, n_scratch, 2), scratch_at(memory, layout, n_scratch, 3),
         ),
         Inputs(p, q, v, batch.present & WITH_Q != 0, batch.present & WITH_V != 0),
         row_at(batch.out, number, batch.n_columns),
@@ -393,22 +395,21 @@ def team_kernel(function):
     return run
 
 
-# ------------------------------------------------------------------- what teams do without a layout
+# ------------------------------------------------------------------- functions of teams alone
 
 
 @device
 def grid_range(team, n):
     """Return the indices below `n` of a thread among those of all blocks."""
-    first, step = int32(team.block * TEAM + team.thread), int32(team.n_blocks * TEAM)
-    return range(first, int32(n), step)
+    return range(team.block * TEAM + team.thread, n, team.n_blocks * TEAM)
 
 
 @device
 def convert(team, arguments):
     """Write `values` to `out`, of another type."""
-    values, out, n = arguments
-    for i in grid_range(team, n):
-        store(out, i, load(values, i))
+    values, out = arguments
+    for i in grid_range(team, values.size):
+        out[i] = values[i]
 
 
 @device
@@ -417,7 +418,7 @@ def sum_rows(team, arguments):
     values, out, n = arguments
     total = 0.0
     for i in grid_range(team, n):
-        total += load(values, i)
+        total += load(values, int32(i))
     total, _ = sums(team, total, 0.0)
     if team.thread == 0:
         store(out, team.block, total)

@@ -1,10 +1,11 @@
 """Choose the CUDA kernel of an operation and its threads, and launch it.
 
-Arrays on a device have a ``shape``, a ``size`` and a ``dtype`` here;
-`fastemd.kernels.cuda.numba_cuda.argument` turns them into arguments of kernels. The functions
-share some parameters: `empty` allocates a number of float64 on the device, `index` is the number of
-the device, `stream` the handle of a stream, and `errors` an array of Numba's, where the first
-invalid row (slot 0) and the first row of invalid weight (slot 1) will be.
+Arrays on a device are of `fastemd.backends.DeviceArray` here. `start_of` of
+`fastemd.kernels.cuda.numba_cuda` turns them into arguments of kernels, and `argument` into those of
+kernels that take arrays. The functions share some parameters: `empty` allocates a number of float64
+on the device, `index` is the number of the device, `stream` the handle of a stream, and `errors` an
+array of Numba's, where the first invalid row (slot 0) and the first row of invalid weight (slot 1)
+will be.
 """
 
 import functools
@@ -32,9 +33,10 @@ from fastemd.layout import EdgeLayout
 
 Empty = Callable[[int], Any]
 
-NOTHING = np.empty((1, 1, 0))
+NO_ARRAY = np.empty((1, 1, 0))
 SHARED_BYTES = 48 * 1024  # the most per block, but it leaves less room for other blocks
-BLOCKS_WITHOUT = 1024  # blocks whose scratch does not fit: bounds the scratch of all of them
+MAX_GLOBAL_ROWS = 1024  # rows that are processed at the same time if their scratch does not fit
+MOST_ROWS = 1 << 30
 THREADS_PER_BLOCK = 128
 # Four warps share a row if there are so few rows that a multiprocessor would have fewer warps than
 # this, too few to hide the latency of memory, or if a row has so many edges.
@@ -44,7 +46,7 @@ PARTS, ROWS_PER_PART = 256, 1024  # most blocks of a sum over rows, and rows tha
 _int, _float, _labels = types.int64, types.float64, types.int64[::1]
 _ints, _floats, _matrix = types.int32[::1], types.float64[::1], types.float64[:, ::1]
 _type_of = types.BaseTuple.from_types
-_small, _pointer = types.int32, types.CPointer
+_int32, _pointer = types.int32, types.CPointer
 _layout = _type_of((_ints, _floats), block.Tables)
 _tables = _type_of((_ints, _floats, _ints, _ints, _ints), hessian.Tables)
 _numbers = _type_of([_float] * len(Numbers._fields), Numbers)
@@ -65,8 +67,8 @@ TEAM_FUNCTIONS: dict[str, tuple[Any, ...]] = {
         _labels,
     ),
     "divide_by_sum": (losses.divide_by_sum, _floats, _floats),
-    "sum_rows": (block.sum_rows, _pointer(_float), "out", _small),
-    "convert": (block.convert, "values", "out", _small),
+    "sum_rows": (block.sum_rows, _pointer(_float), "out", _int32),
+    "convert": (block.convert, "values", "out array"),
     "sum_paths": (hessian.sum_paths, _tables, _matrix, _matrix, _matrix, _float),
     "fill_chain": (hessian.fill_chain, _tables, _matrix, _matrix, "hessians"),
     "fill_tree": (hessian.fill_tree, _tables, _matrix, _matrix, "hessians"),
@@ -108,7 +110,7 @@ def launch(
     with on_device(index):
         _launch(
             operation, layout, rows, cost, value, out, project,
-            block.Options(tolerance, 0, 0.0, NOTHING, NOTHING, 1.0), errors, empty, index, stream,
+            block.Options(tolerance, 0, 0.0, NO_ARRAY, NO_ARRAY, 1.0), errors, empty, index, stream,
         )  # fmt: skip
 
 
@@ -159,18 +161,17 @@ def _launch(
     operation, name, numbers = variant(operation, cost)
     (n_groups, rows_per_group), out_char = rows[0].shape[:2], out.dtype.char
     n_rows = n_groups * rows_per_group
-    if n_rows >= 1 << 31:
-        raise ValueError(f"{n_rows} rows are too many for a CUDA kernel; pass them in parts")
+    _check_rows(n_rows)
     tables = _uploaded(layout, index, _sweep_tables)
     n_edges, rows_per_multiprocessor = layout.cuda.n_edges, n_rows / n_multiprocessors(index)
     n_threads, rows_per_block = block_of(n_edges, rows_per_multiprocessor)
     size, in_shared = _scratch_of(operation, n_edges, n_threads)
-    scratch = NOTHING
+    scratch = NO_ARRAY
     if in_shared:
         rows_per_block = min(rows_per_block, SHARED_BYTES // (8 * size))
     n_blocks = -(-n_rows // rows_per_block)
     if not in_shared:
-        n_blocks = min(n_blocks, BLOCKS_WITHOUT)
+        n_blocks = min(n_blocks, -(-MAX_GLOBAL_ROWS // rows_per_block))
         n_slots = n_blocks * rows_per_block
         scratch = empty(n_slots * size)
     present = (
@@ -192,6 +193,12 @@ def _launch(
         _row_kernel(operation, name, *kind), index, n_blocks, threads, stream, shared_bytes
     )
     launch(tables, batch, Numbers(*numbers, float(project)), options, errors)
+
+
+def _check_rows(n_rows: int) -> None:
+    """Raise if a kernel cannot count the rows, and a step beyond them, by 32 bits."""
+    if n_rows > MOST_ROWS:
+        raise ValueError(f"{n_rows} rows are too many for a CUDA kernel; pass them in parts")
 
 
 def block_of(n_edges: int, rows_per_multiprocessor: float) -> tuple[int, int]:
@@ -226,7 +233,8 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
         else:
             operation, name, _ = variant(operation, cost)
             is_loss = operation in losses.LOSSES
-            kernels = [("sum_rows", char), ("convert", char)] if is_loss else []
+            sums = [("sum_rows", char), ("sum_rows", "d"), ("convert", char)]
+            kernels = sums if is_loss else []
             n_edges, out = layout.cuda.n_edges, "d" if operation == "curvature" else char
             for n_threads in dict.fromkeys(block_of(n_edges, rows)[0] for rows in (0, FEW_WARPS)):
                 _, in_shared = _scratch_of(operation, n_edges, n_threads)
@@ -246,12 +254,12 @@ def _row_kernel(
     make_sweep, value = sweeps.histogram_sweep, real
     if row.start == "loss":
         make_sweep, value = losses.LOSSES[operation][0], _float
-    sweep = make_sweep(row, COSTS[cost], is_chain, block.together(n_threads))
+    sweep = make_sweep(row, COSTS[cost], is_chain, block.team_functions(n_threads))
     kernel = block.row_kernel(sweep, _n_scratch(operation), n_threads, in_shared)
     kernel.__qualname__ = f"{operation}_{cost}_{'chain' if is_chain else 'tree'}"  # for profilers
     inputs = _type_of((_pointer(real), _int, _int), Rows)
     memory = map(_pointer, (from_dtype(np.dtype(out_char)), value, _float))
-    batch = inputs, inputs, inputs, *memory, *([_small] * 4)
+    batch = inputs, inputs, inputs, *memory, *([_int32] * 4)
     signature = _layout, _type_of(batch, block.Batch), _numbers, _options, _labels
     return compiled(kernel, signature)
 
@@ -293,7 +301,8 @@ def _team_kernel(name: str, char: str, values_char: str) -> Any:
     """Return a kernel for types of the results and of `values`."""
     function, *kinds = TEAM_FUNCTIONS[name]
     real, values = from_dtype(np.dtype(char)), from_dtype(np.dtype(values_char))
-    arrays = {"out": _pointer(real), "hessians": real[:, :, :], "values": _pointer(values)}
+    arrays = {"out": _pointer(real), "hessians": real[:, :, :], "values": values[::1]}
+    arrays["out array"] = real[::1]
     kernel = block.team_kernel(function)
     kernel.__qualname__ = name  # for profilers
     kinds = [arrays[kind] if isinstance(kind, str) else kind for kind in kinds]
@@ -305,8 +314,8 @@ def _launch_teams(
     values_char: str = "d",
 ) -> None:  # fmt: skip
     """Launch a function of `TEAM_FUNCTIONS` on the current device."""
-    kernel = _team_kernel(name, char, values_char)
-    configure(kernel, index, n_blocks, block.TEAM, stream, 16 * block.TEAM)(arguments)
+    kernel, shared = _team_kernel(name, char, values_char), 16 * (block.TEAM // block.WARP)
+    configure(kernel, index, n_blocks, block.TEAM, stream, shared)(arguments)
 
 
 def launch_hessian(
@@ -325,9 +334,9 @@ def launch_hessian(
             for array, size in ((memory, n_edges), (paths, n_edges), (means, n_bins))
         )
         _launch(
-            "curvature", layout, rows, cost, NOTHING,
+            "curvature", layout, rows, cost, NO_ARRAY,
             memory.reshape(*rows[0].shape[:2], n_edges), project,
-            block.Options(tolerance, 0, 0.0, NOTHING, NOTHING, 1.0), errors, empty, index, stream,
+            block.Options(tolerance, 0, 0.0, NO_ARRAY, NO_ARRAY, 1.0), errors, empty, index, stream,
         )  # fmt: skip
         tables = _uploaded(layout, index, _hessian_tables)
         _launch_teams(
@@ -353,6 +362,7 @@ def find_row_weights(
 
     With `mean` they are divided by their sum.
     """
+    _check_rows(row_weights.size)
     n_parts = _n_parts(row_weights.size)
     with on_device(index):
         both = (
@@ -389,9 +399,9 @@ def _launch_sum(char: str, n_blocks: int, values: Any, out: Any, index: int, str
 def convert(values: Any, out: Any, index: int, stream: int) -> None:
     """Write `values` to an array of another type."""
     if values.size:
-        n_blocks = min(-(-values.size // block.TEAM), BLOCKS_WITHOUT)
+        n_blocks = min(-(-values.size // block.TEAM), 1024)
         with on_device(index):
             _launch_teams(
-                "convert", n_blocks, index, stream, start_of(values), start_of(out), values.size,
+                "convert", n_blocks, index, stream, argument(values), argument(out),
                 char=out.dtype.char, values_char=values.dtype.char,
             )  # fmt: skip

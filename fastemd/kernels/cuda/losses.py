@@ -12,7 +12,7 @@ import numpy as np
 
 from fastemd.kernels.cuda.block import (
     TEAM,
-    Together,
+    TeamFunctions,
     grid_range,
     larger,
     largest,
@@ -85,10 +85,10 @@ class Parts(NamedTuple):
 
 
 @functools.cache
-def parts(is_chain: bool, together: Together) -> Parts:
+def parts(is_chain: bool, team: TeamFunctions) -> Parts:
     """Make the parts of losses."""
-    indices, sums, largest = together.indices, together.sums, together.largest
-    _, _, sum_of_bin, put_bin = sweeps(is_chain, together)
+    indices, sums, largest = team.indices, team.sums, team.largest
+    _, _, sum_of_bin, put_bin = sweeps(is_chain, team)
 
     @device
     def predict(row):
@@ -183,12 +183,12 @@ def parts(is_chain: bool, together: Together) -> Parts:
 # --------------------------------------------------------------------------- the loss, its gradient
 
 
-def gradient_sweep(operation, cost, is_chain, together):
+def gradient_sweep(operation, cost, is_chain, team):
     """Make the function that computes the loss of a row and its gradient."""
-    up, sweep_down, sum_of_bin, _ = sweeps(is_chain, together)
+    up, sweep_down, sum_of_bin, _ = sweeps(is_chain, team)
     sweep_up = up(operation.edge(cost))
-    predict, fill_difference, cross_entropy, _, mean_over_r = parts(is_chain, together)
-    indices, sums = together.indices, together.sums
+    predict, fill_difference, cross_entropy, _, mean_over_r = parts(is_chain, team)
+    indices, sums = team.indices, team.sums
 
     @device
     def sweep(row):
@@ -216,12 +216,12 @@ def gradient_sweep(operation, cost, is_chain, together):
 # -------------------------------------------------------------------------- its second derivatives
 
 
-def diagonal_sweep(operation, cost, is_chain, together):
+def diagonal_sweep(operation, cost, is_chain, team):
     """Make the function that computes the diagonal of the loss's Hessian."""
-    up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, together)
+    up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, team)
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
-    predict, fill_difference, _, _, _ = parts(is_chain, together)
-    indices, sums = together.indices, together.sums
+    predict, fill_difference, _, _, _ = parts(is_chain, team)
+    indices, sums = team.indices, team.sums
 
     @device
     def sweep(row):
@@ -245,12 +245,12 @@ def diagonal_sweep(operation, cost, is_chain, together):
     return sweep
 
 
-def product_sweep(operation, cost, is_chain, together):
+def product_sweep(operation, cost, is_chain, team):
     """Make the function that multiplies the loss's Hessian by `v`."""
-    up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, together)
+    up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, team)
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
-    predict, fill_difference, _, fill_u, mean_over_r = parts(is_chain, together)
-    indices, sums = together.indices, together.sums
+    predict, fill_difference, _, fill_u, mean_over_r = parts(is_chain, team)
+    indices, sums = team.indices, team.sums
 
     @device
     def sweep(row):

@@ -1,8 +1,8 @@
 """Memory of the device by 32-bit indices.
 
-Numba computes places in arrays with 64 bits, of which a GPU needs two registers and several
-instructions each, and looks after negative indices. Here a row is a pointer, and an index is an
-integer of 32 bits that is not negative: value and gradient have a fifth of the instructions.
+Numba computes places in arrays with 64 bits, for which a GPU needs two registers and several
+instructions each, and handles negative indices. Here a row is a pointer, and an index is an integer
+of 32 bits that is not negative.
 
 In Numba's simulator pointers are NumPy arrays.
 """

@@ -125,7 +125,7 @@ def start_of(array: Any) -> Any:
     """
     if SIMULATED:
         return argument(array)
-    return 0 if isinstance(array, np.ndarray) else array.__cuda_array_interface__["data"][0]
+    return 0 if isinstance(array, np.ndarray) else array.pointer
 
 
 class _HostMemory:

@@ -1,10 +1,10 @@
 """Operations on histograms: sweep up the tree, apply an edge function, sweep down.
 
-The threads of a team work on a row of the batch together. Scratch ``x`` holds one number per edge:
+The threads of a team work on a row of the batch team. Scratch ``x`` holds one number per edge:
 its flow during the sweep up, then its edge value, then the sum of the edge values up to the root.
 All arithmetic is float64, also for float32 arrays, because a flow is a difference of large sums:
-results are rounded once, when they are written. Sums are taken in a fixed order, so results have
-the same bits every time.
+results are rounded once, when they are written. Sums are taken in an order that depends on the
+number of threads only, so results of the same batch have the same bits every time.
 
 Names and order are those of `fastemd.kernels.cpu.sweeps`. One difference: the thread that adds up
 the flows below a node applies the edge function to them, which it has in registers.
@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastemd.kernels.cuda.block import Together, keep_sum
+from fastemd.kernels.cuda.block import TeamFunctions, keep_sum
 from fastemd.kernels.cuda.memory import int32, load, load_four, load_two, store
 from fastemd.kernels.cuda.numba_cuda import device
 from fastemd.kernels.edges import Edge, Numbers
 
 
-def histogram_sweep(operation, cost, is_chain, together):
+def histogram_sweep(operation, cost, is_chain, team):
     """Make the function that performs an operation on a row; it returns `valid` and the value."""
-    up, sweep_down, sum_of_bin, _ = sweeps(is_chain, together)
+    up, sweep_down, sum_of_bin, _ = sweeps(is_chain, team)
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
-    fill_difference, fill_vector = fillers(is_chain, together)
-    masses_of_pair, are_histograms = checks(together)
-    indices, sums = together.indices, together.sums
+    fill_difference, fill_vector = fillers(is_chain, team)
+    masses_of_pair, are_histograms = checks(team)
+    indices, sums = team.indices, team.sums
     starts_from_v, sweeps_other = operation.start == "v", operation.other == "v"
     writes_bins, mean_factor = operation.output == "bins", operation.mean
     n_roots = 1 if operation.output == "nodes" else 0  # the root has no edge
@@ -40,7 +40,7 @@ def histogram_sweep(operation, cost, is_chain, together):
             finite = fill_vector(row, other)
             sweep_up_other(row, other)
         if starts_from_v:
-            masses = masses_of_pair(row)
+            masses = masses_of_pair(row, x)
             finite = fill_vector(row, x)
         else:
             masses = fill_difference(row, x)
@@ -107,14 +107,14 @@ class Sweeps(NamedTuple):
 
 
 @functools.cache
-def sweeps(is_chain: bool, together: Together) -> Sweeps:
+def sweeps(is_chain: bool, team: TeamFunctions) -> Sweeps:
     """Make the sweeps."""
-    return (chain_sweeps if is_chain else tree_sweeps)(together)
+    return (chain_sweeps if is_chain else tree_sweeps)(team)
 
 
-def tree_sweeps(together: Together) -> Sweeps:
+def tree_sweeps(team: TeamFunctions) -> Sweeps:
     """Make the sweeps for trees: the nodes of a level are processed at the same time."""
-    barrier, step = together.barrier, np.int32(together.n_threads)
+    barrier, step = team.barrier, np.int32(team.n_threads)
 
     def up(edge_values):
         apply_edge = edge_function(edge_values)
@@ -172,13 +172,13 @@ def tree_sweeps(together: Together) -> Sweeps:
     return Sweeps(up, sweep_down, sum_of_bin, put_bin)
 
 
-def chain_sweeps(together: Together) -> Sweeps:
+def chain_sweeps(team: TeamFunctions) -> Sweeps:
     """Make the sweeps for chains: every thread processes a piece."""
-    barrier = together.barrier
-    sum_backwards = together.scan(keep_sum, True)
+    barrier = team.barrier
+    sum_backwards = team.scan(keep_sum, True)
 
     def up(edge_values):
-        scan = together.scan(edge_function(edge_values), False)
+        scan = team.scan(edge_function(edge_values), False)
 
         @device
         def sweep_up(row, x):
@@ -236,7 +236,7 @@ def edge_function(edge_values):
 
 @device
 def product(factors):
-    """Return the product of two factors; if the edge function returns none, what adds nothing."""
+    """Return the product of two factors; if the edge function returns none, -0.0."""
     if factors is None:
         return -0.0
     return factors[0] * factors[1]
@@ -245,25 +245,10 @@ def product(factors):
 # -------------------------------------------------------------------- what the sweep up starts from
 
 
-def fillers(is_chain: bool, together: Together) -> tuple[Any, Any]:
+def fillers(is_chain: bool, team: TeamFunctions) -> tuple[Any, Any]:
     """Make the functions that fill scratch with ``p - q`` and with `v`."""
-    _, _, _, put_bin = sweeps(is_chain, together)
-    indices, sums = together.indices, together.sums
-
-    @device
-    def fill_difference(row, x):
-        """Return the masses of p and q, and of their negative entries, of this thread's bins."""
-        mass_p, mass_q, negative_p, negative_q = 0.0, 0.0, 0.0, 0.0
-        for k in indices(row.team, row.layout.n_bins):
-            p, q = np.float64(load(row.inputs.p, k)), 0.0
-            if row.inputs.with_q:
-                q = np.float64(load(row.inputs.q, k))
-            put_bin(row, x, k, p - q)
-            mass_p += p
-            mass_q += q
-            negative_p -= min(p, 0.0)
-            negative_q -= min(q, 0.0)
-        return mass_p, mass_q, negative_p, negative_q
+    _, _, _, put_bin = sweeps(is_chain, team)
+    indices, sums = team.indices, team.sums
 
     @device
     def fill_vector(row, x):
@@ -280,35 +265,48 @@ def fillers(is_chain: bool, together: Together) -> tuple[Any, Any]:
             finite += 0.0 * v
         return finite
 
-    return fill_difference, fill_vector
+    return masses_of(put_bin, team), fill_vector
 
 
-# ------------------------------------------------------------------------------------------- checks
-
-
-def checks(together: Together) -> tuple[Any, Any]:
-    """Make the functions that add up masses, and that compare them."""
-    indices, sums = together.indices, together.sums
+def masses_of(put, team: TeamFunctions) -> Any:
+    """Make ``masses(row, x)``, which also calls ``put(row, x, k, p - q)`` for all bins."""
+    indices = team.indices
 
     @device
-    def masses_of_pair(row):
-        """Return what `fill_difference` returns."""
+    def masses(row, x):
+        """Return the masses of p and q, and of their negative entries, of this thread's bins."""
         mass_p, mass_q, negative_p, negative_q = 0.0, 0.0, 0.0, 0.0
         for k in indices(row.team, row.layout.n_bins):
             p, q = np.float64(load(row.inputs.p, k)), 0.0
             if row.inputs.with_q:
                 q = np.float64(load(row.inputs.q, k))
+            put(row, x, k, p - q)
             mass_p += p
             mass_q += q
             negative_p -= min(p, 0.0)
             negative_q -= min(q, 0.0)
         return mass_p, mass_q, negative_p, negative_q
 
+    return masses
+
+
+@device
+def ignore_bin(row, x, k, mass):
+    pass
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+def checks(team: TeamFunctions) -> tuple[Any, Any]:
+    """Make the functions that add up masses, and that compare them."""
+    sums, masses_of_pair = team.sums, masses_of(ignore_bin, team)
+
     @device
     def are_histograms(row, masses, finite):
         """Return whether p and q are histograms of equal mass, up to the tolerance.
 
-        `masses` are those of `fill_difference`; `finite` is NaN if `v` is not finite.
+        `masses` are those of `masses_of`; `finite` is NaN if `v` is not finite.
         """
         tolerance = row.options.tolerance
         mass_p, mass_q, negative_p, negative_q = masses
