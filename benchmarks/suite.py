@@ -267,8 +267,8 @@ class Metrics:
     def time_ground_distance(self, _):
         fastemd.metrics.ground_distance(*self.labels, self.space)
 
-    def time_lca_height(self, _):
-        fastemd.metrics.lca_height(*self.labels, self.space)
+    def time_mean_ground_distance(self, _):
+        fastemd.metrics.mean_ground_distance(*self.labels, self.space)
 
 
 class Start:

@@ -3,13 +3,16 @@
 They have scikit-learn's order of arguments: what is true, then what is predicted.
 """
 
+import functools
+import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import validation
-from fastemd.losses import emd_loss
+from fastemd import backends, validation, views
+from fastemd.backends import CudaBackend
+from fastemd.losses import Loss, resolve_loss, run_loss
 from fastemd.spaces import Chain, GroundSpace
 
 Labels = NDArray[np.intp]
@@ -40,7 +43,7 @@ def ground_distance(
 
     Notes
     -----
-    O(depth) per pair, without the matrix of all distances; O(1) on a chain.
+    O(depth) per pair, without the matrix of all distances; O(log N) on a chain.
 
     Examples
     --------
@@ -51,11 +54,11 @@ def ground_distance(
     array([0., 2., 4.])
     """
     true, predicted = _labels(y_true, y_pred, space)
-    if isinstance(space, Chain):
-        gaps = space.weight[:-1]
-        return _sums_between(gaps, np.minimum(true, predicted), np.maximum(true, predicted))
-    _, distance = _climb(space, true, predicted)
-    return distance
+    try:
+        true, predicted = np.broadcast_arrays(true, predicted)
+    except ValueError:
+        validation.do_not_broadcast({"y_true": true.shape, "y_pred": predicted.shape})
+    return _distances(true, predicted, space)[()]
 
 
 def mean_ground_distance(
@@ -64,6 +67,7 @@ def mean_ground_distance(
     space: GroundSpace,
     *,
     sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
 ) -> float:
     """Compute the mean ground distance between true and predicted labels.
 
@@ -75,6 +79,8 @@ def mean_ground_distance(
         The ground space.
     sample_weight : array_like of float, (n,), optional
         The weight of every sample, >= 0.
+    ignore_index : int, optional
+        Samples with this true label are left out.
 
     Returns
     -------
@@ -85,7 +91,8 @@ def mean_ground_distance(
     Raises
     ------
     ValueError, TypeError
-        As `ground_distance`; if the weights are negative, not finite or sum to 0.
+        As `ground_distance`; if the shapes differ, a weight is negative or not finite, or no sample
+        has a positive weight.
 
     Examples
     --------
@@ -93,7 +100,12 @@ def mean_ground_distance(
     >>> fastemd.metrics.mean_ground_distance([0, 3], [1, 3], fastemd.Chain(4))
     0.5
     """
-    return _mean(ground_distance(y_true, y_pred, space), sample_weight)
+    true, predicted = _array("y_true", y_true), _array("y_pred", y_pred)
+    validation.check_same_shape("y_true", true, "y_pred", predicted)
+    weights = _weights(sample_weight, ignore_index, true)
+    is_read = weights > 0.0
+    true, predicted = _labels(true[is_read], predicted[is_read], space)
+    return float(_distances(true, predicted, space) @ weights[is_read])
 
 
 def lca_height(y_true: ArrayLike, y_pred: ArrayLike, space: GroundSpace) -> NDArray[np.intp]:
@@ -115,7 +127,7 @@ def lca_height(y_true: ArrayLike, y_pred: ArrayLike, space: GroundSpace) -> NDAr
     Raises
     ------
     ValueError, TypeError
-        As `ground_distance`.
+        As `ground_distance`; if `space` is a chain, which has no hierarchy.
 
     Notes
     -----
@@ -130,14 +142,18 @@ def lca_height(y_true: ArrayLike, y_pred: ArrayLike, space: GroundSpace) -> NDAr
     >>> fastemd.metrics.lca_height([0, 0, 0], [0, 1, 2], tree)
     array([0, 1, 2])
     """
+    if isinstance(space, Chain):
+        validation.not_a_tree()
     true, predicted = _labels(y_true, y_pred, space)
-    height = np.zeros(space.n_nodes, np.intp)
+    try:
+        true, predicted = np.broadcast_arrays(true, predicted)
+    except ValueError:
+        validation.do_not_broadcast({"y_true": true.shape, "y_pred": predicted.shape})
+    height = [0] * space.n_nodes
     for node, parent in enumerate(space.parent[:-1].tolist()):
         height[parent] = max(height[parent], height[node] + 1)
-    if isinstance(space, Chain):
-        return height[np.maximum(true, predicted)]
     ancestor, _ = _climb(space, true, predicted)
-    return height[ancestor]
+    return np.array(height, np.intp)[ancestor]
 
 
 def emd_score(
@@ -147,6 +163,7 @@ def emd_score(
     rho: float = 2,
     *,
     sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
 ) -> float:
     """Compute the mean EMD^rho between targets and predicted probabilities; lower is better.
 
@@ -162,17 +179,19 @@ def emd_score(
         The power of the flow, >= 1.
     sample_weight : array_like of float, (n,), optional
         The weight of every sample, >= 0.
+    ignore_index : int, optional
+        Samples with this label are left out.
 
     Returns
     -------
     float
         The weighted mean. At ``rho=2`` on a chain with gaps of 1 it is the ranked probability score
-        (RPS); at ``rho=1`` and for labels, the expected ground distance.
+        (RPS), not divided by N - 1; at ``rho=1`` and for labels, the expected ground distance.
 
     Raises
     ------
     ValueError, TypeError
-        As `fastemd.emd_loss`; a row of `prob` must have mass 1.
+        As `fastemd.emd_loss`; a row of `prob` must have mass 1, and a sample a positive weight.
 
     Examples
     --------
@@ -180,8 +199,19 @@ def emd_score(
     >>> fastemd.metrics.emd_score([0, 2], [[1, 0, 0], [0, 0.5, 0.5]], fastemd.Chain(3), rho=1)
     0.25
     """
-    target, x = np.asarray(y_true), np.asarray(prob, np.float64)
-    value, _ = emd_loss(x, target, space, rho, normalize=None, sample_weight=sample_weight)
+    loss = Loss.checked(rho, None, 0.0)
+    try:
+        batch = resolve_loss(space, loss, prob, y_true, sample_weight, ignore_index)
+        if isinstance(batch.backend, CudaBackend):
+            validation.only_on_cpu("metrics")
+        labels = np.zeros(()) if batch.labels is None else batch.labels
+        labels = np.broadcast_to(labels, batch.shape)
+        batch.sample_weight = _weights(batch.sample_weight, ignore_index, labels)
+        value, _ = run_loss("loss", space.layout("levels"), batch, "sum")
+    except (TypeError, ValueError) as error:  # in terms of a loss
+        names = {"x": "prob", "target": "y_true"}
+        text = re.sub(r"^(x|target)\b", lambda match: names[match[0]], str(error))
+        raise type(error)(text) from None
     return float(value)
 
 
@@ -191,8 +221,7 @@ def emd_scorer(space: GroundSpace, rho: float = 2) -> Any:
     Parameters
     ----------
     space : Chain or Tree
-        The ground space. The labels of the data must be its bins, 0 to N - 1, and all of them must
-        occur in the data that an estimator is fitted to.
+        The ground space. The labels of the data must be its bins, 0 to N - 1.
     rho : float
         The power of the flow, >= 1.
 
@@ -200,8 +229,9 @@ def emd_scorer(space: GroundSpace, rho: float = 2) -> Any:
     -------
     callable
         ``(estimator, x, y, sample_weight=None)``, to be passed as ``scoring=`` to `GridSearchCV`,
-        `cross_val_score` and others. It raises a TypeError for an estimator without
-        ``predict_proba``, and a ValueError if the estimator's classes are not the bins.
+        `cross_val_score` and others. A bin that does not occur in the data of a fold has
+        probability 0. It raises a TypeError for an estimator without ``predict_proba``, and a
+        ValueError if a class is not a bin.
 
     Raises
     ------
@@ -220,26 +250,39 @@ def emd_scorer(space: GroundSpace, rho: float = 2) -> Any:
     """
     if not isinstance(space, GroundSpace):
         validation.not_a_space(space)
-    validation.check_rho(rho)
+    return functools.partial(_score, space=space, rho=validation.check_rho(rho))
 
-    def score(estimator: Any, x: Any, y: Any, sample_weight: Any = None) -> float:
-        validation.check_classifier(estimator, space.n_bins)
-        prob = estimator.predict_proba(x)
-        return -emd_score(y, prob, space, rho, sample_weight=sample_weight)
 
-    return score
+def _score(
+    estimator: Any, x: Any, y: Any, sample_weight: Any = None, *, space: GroundSpace, rho: float
+) -> float:
+    bins = validation.check_classifier(estimator, space.n_bins)
+    columns = np.asarray(estimator.predict_proba(x))
+    prob = np.zeros((len(columns), space.n_bins), columns.dtype)
+    prob[:, bins] = columns
+    return -emd_score(y, prob, space, rho, sample_weight=sample_weight)
+
+
+def _array(name: str, value: Any) -> NDArray[Any]:
+    """Return an argument as a NumPy array."""
+    if isinstance(backends.backend_of({name: value}), CudaBackend):
+        validation.only_on_cpu("metrics")
+    array: NDArray[Any] = views.as_array(name, value)
+    return array
 
 
 def _labels(y_true: Any, y_pred: Any, space: GroundSpace) -> tuple[Labels, Labels]:
     if not isinstance(space, GroundSpace):
         validation.not_a_space(space)
-    true = validation.check_labels("y_true", y_true, space.n_bins)
-    predicted = validation.check_labels("y_pred", y_pred, space.n_bins)
-    try:
-        true, predicted = np.broadcast_arrays(true, predicted)
-    except ValueError:
-        validation.do_not_broadcast({"y_true": true.shape, "y_pred": predicted.shape})
-    return true, predicted
+    true = validation.check_labels("y_true", _array("y_true", y_true), space.n_bins)
+    return true, validation.check_labels("y_pred", _array("y_pred", y_pred), space.n_bins)
+
+
+def _distances(true: Labels, predicted: Labels, space: GroundSpace) -> Distances:
+    if isinstance(space, Chain):
+        start, end = np.minimum(true, predicted), np.maximum(true, predicted)
+        return _sums_between(space.weight[:-1], start, end)
+    return _climb(space, true, predicted)[1]
 
 
 def _climb(space: GroundSpace, true: Labels, predicted: Labels) -> tuple[Labels, Distances]:
@@ -255,19 +298,31 @@ def _climb(space: GroundSpace, true: Labels, predicted: Labels) -> tuple[Labels,
     return a, distance
 
 
-def _sums_between(gaps: NDArray[np.float64], start: Any, end: Any) -> NDArray[np.float64]:
-    """Return the sums of the gaps from `start` to before `end`."""
-    positions = np.concatenate([[0.0], np.cumsum(gaps)])
-    return np.asarray(positions[end] - positions[start])
+def _sums_between(gaps: Distances, start: Labels, end: Labels) -> Distances:
+    """Return the sums of the gaps from `start` to before `end`, without differences of sums."""
+    sums, step, total = gaps, 1, np.zeros(start.shape)  # sums of `step` gaps
+    while (end - start >= step).any():
+        takes = (end - start) & step != 0
+        total[takes] += sums[start[takes]]
+        start = np.where(takes, start + step, start)
+        sums = sums[:-step] + sums[step:]
+        step *= 2
+    return total
 
 
-def _mean(values: NDArray[np.float64], sample_weight: ArrayLike | None) -> float:
-    if sample_weight is None:
-        return float(np.mean(values))
-    weights = np.asarray(sample_weight, np.float64)
-    validation.check_broadcast("sample_weight", weights.shape, "y_true", values.shape)
-    weights = np.broadcast_to(weights, values.shape)
-    validation.check_weights(weights.ravel(), values.shape)
+def _weights(sample_weight: Any, ignore_index: int | None, labels: NDArray[Any]) -> Distances:
+    """Return the weights of rows, divided by their sum; raise if no weight is positive."""
+    rows = labels.shape
+    weights = np.ones(rows)
+    if sample_weight is not None:
+        given = _array("sample_weight", sample_weight)
+        validation.check_broadcast("sample_weight", given.shape, "y_true", rows)
+        weights = np.broadcast_to(given, rows).astype(np.float64)
+        validation.check_weights(weights.ravel(), rows)
+    if ignore_index is not None:
+        weights = np.where(labels == ignore_index, 0.0, weights)
     if not weights.any():
-        raise ValueError("sample_weight: all weights are 0")
-    return float(np.average(values, weights=weights))
+        validation.no_weight()
+    weights /= weights.max()  # the sum of the weights might overflow
+    weights /= weights.sum()
+    return weights

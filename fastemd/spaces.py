@@ -191,7 +191,7 @@ class Chain(GroundSpace):
 
     Attributes
     ----------
-    edges : ndarray of float64, (n_bins + 1,), or None
+    bin_edges : ndarray of float64, (n_bins + 1,), or None
         Where the bins start and end, if the chain was built by `from_positions` or `from_edges`.
 
     Raises
@@ -206,7 +206,7 @@ class Chain(GroundSpace):
     Chain(n_bins=4, n_nodes=4, depth=3, diameter=3.5)
     """
 
-    edges: NDArray[np.float64] | None = None
+    bin_edges: NDArray[np.float64] | None = None
 
     def __init__(self, n_bins: int, gaps: ArrayLike | None = None) -> None:
         n_bins = validation.check_count("n_bins", n_bins)
@@ -217,26 +217,26 @@ class Chain(GroundSpace):
         super().__init__(parent, np.append(lengths, 0.0), np.arange(n_bins), range(n_bins))
 
     @classmethod
-    def from_positions(cls, positions: ArrayLike) -> Self:
+    def from_positions(cls, x: ArrayLike) -> Self:
         """Build a chain from the positions of its bins.
 
         Parameters
         ----------
-        positions : array_like of float, (N,)
+        x : array_like of float, (N,)
             Where the bins are, increasing and finite: the values of ordered classes, for example.
 
         Returns
         -------
         Chain
-            Its gaps are the differences of the positions. A value belongs to the nearest bin (see
-            `bin_of`): the inner `edges` are half-way between two bins, and the outer ones as far
-            from the outer bins as their other edges, or 0.5 for a single bin.
+            Its gaps are the differences of the positions. For `bin_of`, the inner edges of the bins
+            are half-way between two of them, and an outer edge is as far from its bin as the other
+            edge of this bin; 0.5 for a single bin.
 
         Raises
         ------
         ValueError, TypeError
-            If the positions are not numbers, finite and increasing; the message names the first
-            that is not.
+            If the positions are not real numbers, finite and increasing; the message names the
+            first that is not.
 
         See Also
         --------
@@ -251,12 +251,13 @@ class Chain(GroundSpace):
         >>> ages.bin_of([2.2, 8.0])
         array([1, 3])
         """
-        x = validation.check_increasing("positions", positions, 1)
-        inner = x[:-1] + np.diff(x) / 2
-        if x.size == 1:
-            return cls._at(x, np.array([x[0] - 0.5, x[0] + 0.5]))
-        outer = 2 * x[0] - inner[0], 2 * x[-1] - inner[-1]
-        return cls._at(x, np.concatenate([outer[:1], inner, outer[1:]]))
+        positions = validation.check_increasing("x", views.as_array("x", x), 1)
+        half_gaps = np.diff(positions) / 2
+        if not half_gaps.size:
+            half_gaps = np.array([0.5])
+        below = np.concatenate([half_gaps[:1], half_gaps])[: positions.size]
+        edges = np.append(positions - below, positions[-1] + half_gaps[-1])
+        return cls._with_edges(positions, validation.check_increasing("x", edges, 2))
 
     @classmethod
     def from_edges(cls, edges: ArrayLike) -> Self:
@@ -275,8 +276,8 @@ class Chain(GroundSpace):
         Raises
         ------
         ValueError, TypeError
-            If the edges are not at least two numbers, finite and increasing; the message names the
-            first that is not.
+            If the edges are not at least two real numbers, finite and increasing; the message names
+            the first that is not.
 
         Examples
         --------
@@ -287,17 +288,18 @@ class Chain(GroundSpace):
         >>> heights.bin_of([0.2, 3.0, 7.0])
         array([0, 2, 2])
         """
-        edges = validation.check_increasing("edges", edges, 2)
-        return cls._at(edges[:-1] + np.diff(edges) / 2, edges)
+        bin_edges = validation.check_increasing("edges", views.as_array("edges", edges), 2)
+        return cls._with_edges(bin_edges[:-1] + np.diff(bin_edges) / 2, bin_edges)
 
     @classmethod
-    def _at(cls, positions: NDArray[np.float64], edges: NDArray[np.float64]) -> Self:
-        chain = cls(positions.size, np.diff(positions))
-        chain.__dict__["edges"] = freeze(edges)
+    def _with_edges(cls, positions: NDArray[np.float64], edges: NDArray[np.float64]) -> Self:
+        chain = cls.__new__(cls)
+        Chain.__init__(chain, positions.size, np.diff(positions))
+        chain.__dict__["bin_edges"] = freeze(edges)
         return chain
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_chain, (type(self), super().__reduce__()[1], self.edges)
+        return _restore_chain, (type(self), super().__reduce__()[1], self.bin_edges)
 
     def bin_of(self, values: Any, *, clip: bool = False) -> Any:
         """Return the bins of real values, as labels for a loss.
@@ -305,8 +307,8 @@ class Chain(GroundSpace):
         Parameters
         ----------
         values : array_like of float, (...)
-            Bin k starts at ``edges[k]`` and ends before ``edges[k + 1]``; the last bin contains
-            its end.
+            Bin k starts at ``bin_edges[k]`` and ends before ``bin_edges[k + 1]``; the last bin
+            contains its end. The edges are rounded to the type of the values.
         clip : bool
             Whether values beyond the outer edges belong to the first or the last bin.
 
@@ -314,13 +316,13 @@ class Chain(GroundSpace):
         -------
         array of int64, (...)
             The number of the bin of every value; -100, the ignored label of PyTorch, for NaN. Of
-            the same library as `values`.
+            the same backend as `values`.
 
         Raises
         ------
         ValueError
-            If the chain was built without positions or edges, or a value is beyond the outer
-            edges without `clip`; the message gives the value.
+            If the chain was not built by `from_positions` or `from_edges`, or a value is beyond the
+            outer edges without `clip`; the message gives the value.
         TypeError
             If `values` are not real numbers, or on a CUDA device.
 
@@ -331,16 +333,18 @@ class Chain(GroundSpace):
         >>> chain.bin_of([0.5, np.nan, 9.0], clip=True)
         array([   0, -100,    1])
         """
-        if self.edges is None:
-            validation.no_edges()
+        if self.bin_edges is None:
+            validation.no_bin_edges()
         backend = backends.backend_of({"values": values})
         if isinstance(backend, backends.CudaBackend):
-            validation.only_on_cpu("Chain.bin_of")
-        x = views.as_array("values", values).astype(np.float64)
-        outside = (x < self.edges[0]) | (x > self.edges[-1])
-        if outside.any() and not clip:
-            validation.beyond_edges(x, outside, self.edges)
-        bins = np.searchsorted(self.edges, x, side="right") - 1
+            validation.only_on_cpu("bins of values")
+        x = views.as_array("values", values)
+        x = x if x.dtype.kind == "f" else x.astype(np.float64)
+        edges = self.bin_edges.astype(x.dtype)
+        is_outside = (x < edges[0]) | (x > edges[-1])
+        if is_outside.any() and not clip:
+            validation.beyond_edges(x, is_outside, edges)
+        bins = np.searchsorted(edges, x, side="right") - 1
         bins = np.where(np.isnan(x), -100, bins.clip(0, self.n_bins - 1))
         return backend.wrap(bins.astype(np.int64))
 
@@ -352,7 +356,7 @@ class Chain(GroundSpace):
 def _restore_chain(cls: type[Chain], fields: Any, edges: NDArray[np.float64] | None) -> Chain:
     chain: Chain = restore(*fields)
     if edges is not None:
-        chain.__dict__["edges"] = freeze(edges)
+        chain.__dict__["bin_edges"] = freeze(edges)
     return chain
 
 

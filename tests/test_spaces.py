@@ -343,23 +343,25 @@ def test_chain_from_edges_has_gaps_between_midpoints(rng):
     np.testing.assert_allclose(
         chain.cost_matrix(), np.abs(middles[:, None] - middles), rtol=1e-13, atol=1e-13
     )
-    np.testing.assert_array_equal(chain.edges, edges)
-    assert not chain.edges.flags.writeable
+    np.testing.assert_array_equal(chain.bin_edges, edges)
+    edges[0] = -9.0
+    assert chain.bin_edges[0] != -9.0
+    assert not chain.bin_edges.flags.writeable
 
 
 def test_chain_from_positions_has_edges_half_way():
     chain = fastemd.Chain.from_positions([1, 2, 4, 8])
     assert chain.weight.tolist() == [1, 2, 4, 0]
-    assert chain.edges.tolist() == [0.5, 1.5, 3, 6, 10]
-    assert fastemd.Chain.from_positions([3.0]).edges.tolist() == [2.5, 3.5]
-    assert fastemd.Chain(4).edges is None
+    assert chain.bin_edges.tolist() == [0.5, 1.5, 3, 6, 10]
+    assert fastemd.Chain.from_positions([3.0]).bin_edges.tolist() == [2.5, 3.5]
+    assert fastemd.Chain(4).bin_edges is None
 
 
 def test_chain_with_edges_is_pickled():
     chain = pickle.loads(pickle.dumps(fastemd.Chain.from_edges([0, 1, 3])))
-    assert chain.edges.tolist() == [0, 1, 3]
+    assert chain.bin_edges.tolist() == [0, 1, 3]
     assert copy.deepcopy(chain).bin_of(2.0) == 1
-    assert pickle.loads(pickle.dumps(fastemd.Chain(3))).edges is None
+    assert pickle.loads(pickle.dumps(fastemd.Chain(3))).bin_edges is None
 
 
 def test_bin_of_agrees_with_histogram(rng):
@@ -370,6 +372,28 @@ def test_bin_of_agrees_with_histogram(rng):
     assert labels.dtype == np.int64
     counts, _ = np.histogram(values, edges)
     np.testing.assert_array_equal(np.bincount(labels, minlength=8), counts)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_bin_of_rounds_edges_to_type_of_values(dtype):
+    edges = np.linspace(0, 1, 11)
+    labels = fastemd.Chain.from_edges(edges).bin_of(edges.astype(dtype))
+    assert labels.tolist() == [*range(10), 9]
+
+
+def test_bin_of_scalar_is_a_scalar():
+    assert isinstance(fastemd.Chain.from_edges([0.0, 1.0]).bin_of(0.5), np.int64)
+
+
+class Subclass(fastemd.Chain):
+    def __init__(self):
+        raise AssertionError
+
+
+def test_subclass_of_chain_is_built_from_edges_and_pickled():
+    chain = pickle.loads(pickle.dumps(Subclass.from_edges([0.0, 1.0, 2.0])))
+    assert type(chain) is Subclass
+    assert chain.bin_of(1.5) == 1
 
 
 def test_bin_of_clips_and_ignores_nan():
@@ -384,7 +408,7 @@ def test_bin_of_clips_and_ignores_nan():
     assert (grad[1] == 0).all()
 
 
-def test_bin_of_returns_arrays_of_the_library():
+def test_bin_of_returns_arrays_of_the_backend():
     torch = pytest.importorskip("torch")
     labels = fastemd.Chain.from_edges([0.0, 1.0, 2.0]).bin_of(torch.tensor([0.5, 1.5]))
     assert torch.equal(labels, torch.tensor([0, 1]))
@@ -394,21 +418,31 @@ def test_bin_of_returns_arrays_of_the_library():
     ("call", "error", "message"),
     [
         (lambda: fastemd.Chain.from_edges([1.0]), ValueError, "edges: expected 2 or more numbers"),
-        (lambda: fastemd.Chain.from_edges([0, 1, 1]), ValueError, "got 1.0 after 1.0"),
+        (
+            lambda: fastemd.Chain.from_edges([0, 1, 1]),
+            ValueError,
+            "got 1.0 after 1.0 at index 2; sort",
+        ),
         (lambda: fastemd.Chain.from_edges([0, np.inf]), ValueError, "got inf after 0.0"),
         (lambda: fastemd.Chain.from_edges([[0, 1]]), ValueError, r"an array of shape \(1, 2\)"),
-        (lambda: fastemd.Chain.from_positions([]), ValueError, "positions: expected 1 or more"),
+        (lambda: fastemd.Chain.from_positions([]), ValueError, "x: expected 1 or more"),
         (lambda: fastemd.Chain.from_positions([2, 1]), ValueError, "got 1.0 after 2.0"),
-        (lambda: fastemd.Chain.from_positions(["a"]), TypeError, "positions"),
-        (lambda: fastemd.Chain(3).bin_of(0.5), ValueError, "this chain has no edges"),
+        (lambda: fastemd.Chain.from_positions(["a"]), TypeError, "x: expected"),
+        (lambda: fastemd.Chain.from_positions(["1", "2"]), TypeError, "x: expected"),
+        (
+            lambda: fastemd.Chain.from_positions([-1.7e308, 1.7e308]),
+            ValueError,
+            "x: expected finite",
+        ),
+        (lambda: fastemd.Chain(3).bin_of(0.5), ValueError, "this chain has no bin edges"),
         (
             lambda: fastemd.Chain.from_edges([0, 1]).bin_of([[0.5, 2.0]]),
             ValueError,
-            r"values: 2.0 at \(0, 1\) is not within \[0.0, 1.0\]; use wider edges, or clip=True",
+            r"values: 2.0 at index 0, 1 is not within \[0.0, 1.0\]; use wider edges, or clip=True",
         ),
         (lambda: fastemd.Chain.from_edges([0, 1]).bin_of("x"), TypeError, "values"),
     ],
 )
-def test_chains_of_real_values_reject(call, error, message):
+def test_chain_rejects_real_values(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -180,64 +180,93 @@ def no_third_derivative(operator: str, rho: float) -> NoReturn:
     )
 
 
-def check_increasing(name: str, values: object, least: int) -> Array:
+def check_increasing(name: str, array: Array, n_least: int) -> Array:
     """Return at least so many finite, increasing numbers as float64, or raise."""
-    try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        not_an_array(name, values)
-    if array.ndim != 1 or array.size < least:
+    if array.ndim != 1 or array.size < n_least:
         raise ValueError(
-            f"{name}: expected {least} or more numbers, got an array of shape {array.shape}"
+            f"{name}: expected {n_least} or more numbers, got an array of shape {array.shape}"
         )
-    good = np.isfinite(array)
-    good[1:] &= array[1:] > array[:-1]
-    if not good.all():
-        i = int(np.flatnonzero(~good)[0])
-        after = f" after {array[i - 1]}" if i else ""
-        raise ValueError(f"{name}: expected finite, increasing numbers, got {array[i]}{after}")
-    return array
+    numbers = array.astype(np.float64)
+    with np.errstate(all="ignore"):
+        steps = np.diff(numbers)
+    is_valid = np.isfinite(numbers)
+    is_valid[1:] &= (steps > 0) & (steps < np.inf)
+    if not is_valid.all():
+        i = int(np.flatnonzero(~is_valid)[0])
+        before = f" after {numbers[i - 1]}" if i else ""
+        raise ValueError(
+            f"{name}: expected finite, increasing numbers, got {numbers[i]}{before} at index {i}; "
+            "sort them and remove duplicates, for example by numpy.unique"
+        )
+    return numbers
 
 
-def no_edges() -> NoReturn:
+def no_bin_edges() -> NoReturn:
     raise ValueError(
-        "this chain has no edges; build it by Chain.from_edges or Chain.from_positions"
+        "this chain has no bin edges; build it by Chain.from_edges or Chain.from_positions"
     )
 
 
-def beyond_edges(values: Array, outside: Array, edges: Array) -> NoReturn:
-    index = tuple(int(i) for i in np.argwhere(outside)[0])
+def beyond_edges(values: Array, is_outside: Array, edges: Array) -> NoReturn:
     raise ValueError(
-        f"values: {values[index]} at {index} is not within [{edges[0]}, {edges[-1]}]; use wider "
+        f"values: {_entry(values, is_outside)} is not within [{edges[0]}, {edges[-1]}]; use wider "
         "edges, or clip=True for the first and the last bin"
     )
 
 
-def check_labels(name: str, values: object, n_bins: int) -> Array:
-    """Return labels of bins as an array of integers, or raise."""
-    labels = np.asarray(values)
+def check_labels(name: str, labels: Array, n_bins: int) -> Array:
+    """Return labels of bins as integers of the machine, or raise."""
     if labels.dtype.kind not in "iu" and labels.size:
-        raise TypeError(f"{name}: expected labels of an integer type, got {labels.dtype}")
-    wrong = (labels < 0) | (labels >= n_bins)
-    if wrong.any():
-        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise TypeError(
+            f"{name}: expected labels of an integer type, got {labels.dtype}; encode them as "
+            f"0 to {n_bins - 1}, for example {name}.astype(int)"
+        )
+    is_outside = (labels < 0) | (labels >= n_bins)
+    if is_outside.any():
         raise ValueError(
-            f"{name}: {labels[index]} at {index} is not a bin; labels are 0 to {n_bins - 1}"
+            f"{name}: {_entry(labels, is_outside)} is not a bin; labels are 0 to {n_bins - 1}"
         )
     return labels.astype(np.intp)
 
 
-def check_classifier(estimator: Any, n_bins: int) -> None:
-    """Raise unless an estimator of scikit-learn predicts probabilities of all bins, in order."""
+def _entry(array: Array, chosen: Array) -> str:
+    """Return the first chosen entry of an array, and where it is."""
+    index = ", ".join(str(i) for i in np.argwhere(chosen)[0]) if array.ndim else ""
+    return f"{array[chosen].flat[0]}" + (f" at index {index}" if index else "")
+
+
+def not_a_tree() -> NoReturn:
+    raise TypeError("space: expected a fastemd.Tree; a chain has no hierarchy, use ground_distance")
+
+
+def check_same_shape(first: str, a: Array, second: str, b: Array) -> None:
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{second}: expected the shape of {first}, {a.shape}, got {b.shape}; flatten columns, "
+            f"for example by {second}.ravel()"
+        )
+
+
+def no_weight() -> NoReturn:
+    raise ValueError(
+        "sample_weight: there is no row of positive weight, so no mean; pass at least one row"
+    )
+
+
+def check_classifier(estimator: Any, n_bins: int) -> Array:
+    """Return the bins of the columns of an estimator's probabilities, or raise."""
     name = type(estimator).__name__
     if not hasattr(estimator, "predict_proba"):
         raise TypeError(f"estimator: {name} has no predict_proba; use one that has probabilities")
-    classes = list(estimator.classes_)
-    if classes != list(range(n_bins)):
+    classes = np.asarray(getattr(estimator, "classes_", None))
+    if classes.ndim != 1:
+        raise TypeError(f"estimator: {name} has no classes_ of one output; fit a classifier first")
+    if classes.dtype.kind not in "iu" or not ((classes >= 0) & (classes < n_bins)).all():
         raise ValueError(
-            f"estimator: {name} was fitted to {len(classes)} classes, {classes[:3]} ..., expected "
-            f"the bins 0 to {n_bins - 1}; encode the labels so, and stratify the folds"
+            f"estimator: expected classes that are bins, 0 to {n_bins - 1}, {name} was fitted to "
+            f"{classes.tolist()[:5]}; encode the labels as integers"
         )
+    return classes
 
 
 def check_bins_axis(name: str, shape: tuple[int, ...], n_bins: int) -> None:
