@@ -10,6 +10,15 @@ from tests.support import device, naive
 from tests.support.operations import OPERATIONS
 from tests.support.strategies import RHOS, chain_case, random_ground, tree_case
 
+# Optimisation of machine code by XLA takes a quarter of the time of the tests with JAX.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
 # No deadline and no check of slow data, since the first example of a test may compile a kernel.
 settings.register_profile(
     "local", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]

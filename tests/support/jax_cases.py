@@ -40,5 +40,6 @@ def dense_emd_of_softmax(x, y, rho=1.5):
 
 
 def run_on_devices(count, code):
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=environment)
