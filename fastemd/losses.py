@@ -1,5 +1,6 @@
 """Training losses of logits and targets, and their derivatives with respect to the logits."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -199,7 +200,9 @@ def run_loss(
         out = batch.backend.empty((*batch.shape, layout.n_bins), batch.dtype)
     if isinstance(batch.backend, CudaBackend):
         return _run_on_cuda(operation, layout, batch, reduction, out), out
-    row_weights, weights = _row_weights(batch, reduction)
+    multipliers, weights = row_weights(
+        batch.shape, batch.labels, batch.sample_weight, batch.ignore_index, reduction
+    )
     values = np.zeros(batch.n_rows)
     if batch.n_rows:
         labels = np.empty(0, np.int64)
@@ -210,7 +213,7 @@ def run_loss(
             labels = np.ascontiguousarray(labels, np.int64)
         x, target, v = _rows(batch)
         invalid = cpu.run_loss(
-            operation, layout, (x, target, v), labels.reshape(-1), row_weights, batch.loss.cost,
+            operation, layout, (x, target, v), labels.reshape(-1), multipliers, batch.loss.cost,
             values, out.reshape(*x.shape), batch.loss.normalize, batch.loss.cross_entropy,
             batch.tolerance,
         )  # fmt: skip
@@ -228,7 +231,7 @@ def run_loss(
         if reduction == "none":
             values = (values * weights).reshape(batch.shape)
         else:
-            values = values @ row_weights
+            values = values @ multipliers
         return np.asarray(values, batch.dtype), out
 
 
@@ -239,21 +242,23 @@ def _rows(batch: LossBatch) -> tuple[Any, Any, Any]:
     return rows["x"], rows.get("target", empty), rows.get("v", empty)
 
 
-def _row_weights(batch: LossBatch, reduction: str) -> tuple[Array, Array]:
+def row_weights(
+    shape: tuple[int, ...], labels: Any, sample_weight: Any, ignore_index: int | None,
+    reduction: str,
+) -> tuple[Array, Array]:  # fmt: skip
     """Return what multiplies every row's derivatives, and the weights before the reduction."""
-    weights = np.ones(batch.n_rows)
-    weighted = batch.sample_weight is not None
-    if not weighted and batch.ignore_index is None:  # the rest gives the same, in 7 us
-        mean = reduction == "mean" and batch.n_rows
-        return np.full(batch.n_rows, 1.0 / batch.n_rows) if mean else weights, weights
+    n_rows, weighted = math.prod(shape), sample_weight is not None
+    weights = np.ones(n_rows)
+    if not weighted and ignore_index is None:  # the rest gives the same, in 7 us
+        mean = reduction == "mean" and n_rows
+        return np.full(n_rows, 1.0 / n_rows) if mean else weights, weights
     with np.errstate(all="ignore"):
         if weighted:
-            weights = np.broadcast_to(batch.sample_weight, batch.shape).astype(np.float64).ravel()
-        if batch.ignore_index is not None:
-            ignored = batch.labels == batch.ignore_index
-            weights[np.broadcast_to(ignored, batch.shape).ravel()] = 0.0
+            weights = np.broadcast_to(sample_weight, shape).astype(np.float64).ravel()
+        if ignore_index is not None:
+            weights[np.broadcast_to(labels == ignore_index, shape).ravel()] = 0.0
         if weighted:
-            validation.check_weights(weights, batch.shape)
+            validation.check_weights(weights, shape)
         if reduction != "mean":
             return weights, weights
         if weighted:  # the sum of the weights might overflow

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastemd import backends, validation, views
 from fastemd.backends import CudaBackend
-from fastemd.losses import Loss, resolve_loss, run_loss
+from fastemd.losses import Loss, resolve_loss, row_weights, run_loss
 from fastemd.spaces import Chain, GroundSpace
 
 Labels = NDArray[np.intp]
@@ -54,10 +54,6 @@ def ground_distance(
     array([0., 2., 4.])
     """
     true, predicted = _labels(y_true, y_pred, space)
-    try:
-        true, predicted = np.broadcast_arrays(true, predicted)
-    except ValueError:
-        validation.do_not_broadcast({"y_true": true.shape, "y_pred": predicted.shape})
     return _distances(true, predicted, space)[()]
 
 
@@ -102,7 +98,10 @@ def mean_ground_distance(
     """
     true, predicted = _array("y_true", y_true), _array("y_pred", y_pred)
     validation.check_same_shape("y_true", true, "y_pred", predicted)
-    weights = _weights(sample_weight, ignore_index, true)
+    if sample_weight is not None:
+        sample_weight = _array("sample_weight", sample_weight)
+        validation.check_broadcast("sample_weight", sample_weight.shape, "y_true", true.shape)
+    weights = _weights(true.shape, true, sample_weight, ignore_index)
     is_read = weights > 0.0
     true, predicted = _labels(true[is_read], predicted[is_read], space)
     return float(_distances(true, predicted, space) @ weights[is_read])
@@ -145,10 +144,6 @@ def lca_height(y_true: ArrayLike, y_pred: ArrayLike, space: GroundSpace) -> NDAr
     if isinstance(space, Chain):
         validation.not_a_tree()
     true, predicted = _labels(y_true, y_pred, space)
-    try:
-        true, predicted = np.broadcast_arrays(true, predicted)
-    except ValueError:
-        validation.do_not_broadcast({"y_true": true.shape, "y_pred": predicted.shape})
     height = [0] * space.n_nodes
     for node, parent in enumerate(space.parent[:-1].tolist()):
         height[parent] = max(height[parent], height[node] + 1)
@@ -204,9 +199,9 @@ def emd_score(
         batch = resolve_loss(space, loss, prob, y_true, sample_weight, ignore_index)
         if isinstance(batch.backend, CudaBackend):
             validation.only_on_cpu("metrics")
-        labels = np.zeros(()) if batch.labels is None else batch.labels
-        labels = np.broadcast_to(labels, batch.shape)
-        batch.sample_weight = _weights(batch.sample_weight, ignore_index, labels)
+        batch.sample_weight = _weights(
+            batch.shape, batch.labels, batch.sample_weight, batch.ignore_index
+        )
         value, _ = run_loss("loss", space.layout("levels"), batch, "sum")
     except (TypeError, ValueError) as error:  # in terms of a loss
         names = {"x": "prob", "target": "y_true"}
@@ -241,12 +236,11 @@ def emd_scorer(space: GroundSpace, rho: float = 2) -> Any:
     Examples
     --------
     >>> import fastemd
-    >>> from sklearn.linear_model import LogisticRegression
-    >>> from sklearn.model_selection import cross_val_score
-    >>> x, y = [[0.0], [0.1], [1.0], [1.2], [2.0], [2.1]], [0, 0, 1, 1, 2, 2]
+    >>> from types import SimpleNamespace
     >>> scorer = fastemd.metrics.emd_scorer(fastemd.Chain(3))
-    >>> bool((cross_val_score(LogisticRegression(), x, y, scoring=scorer, cv=2) < 0).all())
-    True
+    >>> fitted = SimpleNamespace(classes_=[0, 1, 2], predict_proba=lambda x: [[0.5, 0.5, 0.0]])
+    >>> scorer(fitted, None, [0])  # as ``cross_val_score(model, x, y, scoring=scorer)`` does
+    -0.25
     """
     if not isinstance(space, GroundSpace):
         validation.not_a_space(space)
@@ -272,10 +266,16 @@ def _array(name: str, value: Any) -> NDArray[Any]:
 
 
 def _labels(y_true: Any, y_pred: Any, space: GroundSpace) -> tuple[Labels, Labels]:
+    """Return labels as integers, broadcast to one shape."""
     if not isinstance(space, GroundSpace):
         validation.not_a_space(space)
     true = validation.check_labels("y_true", _array("y_true", y_true), space.n_bins)
-    return true, validation.check_labels("y_pred", _array("y_pred", y_pred), space.n_bins)
+    predicted = validation.check_labels("y_pred", _array("y_pred", y_pred), space.n_bins)
+    try:
+        true, predicted = np.broadcast_arrays(true, predicted)
+    except ValueError:
+        validation.do_not_broadcast({"y_true": true.shape, "y_pred": predicted.shape})
+    return true, predicted
 
 
 def _distances(true: Labels, predicted: Labels, space: GroundSpace) -> Distances:
@@ -310,19 +310,11 @@ def _sums_between(gaps: Distances, start: Labels, end: Labels) -> Distances:
     return total
 
 
-def _weights(sample_weight: Any, ignore_index: int | None, labels: NDArray[Any]) -> Distances:
+def _weights(
+    shape: tuple[int, ...], labels: Any, sample_weight: Any, ignore_index: int | None
+) -> Distances:
     """Return the weights of rows, divided by their sum; raise if no weight is positive."""
-    rows = labels.shape
-    weights = np.ones(rows)
-    if sample_weight is not None:
-        given = _array("sample_weight", sample_weight)
-        validation.check_broadcast("sample_weight", given.shape, "y_true", rows)
-        weights = np.broadcast_to(given, rows).astype(np.float64)
-        validation.check_weights(weights.ravel(), rows)
-    if ignore_index is not None:
-        weights = np.where(labels == ignore_index, 0.0, weights)
+    weights, _ = row_weights(shape, labels, sample_weight, ignore_index, "mean")
     if not weights.any():
         validation.no_weight()
-    weights /= weights.max()  # the sum of the weights might overflow
-    weights /= weights.sum()
-    return weights
+    return weights.reshape(shape)

@@ -299,7 +299,7 @@ class Chain(GroundSpace):
         return chain
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_chain, (type(self), super().__reduce__()[1], self.bin_edges)
+        return _restore_chain, (super().__reduce__()[1], self.bin_edges)
 
     def bin_of(self, values: Any, *, clip: bool = False) -> Any:
         """Return the bins of real values, as labels for a loss.
@@ -353,7 +353,7 @@ class Chain(GroundSpace):
         return self.layout("levels") if kind != "levels" else chain_layout(self.weight[:-1])
 
 
-def _restore_chain(cls: type[Chain], fields: Any, edges: NDArray[np.float64] | None) -> Chain:
+def _restore_chain(fields: Any, edges: NDArray[np.float64] | None) -> Chain:
     chain: Chain = restore(*fields)
     if edges is not None:
         chain.__dict__["bin_edges"] = freeze(edges)

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from fastemd import call, validation
-from fastemd.call import edge_cost
+from fastemd import validation
+from fastemd.call import cuda_driver, edge_cost
 from fastemd.kernels.caching import config
 from fastemd.kernels.cpu import compiling, driver
 from fastemd.kernels.operations import OPERATIONS
@@ -114,18 +114,17 @@ def warm_up(
             if device is None:
                 keys |= dict.fromkeys(driver.keys(operation, layout, cost, char))
             else:
-                call.cuda_driver().prepare(operation, layout, cost, char, device)
+                cuda_driver().prepare(operation, layout, cost, char, device)
     if device is None:
         _compile(keys)
 
 
 def _compile(keys: Iterable[tuple[Any, ...]]) -> None:
     """Compile CPU kernels, in this process and in others."""
-    with _other_processes([key for key in keys if not compiling.is_cached(*key)]) as others:
+    with _other_processes([key for key in keys if not compiling.is_cached(*key)]) as own:
         driver.prepare_threads()
-        for key in keys:
-            if key not in others:
-                compiling.kernel(*key)
+        for key in own:
+            compiling.kernel(*key)
     for key in keys:
         compiling.kernel(*key)
 
@@ -136,19 +135,21 @@ def _listed(values: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def _other_processes(keys: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    """Compile kernels in other processes, which this one waits for at the end; return which."""
+    """Compile kernels in other processes, and wait for them at the end; return the share of this.
+
+    What a process could not compile is missing in the cache.
+    """
     executable = multiprocessing.spawn.get_executable()
     alone = not executable or getattr(sys, "frozen", False)  # a bundle is no Python
-    n_processes = 1 if alone else min(len(keys), config.NUMBA_NUM_THREADS)
-    processes, others = [], []
+    n_processes = 1 if alone else max(1, min(len(keys), config.NUMBA_NUM_THREADS))
+    processes = []
     with contextlib.ExitStack() as stack:
         for i in range(1, n_processes):
             command = [executable, "-c", _COMPILE, json.dumps([sys.path, keys[i::n_processes]])]
-            with contextlib.suppress(OSError):  # then this process compiles them
+            with contextlib.suppress(OSError):
                 processes.append(stack.enter_context(_started(command)))
                 stack.callback(processes[-1].kill)
-                others += keys[i::n_processes]
-        yield others
+        yield keys[::n_processes]
         for process in processes:
             _, message = process.communicate()
             if process.returncode:

@@ -133,10 +133,8 @@ class KernelCache(NullCache):
         for folder in folders():
             try:
                 content = (folder / name).read_bytes()
-            except (
-                OSError
-            ):  # most often there is no such file; `save_overload` warns if none can be
-                continue
+            except OSError:
+                continue  # most often there is no such file; `save_overload` warns if none can be
             digest, content = content[:SIZE], content[SIZE:]
             if digest != hashlib.sha256(content).digest():
                 _warn(folder, ValueError(f"{name} is damaged"))

@@ -137,7 +137,7 @@ def announced() -> Iterator[None]:
 
 @functools.cache  # once in a process
 def _announce() -> None:
-    message = "compiling kernels, a few seconds each; they are cached on disk"
+    message = "compiling kernels, a few seconds each; see fastemd.warm_up"
     log = logging.getLogger("fastemd")
     log.info(message)
     with contextlib.suppress(OSError, ValueError, AttributeError):  # no, or a closed, stream

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import fastemd
-from fastemd import losses, warming
+from fastemd import warming
 from fastemd.kernels.cpu import compiling, driver
+from tests.support.operations import call_by_name
 
 FEW, MANY = (1,), (5,)
 TREE = fastemd.Tree.from_parents([4, 4, 5, 5, 6, 6, -1])
@@ -31,23 +32,6 @@ def requested(monkeypatch):
     driver._kernel.cache_clear()
 
 
-def _call(name, space, rho, shape, dtype, rng):
-    p, q, v = rng.dirichlet(np.ones(space.n_bins), (3, *shape)).astype(dtype)
-    if name == "emd_loss_hvp":
-        return _run_loss_product(space, rho, p, q, v)
-    arguments = {"emd_flow": (p, q, space), "embed": (p, space, rho), "emd_hvp": (p, q, v, space)}
-    arguments = arguments.get(name, (p, q, space))
-    extra = () if name in ("emd_flow", "embed") else (rho,)
-    return getattr(fastemd, name)(*arguments, *extra)
-
-
-def _run_loss_product(space, rho, p, q, v):
-    """Do what second derivatives of losses do in torch and JAX."""
-    loss = losses.Loss.checked(rho, "softmax", 0.0)
-    batch = losses.resolve_loss(space, loss, p, q, v=v)
-    return losses.run_loss("loss_product", space.layout("levels"), batch, "none")
-
-
 def test_warm_up_knows_all_functions():
     names = {name for name in fastemd.__all__ if name.startswith("emd")}
     assert set(warming.FUNCTIONS) == names | {"embed", "emd_loss_hvp"}
@@ -64,7 +48,8 @@ def test_warm_up_prepares_the_kernels_of_functions(name, is_chain, requested, rn
     for rho in (1, 2, 3.7):
         for dtype in (np.float32, float):
             for shape in (FEW, MANY):
-                _call(name, space, rho, shape, dtype, rng)
+                arrays = rng.dirichlet(np.ones(space.n_bins), (3, *shape)).astype(dtype)
+                call_by_name(name, *arrays, space, rho)
     assert requested == prepared
 
 

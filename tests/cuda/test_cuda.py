@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import fastemd
-from fastemd import losses, warming
+from fastemd import warming
 from fastemd.layout import MAX_CHILDREN
 from tests.support.device import device, on_device, simulator
-from tests.support.operations import OPERATIONS, assert_agrees
+from tests.support.operations import OPERATIONS, assert_agrees, call_by_name
 from tests.support.strategies import random_pair
 
 pytestmark = pytest.mark.any_backend
@@ -215,32 +215,15 @@ def test_warm_up_compiles_what_functions_launch(name, is_chain, rng, monkeypatch
             compiled.clear()
             for n_rows in (4, 5):
                 teams = itertools.repeat((4, 2) if n_rows == 4 else (2, 4))
-                _call(name, space, rho, rng, (n_rows,), dtype)
+                arrays = rng.dirichlet(np.ones(space.n_bins), (3, n_rows)).astype(dtype)
+                for reduction in ("mean", "none"):
+                    call_by_name(name, *map(on_device, arrays), space, rho, reduction)
             assert set(compiled) == prepared
 
 
 def _record(compiled, function, *arguments):
     compiled.append((function.__name__, *arguments))
     return function(*arguments)
-
-
-def _call(name, space, rho, rng, shape, dtype):
-    arrays = rng.dirichlet(np.ones(space.n_bins), (3, *shape)).astype(dtype)
-    p, q, v = map(on_device, arrays)
-    if name == "emd_loss_hvp":
-        batch = losses.resolve_loss(space, losses.Loss.checked(rho, "softmax", 0.0), p, q, v=v)
-        for reduction in ("sum", "none"):
-            losses.run_loss("loss_product", space.layout("levels"), batch, reduction)
-    elif "loss" in name:
-        for reduction in ("mean", "none"):
-            getattr(fastemd, name)(p, q, space, rho, reduction=reduction)
-    elif name == "emd_flow":
-        fastemd.emd_flow(p, q, space)
-    elif name == "embed":
-        fastemd.embed(p, space, rho)
-    else:
-        arguments = (p, q, v) if name == "emd_hvp" else (p, q)
-        getattr(fastemd, name)(*arguments, space, rho)
 
 
 @simulator

@@ -4,33 +4,21 @@ Launches are tested in another process, as Numba finds either CUDA or its simula
 is imported.
 """
 
-import os
-import subprocess
-import sys
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from fastemd import backends
+from tests.support.device import numba_cuda, run_without_simulator
 
 SCRIPT = Path(__file__).parents[1] / "support" / "launch_kernels.py"
 
-pytestmark = pytest.mark.skipif(
-    find_spec("numba_cuda") is None, reason="numba-cuda is not installed"
-)
-
-
-def _run(*command):
-    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
-    command = [sys.executable, *command]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+pytestmark = numba_cuda
 
 
 def test_launches_are_configured_once_without_warning():
-    done = _run(str(SCRIPT))
+    done = run_without_simulator(str(SCRIPT))
     assert done.returncode == 0, done.stderr
 
 
@@ -63,7 +51,7 @@ cuda.compile_ptx(lambda: None, (), cc=(9, 0))
 
 def test_cuda_extras_exclude_numpy_2_5_while_numba_cuda_fails_with_it():
     """If this fails, numba-cuda no longer needs `numpy.row_stack`: remove the limit."""
-    done = _run("-c", COMPILE_WITHOUT_ROW_STACK)
+    done = run_without_simulator("-c", COMPILE_WITHOUT_ROW_STACK)
     assert done.returncode == 0 or "row_stack" in done.stderr, done.stderr
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]

@@ -3,28 +3,17 @@
 In another process, as Numba finds either CUDA or its simulator when it is imported.
 """
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    find_spec("numba_cuda") is None, reason="numba-cuda is not installed"
-)
+from tests.support.device import numba_cuda, run_without_simulator
 
-
-def _run(*command):
-    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
-    command = [sys.executable, *command]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+pytestmark = numba_cuda
 
 
 @pytest.mark.parametrize("char", ["f", "d"])
 @pytest.mark.parametrize("space", ["chain", "tree"])
 def test_kernels_compile_within_limits(char, space):
-    done = _run("-m", "benchmarks.cuda_code", "--space", space, "--dtype", char)
+    done = run_without_simulator("-m", "benchmarks.cuda_code", "--space", space, "--dtype", char)
     assert done.returncode == 0, done.stderr
     variants = {"gradient": 3, "hessian_diag": 2, "hvp": 1, "constant_hvp": 2, "curvature": 2}
     variants |= {"flow": 1, "embed": 1, "loss": 3, "loss_diagonal": 3, "loss_product": 3}
@@ -36,6 +25,6 @@ def test_kernels_compile_within_limits(char, space):
 def test_cuda_code_fails_beyond_limits():
     code = "from benchmarks import cuda_code; cuda_code.LIMITS[''] = 9, 9; cuda_code.main()"
     options = "--space", "chain", "--dtype", "f", "--operations", "sum_rows"
-    done = _run("-c", code, *options)
+    done = run_without_simulator("-c", code, *options)
     assert done.returncode == 1
     assert "beyond the limits: sum_rows_fd" in done.stderr

@@ -10,6 +10,9 @@ import ctypes
 import functools
 import inspect
 import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +27,9 @@ DEVICE = os.environ.get("FASTEMD_DEVICE", "simulator" if SIMULATED else "cpu")
 cpu = pytest.mark.skipif(DEVICE != "cpu", reason="CPU only")
 simulator = pytest.mark.skipif(DEVICE != "simulator", reason="runs in Numba's simulator of CUDA")
 device = pytest.mark.skipif(DEVICE == "cpu", reason="not on the CPU")
+numba_cuda = pytest.mark.skipif(
+    find_spec("numba_cuda") is None, reason="numba-cuda is not installed"
+)
 hardware = pytest.mark.skipif(SIMULATED, reason="too slow in Numba's simulator of CUDA")
 # Whether arrays that share memory on the host share memory on the device.
 # Sinkhorn computes with the functions of the arrays' library.
@@ -229,3 +235,13 @@ BACKEND = SimpleNamespace(
         for function in FUNCTIONS
     }
 )
+
+
+# ------------------------------------------------------------------------------- other processes
+
+
+def run_without_simulator(*command):
+    """Run Python in a process where Numba finds its CUDA target, if that is installed."""
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
+    command = [sys.executable, *command]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

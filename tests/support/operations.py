@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+import fastemd
+from fastemd.losses import Loss, resolve_loss, run_loss
 from tests.support import naive
 from tests.support.device import BACKEND
 from tests.support.strategies import random_pair
@@ -74,3 +76,18 @@ def assert_agrees(operation, arrays, case, rho, rtol=1e-12, **keywords):
     size = naive.size(operation.name, arrays, case.ground, rho)
     for ours, theirs in zip(comp, ref, strict=True):
         assert_close(ours, theirs, size, rtol)
+
+
+def call_by_name(name, p, q, v, space, rho, reduction="mean"):
+    """Call a function of `fastemd.warming.FUNCTIONS`, with p, q or logits and targets, and v."""
+    if name == "emd_loss_hvp":  # second derivatives of losses in torch and JAX
+        batch = resolve_loss(space, Loss.checked(rho, "softmax", 0.0), p, q, v=v)
+        return run_loss("loss_product", space.layout("levels"), batch, reduction)
+    function = getattr(fastemd, name)
+    if "loss" in name:
+        return function(p, q, space, rho, reduction=reduction)
+    if name == "emd_flow":
+        return function(p, q, space)
+    if name == "embed":
+        return function(p, space, rho)
+    return function(p, q, *([v] if name == "emd_hvp" else []), space, rho)

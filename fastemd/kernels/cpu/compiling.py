@@ -17,6 +17,7 @@ from fastemd.kernels.cpu import (
     checks,
     hessian,
     losses,
+    powers,
     references,
     row_io,
     simd,
@@ -34,8 +35,8 @@ from fastemd.kernels.operations import OPERATIONS
 
 # A part of the cache's key: the code of this module and of those whose functions kernels call.
 SOURCES = (
-    checks, hessian, losses, references, row_io, simd, sweeps, threads, tiles, edges, jitables,
-    operations, layouts,
+    checks, hessian, losses, powers, references, row_io, simd, sweeps, threads, tiles, edges,
+    jitables, operations, layouts,
 )  # fmt: skip
 DIGEST = caching.digest_of_code(__name__, *(module.__name__ for module in SOURCES))
 

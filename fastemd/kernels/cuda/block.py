@@ -1,4 +1,4 @@
-"""The threads that work on a row: what they compute team, and the loops of the kernels.
+"""Teams of threads: their sums and scans, the row that a team processes, and the kernels.
 
 A team of threads processes one row of the batch: a warp, or more of them where there are few rows
 or long ones, or a part of a warp. A block is ``blockDim.x`` threads per row times ``blockDim.y``

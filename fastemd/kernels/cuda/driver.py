@@ -37,6 +37,7 @@ NO_ARRAY = np.empty((1, 1, 0))
 SHARED_BYTES = 48 * 1024  # the most per block, but it leaves less room for other blocks
 MAX_GLOBAL_ROWS = 1024  # rows that are processed at the same time if their scratch does not fit
 MOST_ROWS = 1 << 30
+MOST_TEAMS = 1024  # of a conversion
 THREADS_PER_BLOCK = 128
 # Four warps share a row if there are so few rows that a multiprocessor would have fewer warps than
 # this, too few to hide the latency of memory, or if a row has so many edges.
@@ -109,9 +110,13 @@ def launch(
     """
     with on_device(index):
         _launch(
-            operation, layout, rows, cost, value, out, project,
-            block.Options(tolerance, 0, 0.0, NO_ARRAY, NO_ARRAY, 1.0), errors, empty, index, stream,
+            operation, layout, rows, cost, value, out, project, _without_loss(tolerance), errors,
+            empty, index, stream,
         )  # fmt: skip
+
+
+def _without_loss(tolerance: float) -> block.Options:
+    return block.Options(tolerance, 0, 0.0, NO_ARRAY, NO_ARRAY, 1.0)
 
 
 def launch_loss(
@@ -335,8 +340,8 @@ def launch_hessian(
         )
         _launch(
             "curvature", layout, rows, cost, NO_ARRAY,
-            memory.reshape(*rows[0].shape[:2], n_edges), project,
-            block.Options(tolerance, 0, 0.0, NO_ARRAY, NO_ARRAY, 1.0), errors, empty, index, stream,
+            memory.reshape(*rows[0].shape[:2], n_edges), project, _without_loss(tolerance), errors,
+            empty, index, stream,
         )  # fmt: skip
         tables = _uploaded(layout, index, _hessian_tables)
         _launch_teams(
@@ -399,7 +404,7 @@ def _launch_sum(char: str, n_blocks: int, values: Any, out: Any, index: int, str
 def convert(values: Any, out: Any, index: int, stream: int) -> None:
     """Write `values` to an array of another type."""
     if values.size:
-        n_blocks = min(-(-values.size // block.TEAM), 1024)
+        n_blocks = min(-(-values.size // block.TEAM), MOST_TEAMS)
         with on_device(index):
             _launch_teams(
                 "convert", n_blocks, index, stream, argument(values), argument(out),
