@@ -21,8 +21,11 @@ from types import SimpleNamespace
 
 CC = (9, 0)
 REGISTERS, SHARED, WARPS = 65536, 227 * 1024, 64  # of a multiprocessor
-# Threads per row, and whether their scratch is shared.
-KINDS = ((32, True), (32, False), (8, True), (128, True), (128, False))
+# Threads per row, whether their scratch is shared, and whether the bins are apart in memory.
+KINDS = (
+    (32, True, False), (32, False, False), (8, True, False), (128, True, False),
+    (128, False, False), (32, True, True),
+)  # fmt: skip
 
 # Most instructions and registers of a thread: a tenth more than those of the largest variant.
 LIMITS = {
@@ -82,7 +85,9 @@ def _kernels(driver, space, char):
         out = "d" if operation == "curvature" else char
         # Other teams and other memory differ in a few functions, which all kernels share.
         for kind in KINDS if operation in ("gradient", "loss") and cost == "2" else KINDS[:1]:
-            memory = "shared" if kind[1] else "global"
+            if kind[2] and operation != "loss":
+                continue  # only losses have an axis
+            memory = ("shared" if kind[1] else "global") + kind[2] * ", bins apart"
             name = f"{operation}_{cost}_{space}_{char}, {kind[0]}, {memory}"
             arguments = operation, cost, space == "chain", char, out, *kind
             yield name, operation, kind, lambda a=arguments: driver._row_kernel(*a)
@@ -142,7 +147,7 @@ def _warps(operation, kind, registers):
     from fastemd.kernels.cuda import block, driver
 
     n_edges = fastemd.datasets.imagenet_tree().layout("levels").cuda.n_edges
-    n_threads, in_shared = kind
+    n_threads, in_shared, _ = kind
     row_bytes = 8 * block.scratch_per_row(driver._n_scratch(operation), n_edges, n_threads)
     rows = driver.THREADS_PER_BLOCK // n_threads
     rows = min(rows, driver.SHARED_BYTES // row_bytes) if in_shared else rows

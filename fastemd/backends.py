@@ -96,9 +96,10 @@ class DeviceArray:
 
     def __init__(
         self, array: Any, shape: Shape, dtype: np.dtype[Any], pointer: int,
-        strides: Shape | None = None, writeable: bool = True,
+        strides: Shape | None = None, writeable: bool = True, axis: int = -1,
     ) -> None:  # fmt: skip
         self.array, self.shape, self.dtype = array, shape, dtype  # `array` owns the memory
+        self.axis = axis  # of `array`, which is the last axis here
         self.pointer, self.writeable, self.size = pointer, writeable, math.prod(shape)
         self.strides = _contiguous_strides(shape, dtype.itemsize) if strides is None else strides
 
@@ -131,6 +132,15 @@ class DeviceArray:
         """Return a view of the same memory, contiguous without `strides`."""
         return DeviceArray(self.array, shape, self.dtype, self.pointer, strides, self.writeable)
 
+    def moved(self, axis: int) -> "DeviceArray":
+        """Return a view of the same memory with an axis (< 0) moved to the end."""
+        shape, strides = (
+            (*numbers[:axis], *numbers[len(numbers) + axis + 1 :], numbers[axis])
+            for numbers in (self.shape, self.strides)
+        )
+        array, dtype, pointer = self.array, self.dtype, self.pointer
+        return DeviceArray(array, shape, dtype, pointer, strides, self.writeable, axis)
+
     def reshape(self, *shape: int) -> "DeviceArray":
         """Return a view of another shape; the array must be contiguous."""
         if not self.contiguous:
@@ -145,6 +155,13 @@ class DeviceArray:
         reaches = [(n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)]
         low = sum(x for x in reaches if x < 0)
         return self.pointer + low, self.pointer + sum(reaches) - low + self.dtype.itemsize
+
+
+def axis_at(shape: Shape, axis: int) -> Shape:
+    """Return a shape whose last axis is moved to `axis` (< 0)."""
+    rows = shape[:-1]
+    before = len(rows) + axis + 1
+    return (*rows[:before], *shape[-1:], *rows[before:])
 
 
 def _contiguous_strides(shape: Shape, step: int) -> Shape:
@@ -230,13 +247,15 @@ class CudaBackend(Backend):
 
     def cast(self, view: DeviceArray, dtype: np.dtype[Any]) -> DeviceArray:
         """Return the view of an array of a type, the same if it is of that type."""
-        return view if view.dtype == dtype else self.view(self.convert(view.array, dtype))
+        if view.dtype == dtype:
+            return view
+        return self.view(self.convert(view.array, dtype)).moved(view.axis)
 
     def spread(self, view: DeviceArray, shape: Shape) -> DeviceArray:
         """Return the view of a contiguous array of a shape to which the array broadcasts."""
         if view.shape == shape and view.contiguous:
             return view
-        return self.view(self.expand(view.array, shape))
+        return self.view(self.expand(view.array, axis_at(shape, view.axis))).moved(view.axis)
 
 
 class _TorchCuda(CudaBackend):

@@ -21,7 +21,8 @@ _SHARED = {
     """,
     "loss": """
         x : array_like, (..., N)
-            Logits, or masses (see `normalize`), over the N bins of `space`. With "softmax", an
+            Logits, or masses (see `normalize`), over the N bins of `space`, which may be another
+            axis than the last one (see `axis`). With "softmax", an
             entry of -inf masks a class: its probability and gradient are 0. float32 gives float32
             results, if a floating point target is float32 as well. Every other real type gives
             float64. Sums are computed in float64.
@@ -49,6 +50,10 @@ _SHARED = {
         reduction : {"mean", "sum", "none"}
             The mean is the weighted sum divided by the sum of the weights of the rows that are
             not ignored. It is 0 if that sum is 0.
+        axis : int
+            The axis of `x` that holds the bins: 1 for images of shape (B, N, H, W), whose labels
+            are (B, H, W). Histograms as targets have it at the same place, counted from the end.
+            Nothing is transposed or copied.
     """,
     "loss_raises": """
         Raises

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastemd import backends, validation, views
-from fastemd.backends import CudaBackend
+from fastemd.backends import CudaBackend, axis_at
 from fastemd.call import Batch, Launch, batch_shape, edge_cost, result_type
 from fastemd.docstrings import documented
 from fastemd.kernels.cpu import driver as cpu
@@ -31,6 +31,7 @@ def emd_loss(
     sample_weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    axis: int = -1,
 ) -> tuple[Any, Any]:
     """Compute the EMD^rho loss between normalised predictions and targets, with its gradient.
 
@@ -42,7 +43,7 @@ def emd_loss(
     -------
     loss : number or array, (...)
         One number, or one per row if `reduction` is "none".
-    grad_x : array, (..., N)
+    grad_x : array of the shape of x
         Gradient of the loss with respect to `x`. Without reduction, the gradient of each row's
         loss.
 
@@ -67,7 +68,7 @@ def emd_loss(
            [ 0.148148,  0.037037, -0.185185]])
     """
     loss = Loss.checked(rho, normalize, cross_entropy)
-    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index)
+    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index, axis=axis)
     value, grad = run_loss("loss", space.layout("levels"), batch, reduction)
     return batch.backend.wrap(value), batch.backend.wrap(grad)
 
@@ -84,6 +85,7 @@ def emd_loss_hessian_diag(
     sample_weight: ArrayLike | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    axis: int = -1,
 ) -> Any:
     """Compute the exact diagonal of the Hessian of `emd_loss` with respect to `x`.
 
@@ -93,7 +95,7 @@ def emd_loss_hessian_diag(
 
     Returns
     -------
-    array, (..., N)
+    array of the shape of x
         Second derivatives of the loss with respect to every entry of `x`. Without reduction, those
         of each row's loss.
 
@@ -114,7 +116,7 @@ def emd_loss_hessian_diag(
     array([[0.222222, 0.074074, 0.      ]])
     """
     loss = Loss.checked(rho, normalize, cross_entropy)
-    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index)
+    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index, axis=axis)
     _, diagonal = run_loss("loss_diagonal", space.layout("levels"), batch, reduction)
     return batch.backend.wrap(diagonal)
 
@@ -135,9 +137,13 @@ class Loss(NamedTuple):
 
 
 class LossBatch(Batch):
-    """The validated inputs of a loss: ``x``, histograms as targets or labels, and vectors ``v``."""
+    """The validated inputs of a loss: ``x``, histograms as targets or labels, and vectors ``v``.
+
+    The bins are the last axis of all `inputs`.
+    """
 
     loss: Loss
+    axis: int = -1  # of the bins in the user's arrays and in the results
     labels: Any = None  # (...,) of integers, if the targets are no histograms
     sample_weight: Any = None  # (...,)
     ignore_index: int | None = None
@@ -145,27 +151,31 @@ class LossBatch(Batch):
 
 def resolve_loss(
     space: GroundSpace | EdgeLayout, loss: Loss, x: Any, target: Any, sample_weight: Any = None,
-    ignore_index: int | None = None, *, v: Any = None, tolerance: float | None = None,
+    ignore_index: int | None = None, *, axis: int = -1, v: Any = None,
+    tolerance: float | None = None,
 ) -> LossBatch:  # fmt: skip
     """Return the batch of a loss.
 
-    `v` are vectors, for "loss_product". `tolerance` is for masses that should be 1, by default that
-    of their types.
+    `axis` holds the bins in `x`, and, counted from the end, in histograms and `v`. `v` are vectors,
+    for "loss_product". `tolerance` is for masses that should be 1, by default that of their types.
     """
     if not isinstance(space, (GroundSpace, EdgeLayout)):
         validation.not_a_space(space)
     arrays = {"x": x, "target": target, "v": v, "sample_weight": sample_weight}
     backend = backends.backend_of({k: a for k, a in arrays.items() if a is not None})
-    inputs = {"x": views.as_histograms("x", x, space)}
+    x_view = views.as_array("x", x)
+    axis = validation.check_axis("axis", axis, len(x_view.shape))
+    inputs = {"x": views.over_bins("x", x, x_view, space, axis)}
     labels = views.as_array("target", target)
     validation.check_target(labels.dtype)
     labelled = labels.dtype.kind in "iu"
     if v is not None:
-        inputs["v"] = views.as_histograms("v", v, space)
+        inputs["v"] = views.as_histograms("v", v, space, axis)
     shape = batch_shape(inputs)
-    validation.check_target_shape(labels.shape, (*shape, space.n_bins), labelled)
+    full_shape = axis_at((*shape, space.n_bins), axis)
+    validation.check_target_shape(labels.shape, full_shape, labelled, axis)
     if not labelled:
-        inputs["target"] = views.over_bins("target", target, labels, space)
+        inputs["target"] = views.over_bins("target", target, labels, space, axis)
     if ignore_index is not None:
         ignore_index = validation.check_ignore_index(ignore_index, labelled)
     if tolerance is None:
@@ -173,7 +183,7 @@ def resolve_loss(
         tolerance = validation.mass_tolerance(*chars)
     dtype = result_type(inputs.values())
     batch = LossBatch(backend, inputs, shape, dtype, tolerance)
-    batch.loss, batch.ignore_index = loss, ignore_index
+    batch.loss, batch.ignore_index, batch.axis = loss, ignore_index, axis
     batch.labels = labels if labelled else None
     if sample_weight is not None:
         batch.sample_weight = weights = views.as_array("sample_weight", sample_weight)
@@ -184,7 +194,7 @@ def resolve_loss(
 def run_loss(
     operation: str, layout: EdgeLayout, batch: LossBatch, reduction: str, out: Any = None
 ) -> tuple[Any, Any]:
-    """Return the loss, one per row without reduction, and its derivatives (..., N), as views.
+    """Return the loss, one per row without reduction, and its derivatives, as views.
 
     Parameters
     ----------
@@ -193,11 +203,12 @@ def run_loss(
     batch : LossBatch
     reduction : {"mean", "sum", "none"}
     out : view, optional
-        Where to write the derivatives.
+        Where to write the derivatives, an array in the order of C.
     """
     validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
     if out is None:
-        out = batch.backend.empty((*batch.shape, layout.n_bins), batch.dtype)
+        shape = axis_at((*batch.shape, layout.n_bins), batch.axis)
+        out = batch.backend.empty(shape, batch.dtype)
     if isinstance(batch.backend, CudaBackend):
         return _run_on_cuda(operation, layout, batch, reduction, out), out
     multipliers, weights = row_weights(
@@ -211,10 +222,10 @@ def run_loss(
             if labels.shape != batch.shape:  # this test takes a tenth of the time of broadcast_to
                 labels = np.broadcast_to(labels, batch.shape)
             labels = np.ascontiguousarray(labels, np.int64)
-        x, target, v = _rows(batch)
+        x, target, v, rows_out = _rows(batch, out)
         invalid = cpu.run_loss(
             operation, layout, (x, target, v), labels.reshape(-1), multipliers, batch.loss.cost,
-            values, out.reshape(*x.shape), batch.loss.normalize, batch.loss.cross_entropy,
+            values, rows_out, batch.loss.normalize, batch.loss.cross_entropy,
             batch.tolerance,
         )  # fmt: skip
         if invalid < batch.n_rows:
@@ -235,11 +246,21 @@ def run_loss(
         return np.asarray(values, batch.dtype), out
 
 
-def _rows(batch: LossBatch) -> tuple[Any, Any, Any]:
-    """Return x, the targets and v as (groups, rows, N), without elements where there are none."""
-    rows = dict(zip(batch.inputs, batch.rows(), strict=True))
+def _rows(batch: LossBatch, out: Any) -> tuple[Any, Any, Any, Any]:
+    """Return x, the targets, v and the derivatives as (groups, rows, N).
+
+    Those that are missing are without elements.
+    """
+    if batch.axis == -1:
+        arrays = batch.rows()
+        rows_out = out.reshape(*arrays[0].shape)
+    else:
+        moved = views.bins_last(out, batch.axis)
+        inputs = batch.inputs.values()
+        *arrays, rows_out = views.as_rows(inputs, batch.shape, batch.dtype, batch.backend, moved)
+    rows = dict(zip(batch.inputs, arrays, strict=True))
     empty = np.empty((1, 1, 0), batch.dtype)
-    return rows["x"], rows.get("target", empty), rows.get("v", empty)
+    return rows["x"], rows.get("target", empty), rows.get("v", empty), rows_out
 
 
 def row_weights(
@@ -302,10 +323,10 @@ def _run_on_cuda(
             )  # fmt: skip
         elif mean:
             row_weight = 1.0 / batch.n_rows
-        x, target, v = _rows(batch)
+        x, target, v, rows_out = _rows(batch, out)
         driver.launch_loss(
             operation, layout, (x, target, v), labels, row_weights, row_weight, batch.loss.cost,
-            values.reshape(-1), out.reshape(*x.shape), batch.loss.normalize,
+            values.reshape(-1), rows_out, batch.loss.normalize,
             batch.loss.cross_entropy, batch.tolerance, launch.errors, launch.scratch, *place,
         )  # fmt: skip
     if reduction != "none":

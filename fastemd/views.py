@@ -35,17 +35,25 @@ def as_array(name: str, value: object) -> Any:
     return view
 
 
-def as_histograms(name: str, value: object, space: Any) -> Any:
-    """Return the same over the bins of a space, in the order of a data frame's columns."""
-    return over_bins(name, value, as_array(name, value), space)
+def as_histograms(name: str, value: object, space: Any, axis: int | None = None) -> Any:
+    """Return the same over the bins of a space, in the order of a data frame's columns.
+
+    The bins are the last axis. In the array they are `axis` (< 0), if the caller has that argument.
+    """
+    return over_bins(name, value, as_array(name, value), space, axis)
 
 
-def over_bins(name: str, value: object, view: Any, space: Any) -> Any:
-    """Return the view of an argument whose last axis, and columns, are the bins of a space."""
+def over_bins(name: str, value: object, view: Any, space: Any, axis: int | None = None) -> Any:
+    """Return the view of an argument as `as_histograms`."""
     if hasattr(value, "iloc") or hasattr(value, "columns") or hasattr(value, "column_names"):
         validation.check_order(name, value, list(space.bins))
-    validation.check_bins_axis(name, view.shape, space.n_bins)
-    return view
+    validation.check_bins_axis(name, view.shape, space.n_bins, axis, "axis")
+    return view if axis in (None, -1) else bins_last(view, axis)
+
+
+def bins_last(view: Any, axis: int) -> Any:
+    """Return a view with the axis of the bins moved to the end."""
+    return np.moveaxis(view, axis, -1) if isinstance(view, np.ndarray) else view.moved(axis)
 
 
 def writable_view(name: str, out: Any, backend: Backend) -> Any:
@@ -98,40 +106,58 @@ def _as_numbers(name: str, array: Array) -> Array:
 
 
 def as_rows(
-    inputs: Collection[Any], batch: Shape, dtype: np.dtype[Any], backend: Backend
+    inputs: Collection[Any], batch: Shape, dtype: np.dtype[Any], backend: Backend, out: Any = None
 ) -> list[Any]:
     """Return views (..., N) as (groups, rows, N) of one type, copied only if necessary.
 
     Strides of 0 broadcast, so nothing is copied as long as two levels of rows are enough, as they
-    are for one broadcast axis on each side, which gives all pairs. The bins are contiguous.
+    are for one broadcast axis on each side, which gives all pairs. `out` is a new array whose bins
+    were moved to the end; it is returned in the same groups. Without it, bins that are not side by
+    side are copied on a CUDA device; the CPU's kernels copy them tile by tile.
     """
     on_cuda = isinstance(backend, CudaBackend)
-    cast = functools.partial(_cast_on_cuda, backend) if on_cuda else _contiguous_bins
+    cast = functools.partial(_cast_on_cuda, backend, out is None) if on_cuda else _aligned
     views: list[Any] = [cast(view, dtype) for view in inputs]
-    if not on_cuda and all(v.shape[:-1] == batch and v.flags.c_contiguous for v in views):
+    contiguous = not on_cuda and all(v.shape[:-1] == batch and v.flags.c_contiguous for v in views)
+    if contiguous and out is None:
         return [view.reshape(1, math.prod(batch), view.shape[-1]) for view in views]
+    rows = _in_groups(views, batch, out)
+    if rows is None:
+        spread: Any = backend.spread if isinstance(backend, CudaBackend) else _spread
+        rows = _in_groups([spread(view, (*batch, view.shape[-1])) for view in views], batch, out)
+    return rows  # type: ignore[return-value]  # after `spread` there are groups
+
+
+def _in_groups(views: list[Any], batch: Shape, out: Any) -> list[Any] | None:
+    """Return views as (groups, rows, N) without a copy; None if two levels are not enough."""
+    views = views if out is None else [*views, out]
     for split in range(max(len(batch), 1)):
         strides = [_row_strides(view, batch, split) for view in views]
         if None not in strides:
             shape = math.prod(batch[:split]), math.prod(batch[split:])
             pairs = zip(views, strides, strict=True)
-            return [_strided(view, (*shape, view.shape[-1]), steps) for view, steps in pairs]
-    spread: Any = backend.spread if isinstance(backend, CudaBackend) else np.broadcast_to
-    copies: list[Any] = [spread(view, (*batch, view.shape[-1])) for view in views]
-    return [copy.reshape(1, -1, copy.shape[-1]) for copy in copies]
+            return [
+                _strided(view, (*shape, view.shape[-1]), steps, view is out)
+                for view, steps in pairs
+            ]
+    return None
 
 
-def _cast_on_cuda(backend: Any, view: DeviceArray, dtype: np.dtype[Any]) -> DeviceArray:
+def _spread(array: Array, shape: Shape) -> Array:
+    return np.ascontiguousarray(np.broadcast_to(array, shape))
+
+
+def _cast_on_cuda(
+    backend: Any, contiguous: bool, view: DeviceArray, dtype: np.dtype[Any]
+) -> DeviceArray:
     view = backend.cast(view, dtype)
-    contiguous = view.strides[-1] == dtype.itemsize or view.shape[-1] <= 1
-    return view if contiguous else backend.spread(view, view.shape)
+    is_ready = not contiguous or view.strides[-1] == dtype.itemsize or view.shape[-1] <= 1
+    return view if is_ready else backend.spread(view, view.shape)
 
 
-def _contiguous_bins(array: Array, dtype: np.dtype[Any]) -> Array:
+def _aligned(array: Array, dtype: np.dtype[Any]) -> Array:
     if array.dtype != dtype or not array.flags.aligned:
         array = np.require(array, dtype, "A")
-    if array.strides[-1] != array.itemsize and array.shape[-1] > 1:
-        array = np.ascontiguousarray(array)
     return array
 
 
@@ -154,10 +180,10 @@ def _merged_stride(shape: Shape, strides: list[int]) -> int | None:
     return axes[-1][1] if axes else 0
 
 
-def _strided(view: Any, shape: Shape, strides: Any) -> Any:
+def _strided(view: Any, shape: Shape, strides: Any, writeable: bool) -> Any:
     if isinstance(view, DeviceArray):
         return view.strided(shape, strides)
-    return np.lib.stride_tricks.as_strided(view, shape, strides, writeable=False)
+    return np.lib.stride_tricks.as_strided(view, shape, strides, writeable=writeable)
 
 
 def overlap(a: Any, b: Any) -> bool:

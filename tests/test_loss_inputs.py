@@ -138,7 +138,7 @@ def test_emd_loss_accepts_any_memory_layout(rng, backend):
             ZEROS.T,
             [0] * 4,
             {},
-            r"x: .* the 3 bins .* \(3, 4\); the axis of 3 .* axis 0: move it last",
+            r"x: .* the 3 bins .* \(3, 4\); the axis of 3 .* axis 0: pass axis=0",
         ),
         (ZEROS[:, :2], [0] * 4, {}, "x: the last axis must hold the 3 bins"),
         (ZEROS, [0] * 4, {"sample_weight": [1, 1, -1, 1]}, "sample_weight: row 2 is -1.0"),

@@ -269,16 +269,35 @@ def check_classifier(estimator: Any, n_bins: int) -> Array:
     return classes
 
 
-def check_bins_axis(name: str, shape: tuple[int, ...], n_bins: int) -> None:
-    if not shape or shape[-1] != n_bins:
-        hint = ""
-        if n_bins in shape[:-1]:
-            axis = shape.index(n_bins)
-            hint = f"; the axis of {n_bins} entries is axis {axis}: move it last"
+def check_axis(keyword: str, axis: object, n_axes: int) -> int:
+    """Return an axis of an array as a number < 0."""
+    if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
+        raise TypeError(f"{keyword}: expected an integer, got {_kind(axis)}")
+    number = int(axis)
+    if n_axes and not -n_axes <= number < n_axes:
         raise ValueError(
-            f"{name}: the last axis must hold the {n_bins} bins of the ground space, "
-            f"got an array of shape {shape}{hint}"
+            f"{keyword}: expected an axis of x, from {-n_axes} to {n_axes - 1}, got {number}"
         )
+    return number if number < 0 else number - n_axes
+
+
+def check_bins_axis(
+    name: str, shape: tuple[int, ...], n_bins: int, axis: int | None = None, keyword: str = ""
+) -> None:
+    """Raise unless an axis (< 0) holds the bins; None if the caller has no such argument."""
+    at = -1 if axis is None else axis
+    if len(shape) >= -at and shape[at] == n_bins:
+        return
+    hint, place = "", "the last axis" if at == -1 else f"axis {at}"
+    if n_bins in shape:
+        found = shape.index(n_bins)
+        mend = f"pass {keyword}={found}" if name == "x" else f"move it to axis {at}"
+        mend = "move it last" if axis is None else mend
+        hint = f"; the axis of {n_bins} entries is axis {found}: {mend}"
+    raise ValueError(
+        f"{name}: {place} must hold the {n_bins} bins of the ground space, "
+        f"got an array of shape {shape}{hint}"
+    )
 
 
 def do_not_broadcast(shapes: Mapping[str, tuple[int, ...]]) -> NoReturn:

@@ -57,29 +57,43 @@ def check_target(dtype: np.dtype[Any]) -> None:
         )
 
 
-def check_target_shape(shape: tuple[int, ...], x_shape: tuple[int, ...], labelled: bool) -> None:
-    """Raise unless a target broadcasts to the rows of `x`, and its type fits its shape."""
-    rows, n_bins = x_shape[:-1], x_shape[-1]
+def check_target_shape(
+    shape: tuple[int, ...], x_shape: tuple[int, ...], labelled: bool, axis: int = -1,
+    keyword: str = "axis",
+) -> None:  # fmt: skip
+    """Raise unless a target broadcasts to the rows of `x`, and its type fits its shape.
+
+    `axis` (< 0) holds the bins in both shapes, unless the target is labels.
+    """
+    rows, n_bins = without_axis(x_shape, axis), x_shape[axis]
+    has_bins = len(shape) >= -axis and shape[axis] == n_bins
     if not labelled:
-        _check_float_labels(shape, x_shape)
-        check_bins_axis("target", shape, n_bins)
+        if not has_bins or shape == rows:
+            _check_float_labels(shape, x_shape, rows, has_bins)
+        check_bins_axis("target", shape, n_bins, axis, keyword)
     elif shape == x_shape and n_bins != 1:
         raise ValueError(
             f"target: integers are labels, one per row of x, got the shape of x, {shape}; "
             "expected histograms as floating point numbers, for example target.astype(float)"
         )
-    target_rows = shape if labelled else shape[:-1]
+    target_rows = shape if labelled else without_axis(shape, axis)
     if target_rows != rows and not broadcasts(target_rows, rows):
         _does_not_fit(shape, x_shape, labelled)
 
 
-def _check_float_labels(shape: tuple[int, ...], x_shape: tuple[int, ...]) -> None:
+def without_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """Return a shape without one axis (< 0)."""
+    return (*shape[:axis], *shape[len(shape) + axis + 1 :])
+
+
+def _check_float_labels(
+    shape: tuple[int, ...], x_shape: tuple[int, ...], rows: tuple[int, ...], has_bins: bool
+) -> None:
     """Raise if a floating point target has the shape of labels."""
-    rows, n_bins = x_shape[:-1], x_shape[-1]
-    labels = [shape, shape[:-1]] if shape[-1:] == (1,) and n_bins != 1 else [shape]
-    if shape != rows and (shape[-1:] == (n_bins,) or not any(broadcasts(x, rows) for x in labels)):
+    labels = [shape, shape[:-1]] if shape[-1:] == (1,) else [shape]
+    if not any(broadcasts(x, rows) for x in labels):
         return
-    one = "; histograms for several rows are target[None]" if shape[-1:] == (n_bins,) else ""
+    one = "; histograms for several rows are target[None]" if has_bins else ""
     raise ValueError(
         f"target: floating point numbers of shape {shape}, which is that of labels of x "
         f"{x_shape}; labels must be integers, for example target.astype(int){one}"

@@ -216,11 +216,11 @@ def _map(function, result):
 
 def emd_loss_hvp(
     x, target, v, space, rho=2, *, normalize="softmax", cross_entropy=0.0,
-    sample_weight=None, ignore_index=None, reduction="mean",
+    sample_weight=None, ignore_index=None, reduction="mean", axis=-1,
 ):  # fmt: skip
     """Return the Hessian of the loss times v, which only the frameworks offer."""
     loss = Loss.checked(rho, normalize, cross_entropy)
-    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index, v=v)
+    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index, axis=axis, v=v)
     _, product = run_loss("loss_product", space.layout("levels"), batch, reduction)
     return batch.backend.wrap(product)
 

@@ -183,7 +183,7 @@ _NUMBERS = (types.float64,) * 4  # the first four of `Numbers`
 def _signature(operation, dtype):
     """Return the signature of a kernel."""
     real = types.float64
-    rows, out = _array(dtype, 3, "A", readonly=True), _array(dtype, 3)
+    rows, out = _array(dtype, 3, "A", readonly=True), _array(dtype, 3, "A")
     if operation == "hessian":
         arguments = _EDGES, _BIN_ORDER, _array(np.float64, 2), out, real
     elif operation in LOSSES:
@@ -193,7 +193,7 @@ def _signature(operation, dtype):
         arguments = *start, numbers, out, types.intp, real, real
     else:
         if OPERATIONS[operation].output == "edges":
-            out = _array(np.float64, 3)
+            out = _array(np.float64, 3, "A")
         start = _EDGES, rows, rows, rows, *_NUMBERS
         arguments = *start, _array(dtype, 1), out, real, real
     return types.UniTuple(types.intp, 2)(*_INTS, *arguments)

@@ -5,7 +5,8 @@ all rows of a tile in one vector of float64. So a block of `WIDTH` bins of as ma
 lanes is loaded, converted, subtracted and transposed in registers, and results are rounded once,
 when they are written. (A scalar transpose takes as long as the sweeps.) Rows are given as a table
 of their addresses, so that strides, broadcasting and the end of a batch cost nothing in the loops.
-`like` is any number of the type of the rows.
+Rows whose bins are apart in memory, as where the class axis is not the last one, are first copied,
+tile by tile. `like` is any number of the type of the rows.
 """
 
 from llvmlite import ir
@@ -403,6 +404,66 @@ def fence(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def gather_block(typingctx, source, bin_stride, rows, column, like):
+    """Copy WIDTH columns of neighbouring rows, whose bins are apart in memory, to `rows`.
+
+    `source` is the address of `column` of the first row.
+    """
+
+    def codegen(context, builder, sig, args):
+        source, step, rows, column, _ = args
+        element = context.get_data_type(sig.args[4])
+        kind, columns = ir.VectorType(element, sig.args[2].lanes.count), []
+        for _ in range(WIDTH):
+            columns.append(builder.load(pointer(builder, source, kind), align=size_of(element)))
+            source = builder.add(source, step)
+        for row, numbers in enumerate(_to_rows(builder, columns)):
+            place = _place(builder, rows, row, column, element)
+            place = builder.bitcast(place, numbers.type.as_pointer())
+            builder.store(numbers, place, align=size_of(element))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, rows, types.intp, like), codegen
+
+
+@intrinsic
+def scatter_block(typingctx, rows, column, target, bin_stride, like):
+    """Copy WIDTH columns of `rows` to neighbouring rows whose bins are apart in memory.
+
+    `target` is the address of `column` of the first one.
+    """
+
+    def codegen(context, builder, sig, args):
+        rows, column, target, step, _ = args
+        element = context.get_data_type(sig.args[4])
+        kind, numbers = ir.VectorType(element, WIDTH), []
+        for row in range(sig.args[0].lanes.count):
+            place = _place(builder, rows, row, column, element)
+            place = builder.bitcast(place, kind.as_pointer())
+            numbers.append(builder.load(place, align=size_of(element)))
+        for column in _to_columns(builder, numbers):
+            place = pointer(builder, target, column.type)
+            builder.store(column, place, align=size_of(element))
+            target = builder.add(target, step)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, types.intp, types.intp, like), codegen
+
+
+@intrinsic
+def copy_element(typingctx, source, target, like):
+    """Copy one number of the type of `like` between two addresses."""
+
+    def codegen(context, builder, sig, args):
+        element = context.get_data_type(sig.args[2])
+        value = builder.load(pointer(builder, args[0], element), align=size_of(element))
+        builder.store(value, pointer(builder, args[1], element), align=size_of(element))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, like), codegen
 
 
 @intrinsic

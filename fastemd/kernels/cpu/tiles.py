@@ -15,9 +15,12 @@ from fastemd.kernels.cpu.row_io import (
     LINE,
     WIDTH,
     copy,
+    copy_element,
     fence,
     fetch,
+    gather_block,
     lines_per_block,
+    scatter_block,
     stream_line,
 )
 from fastemd.kernels.cpu.simd import (
@@ -59,7 +62,10 @@ class Batch(NamedTuple):
     rows_per_group: int
     group_stride: int
     row_stride: int
-    row_bytes: int
+    bin_stride: int
+    n_columns: int
+    item_size: int
+    row_bytes: int  # if the bins are side by side
 
 
 class Layout(NamedTuple):
@@ -85,7 +91,7 @@ class Rows(NamedTuple):
 class Out(NamedTuple):
     """The rows of the result."""
 
-    rows: int  # table of their addresses, in the result or in `Overlap.staged`
+    rows: int  # table of their addresses, in the result or where they are staged
     n_columns: int
     like: float
 
@@ -110,7 +116,7 @@ class Overlap(NamedTuple):
     prefetch: bool
     next_pq: int  # where the rows of the next tile start
     next_v: int
-    staged: int  # the results of the last tile
+    staged: int  # the results of the last tile, which may be streamed
     staged_bytes: int
     destination: int  # holds the address where they belong, 0 if they have been written
 
@@ -148,6 +154,8 @@ def run_tiles(
         and lines_per_block(place(0), like_out) > 0
     )
     p, q, v, out = as_batch(p), as_batch(q), as_batch(v), as_batch(out)
+    scatter = is_apart(out)
+    stream = stream and not scatter
     n_rows, row_bytes = p.n_rows, out.row_bytes
     n_tiles = -(-n_rows // lanes)
     begin, end = chunk * n_tiles // n_chunks, (chunk + 1) * n_tiles // n_chunks
@@ -162,9 +170,10 @@ def run_tiles(
     other = y + (n_scratch > 2) * sweep_bytes
     u = other + (n_scratch > 3) * sweep_bytes
     staged = x + n_scratch * sweep_bytes
-    copies = staged + stream * whole_lines(lanes * row_bytes // 8)
+    copies = staged + (stream or scatter) * whole_lines(lanes * row_bytes // 8)
     copy_bytes = whole_lines(lanes * (p.row_bytes + LINE) // 8)
-    copied = lanes > 1 and (are_crowded(p) or are_crowded(q) or are_crowded(v))
+    copied = is_apart(p) or is_apart(q) or is_apart(v)
+    copied = copied or (lanes > 1 and (are_crowded(p) or are_crowded(q) or are_crowded(v)))
     zeros = copies + copied * (2 + with_v) * copy_bytes
     scratch = allocate(zeros // 8 + n_bins + 8)
     start = aligned(scratch)
@@ -209,12 +218,12 @@ def run_tiles(
             locate_next(v, first + lanes, overlap.next_v, 0)
             locate_next(v, first + lanes, overlap.next_v, 1)
         if copied:
-            copy_rows(p, rows.p, start + copies)
+            copy_rows(p, first, rows.p, start + copies, like)
             if with_q:
-                copy_rows(q, rows.q, start + copies + copy_bytes)
+                copy_rows(q, first, rows.q, start + copies + copy_bytes, like)
             if with_v:
-                copy_rows(v, rows.v, start + copies + 2 * copy_bytes)
-        if stream:
+                copy_rows(v, first, rows.v, start + copies + 2 * copy_bytes, like)
+        if stream or scatter:
             for r in range(lanes):
                 row = least(r, last - first - 1)
                 put_integer(tile.out.rows, r, overlap.staged + row * row_bytes)
@@ -229,6 +238,8 @@ def run_tiles(
             value[row] = lane(values, row - first)
         if stream:
             put_integer(overlap.destination, 0, address_of_row(out, first))
+        elif scatter:
+            scatter_rows(out, tile.out.rows, first, last, like_out)
     if stream:
         finish_streaming(tile, 0, (last - (end - 1) * lanes) * row_bytes)
         fence()
@@ -248,9 +259,10 @@ def whole_lines(n_numbers):
 @jitable
 def as_batch(array):
     n_groups, n_rows, n_columns = array.shape
-    group_stride, row_stride, _ = array.strides
-    row_bytes = n_columns * array.itemsize
-    return Batch(address(array), n_groups * n_rows, n_rows, group_stride, row_stride, row_bytes)
+    return Batch(
+        address(array), n_groups * n_rows, n_rows, *array.strides, n_columns, array.itemsize,
+        n_columns * array.itemsize,
+    )  # fmt: skip
 
 
 @jitable
@@ -272,7 +284,7 @@ def locate(batch, first, rows):
 @jitable
 def locate_next(batch, first, next_rows, index):
     """Put the address of the tile that starts at row `first`, if its rows are contiguous."""
-    if batch.row_stride == batch.row_bytes:
+    if batch.row_stride == batch.row_bytes and not is_apart(batch):
         put_integer(next_rows, index, address_of_row(batch, first))
     else:  # any valid address
         put_integer(next_rows, index, integer_at(next_rows, 1 - index))
@@ -285,12 +297,50 @@ def are_crowded(batch):
 
 
 @jitable
-def copy_rows(batch, rows, room):
-    """Copy the rows of a tile to where they do not compete."""
+def is_apart(batch):
+    """Return whether the bins of a row are not side by side."""
+    return batch.bin_stride != batch.item_size and batch.n_columns > 1
+
+
+@jitable
+def n_neighbor_blocks(batch, first, rows):
+    """Return how many blocks of bins can be copied whole, if bins are apart.
+
+    None, unless the rows of the tile that starts at `first` are neighbours in memory.
+    """
+    in_group, lanes = first % batch.rows_per_group, n_lanes(rows)
+    is_whole = in_group + lanes <= batch.rows_per_group and first + lanes <= batch.n_rows
+    if is_apart(batch) and is_whole and batch.row_stride == batch.item_size:
+        return batch.n_columns // WIDTH
+    return 0
+
+
+@jitable
+def copy_rows(batch, first, rows, room, like):
+    """Copy the rows of a tile to where they do not compete, with their bins side by side."""
+    n_blocks, source = n_neighbor_blocks(batch, first, rows), integer_at(rows, 0)
     for r in range(n_lanes(rows)):
-        copied = room + r * (batch.row_bytes + LINE)
-        copy(integer_at(rows, r), copied, batch.row_bytes)
+        copied, row = room + r * (batch.row_bytes + LINE), integer_at(rows, r)
         put_integer(rows, r, copied)
+        if is_apart(batch):
+            for k in range(n_blocks * WIDTH, batch.n_columns):
+                copy_element(row + k * batch.bin_stride, copied + k * batch.item_size, like)
+        else:
+            copy(row, copied, batch.row_bytes)
+    for k in range(0, n_blocks * WIDTH, WIDTH):
+        gather_block(source + k * batch.bin_stride, batch.bin_stride, rows, k, like)
+
+
+@jitable
+def scatter_rows(batch, rows, first, last, like):
+    """Copy the rows `first` to `last` from a table to a batch whose bins are apart."""
+    n_blocks, target = n_neighbor_blocks(batch, first, rows), address_of_row(batch, first)
+    for k in range(0, n_blocks * WIDTH, WIDTH):
+        scatter_block(rows, k, target + k * batch.bin_stride, batch.bin_stride, like)
+    for r in range(last - first):
+        row, result = address_of_row(batch, first + r), integer_at(rows, r)
+        for k in range(n_blocks * WIDTH, batch.n_columns):
+            copy_element(result + k * batch.item_size, row + k * batch.bin_stride, like)
 
 
 # ------------------------------------------------------------- memory, while a tile is computed

@@ -20,6 +20,7 @@ from numba.extending import register_jitable
 
 from fastemd.kernels.cuda.memory import (
     Rows,
+    Steps,
     int32,
     load,
     load_four,
@@ -82,6 +83,7 @@ class Inputs(NamedTuple):
     v: Any
     with_q: bool
     with_v: bool
+    steps: Steps
 
 
 class Options(NamedTuple):
@@ -104,13 +106,14 @@ class Batch(NamedTuple):
     p: Rows  # of a loss: x
     q: Rows  # of a loss: the target
     v: Rows
-    out: Any  # (G * R, columns)
+    out: Any  # (G * R, columns), unless there are `steps`
     value: Any  # (G * R,)
     scratch: Any  # (rows, numbers)
     n_groups: int
     rows_per_group: int
     n_columns: int  # of the output; 0 without one
     present: int  # sum of the following
+    steps: Any  # Steps if the bins are not side by side, else ()
 
 
 WITH_Q, WITH_V, WITH_VALUE, WITH_LABELS, WITH_ROW_WEIGHTS = 1, 2, 4, 8, 16
@@ -317,8 +320,34 @@ def label_of(present, options, number, n_bins):
     return label if 0 <= label < n_bins else n_bins
 
 
+def step_functions(apart):
+    """Make the functions for the steps of a batch, and for the pointer to a row of the output."""
+    if apart:
+
+        @device
+        def steps_of(batch):
+            return batch.steps
+
+        @device
+        def out_of(batch, number, group, i):
+            steps = batch.steps
+            return row_of(Rows(batch.out, steps.out_group, steps.out_row), group, i)
+
+    else:
+
+        @device
+        def steps_of(batch):  # constants, which the compiler removes
+            return Steps(int32(1), int32(1), int32(1), int32(1), 0, 0)
+
+        @device
+        def out_of(batch, number, group, i):
+            return row_at(batch.out, number, batch.n_columns)
+
+    return steps_of, out_of
+
+
 @view
-def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memory):
+def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memory, steps, out):
     """Return the row of this number, which is row `i` of a group."""
     p, q, v = row_of(batch.p, group, i), row_of(batch.q, group, i), row_of(batch.v, group, i)
     row_weight = options.row_weight
@@ -331,8 +360,8 @@ def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memor
             scratch_at(memory, layout, n_scratch, 0), scratch_at(memory, layout, n_scratch, 1),
             scratch_at(memory, layout, n_scratch, 2), scratch_at(memory, layout, n_scratch, 3),
         ),
-        Inputs(p, q, v, batch.present & WITH_Q != 0, batch.present & WITH_V != 0),
-        row_at(batch.out, number, batch.n_columns),
+        Inputs(p, q, v, batch.present & WITH_Q != 0, batch.present & WITH_V != 0, steps),
+        out,
         batch.n_columns,
         numbers,
         options,
@@ -344,12 +373,13 @@ def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memor
 # ---------------------------------------------------------------------------------------- kernels
 
 
-def row_kernel(sweep, n_scratch, n_threads, in_shared):
+def row_kernel(sweep, n_scratch, n_threads, in_shared, apart):
     """Return the kernel that calls ``sweep(row)`` for every row.
 
     The first invalid row goes to ``errors[0]``. The memory of a row is shared, or a row of
-    `Batch.scratch`.
+    `Batch.scratch`. The bins of a row are side by side, unless `apart`.
     """
+    steps_of, out_of = step_functions(apart)
 
     def run(tables, batch, numbers, options, errors):
         shared = cuda.shared.array(0, float64)
@@ -373,7 +403,10 @@ def row_kernel(sweep, n_scratch, n_threads, in_shared):
             if batch.n_groups > 1:
                 group = quotient(number, batch.rows_per_group)
             i = int32(number - group * batch.rows_per_group)
-            row = open_row(layout, batch, numbers, options, number, group, i, n_scratch, memory)
+            row = open_row(
+                layout, batch, numbers, options, number, group, i, n_scratch, memory,
+                steps_of(batch), out_of(batch, number, group, i),
+            )  # fmt: skip
             valid, result = sweep(row)
             if not valid:
                 report_row(errors, 0, number)

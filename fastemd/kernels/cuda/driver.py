@@ -17,8 +17,9 @@ import numpy as np
 from numba import from_dtype, types
 
 from fastemd.kernels.cuda import block, hessian, losses, sweeps
-from fastemd.kernels.cuda.memory import Rows
+from fastemd.kernels.cuda.memory import Rows, Steps
 from fastemd.kernels.cuda.numba_cuda import (
+    SIMULATED,
     argument,
     compiled,
     configure,
@@ -50,6 +51,7 @@ _type_of = types.BaseTuple.from_types
 _int32, _pointer = types.int32, types.CPointer
 _layout = _type_of((_ints, _floats), block.Tables)
 _tables = _type_of((_ints, _floats, _ints, _ints, _ints), hessian.Tables)
+_steps = _type_of((_int32, _int32, _int32, _int32, _int, _int), Steps)
 _numbers = _type_of([_float] * len(Numbers._fields), Numbers)
 _options = _type_of(
     (_float, _int, _float, _pointer(types.int64), _pointer(_float), _float), block.Options
@@ -83,6 +85,19 @@ def rows_at(array: Any) -> Rows:
     """Return an array (G, R, columns) as kernels take it."""
     group_stride, row_stride, _ = array.strides
     return Rows(start_of(array), group_stride, row_stride)
+
+
+def steps_of(*arrays: Any) -> Steps | tuple[()]:
+    """Return the steps of p, q, v and the output, or () if all their bins are side by side."""
+    steps = [array.strides[2] // array.dtype.itemsize if array.size else 1 for array in arrays]
+    if all(step == 1 or array.shape[2] <= 1 for step, array in zip(steps, arrays, strict=True)):
+        return ()
+    reach = max(abs(step) * x.shape[2] for step, x in zip(steps, arrays, strict=True))
+    if min(steps) < 0 or reach >= 1 << 31:
+        raise ValueError("the bins are too far apart for a CUDA kernel; make them the last axis")
+    if SIMULATED:  # a row is a view, which knows its stride
+        steps = [1] * len(steps)
+    return Steps(*steps, *arrays[-1].strides[:2])
 
 
 def launch(
@@ -185,14 +200,15 @@ def _launch(
         + block.WITH_ROW_WEIGHTS * (options.row_weights.size > 0)
     )  # fmt: skip
     p, q, v = map(rows_at, rows)
+    steps = steps_of(*rows, out)
     batch = block.Batch(
         p, q, v, start_of(out), start_of(value), start_of(scratch), n_groups, rows_per_group,
-        out.shape[2] if out.size else 0, present,
+        out.shape[2] if out.size else 0, present, steps,
     )  # fmt: skip
     options = options._replace(
         labels=start_of(options.labels), row_weights=start_of(options.row_weights)
     )
-    kind = layout.is_chain, rows[0].dtype.char, out_char, n_threads, in_shared
+    kind = layout.is_chain, rows[0].dtype.char, out_char, n_threads, in_shared, steps != ()
     threads, shared_bytes = (n_threads, rows_per_block), 8 * in_shared * rows_per_block * size
     launch = configure(
         _row_kernel(operation, name, *kind), index, n_blocks, threads, stream, shared_bytes
@@ -243,7 +259,9 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
             n_edges, out = layout.cuda.n_edges, "d" if operation == "curvature" else char
             for n_threads in dict.fromkeys(block_of(n_edges, rows)[0] for rows in (0, FEW_WARPS)):
                 _, in_shared = _scratch_of(operation, n_edges, n_threads)
-                _row_kernel(operation, name, layout.is_chain, char, out, n_threads, in_shared)
+                _row_kernel(
+                    operation, name, layout.is_chain, char, out, n_threads, in_shared, False
+                )
             _uploaded(layout, index, _sweep_tables)
         for function, kind in kernels:
             _team_kernel(function, kind, "d")
@@ -252,19 +270,23 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
 @functools.cache
 def _row_kernel(
     operation: str, cost: str, is_chain: bool, char: str, out_char: str, n_threads: int,
-    in_shared: bool,
+    in_shared: bool, apart: bool,
 ) -> Any:  # fmt: skip
-    """Return the kernel for types of arrays, threads per row, and the place of the scratch."""
+    """Return the kernel for types of arrays, threads per row, and the place of the scratch.
+
+    The bins of a row are side by side in the user's arrays, unless `apart`.
+    """
     row, real = OPERATIONS[operation], from_dtype(np.dtype(char))
     make_sweep, value = sweeps.histogram_sweep, real
     if row.start == "loss":
         make_sweep, value = losses.LOSSES[operation][0], _float
     sweep = make_sweep(row, COSTS[cost], is_chain, block.team_functions(n_threads))
-    kernel = block.row_kernel(sweep, _n_scratch(operation), n_threads, in_shared)
+    kernel = block.row_kernel(sweep, _n_scratch(operation), n_threads, in_shared, apart)
     kernel.__qualname__ = f"{operation}_{cost}_{'chain' if is_chain else 'tree'}"  # for profilers
     inputs = _type_of((_pointer(real), _int, _int), Rows)
     memory = map(_pointer, (from_dtype(np.dtype(out_char)), value, _float))
-    batch = inputs, inputs, inputs, *memory, *([_int32] * 4)
+    steps = _steps if apart else types.Tuple(())
+    batch = inputs, inputs, inputs, *memory, *([_int32] * 4), steps
     signature = _layout, _type_of(batch, block.Batch), _numbers, _options, _labels
     return compiled(kernel, signature)
 

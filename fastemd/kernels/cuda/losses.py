@@ -19,7 +19,7 @@ from fastemd.kernels.cuda.block import (
     report_row,
     sums,
 )
-from fastemd.kernels.cuda.memory import load, store
+from fastemd.kernels.cuda.memory import int32, load, store
 from fastemd.kernels.cuda.numba_cuda import device
 from fastemd.kernels.cuda.sweeps import sweeps
 from fastemd.kernels.operations import L1, NONE, SOFTMAX, Jacobian, jacobian
@@ -44,12 +44,20 @@ class Prediction(NamedTuple):
 
 @device
 def x_at(row, k):
-    return np.float64(load(row.inputs.p, k)) if row.row_weight != 0.0 else 0.0
+    return (
+        np.float64(load(row.inputs.p, int32(k * row.inputs.steps.p)))
+        if row.row_weight != 0.0
+        else 0.0
+    )
 
 
 @device
 def v_at(row, k):
-    return np.float64(load(row.inputs.v, k)) if row.row_weight != 0.0 else 0.0
+    return (
+        np.float64(load(row.inputs.v, int32(k * row.inputs.steps.v)))
+        if row.row_weight != 0.0
+        else 0.0
+    )
 
 
 @device
@@ -57,8 +65,14 @@ def target_at(row, k):
     if row.row_weight == 0.0:
         return 0.0
     if row.label < 0:
-        return np.float64(load(row.inputs.q, k))
+        return np.float64(load(row.inputs.q, int32(k * row.inputs.steps.q)))
     return 1.0 if k == row.label else 0.0
+
+
+@device
+def write(row, k, derivative):
+    """Write the derivative of a bin."""
+    store(row.out, int32(k * row.inputs.steps.out), derivative)
 
 
 @device
@@ -207,7 +221,7 @@ def gradient_sweep(operation, cost, is_chain, team):
             else:
                 q = max(target_at(row, k), 0.0)
                 grad = row.row_weight * (a * (slope + prediction.entropy) - c * q)
-            store(row.out, k, grad)
+            write(row, k, grad)
         return prediction.valid, row.row_weight * value
 
     return sweep
@@ -239,7 +253,7 @@ def diagonal_sweep(operation, cost, is_chain, team):
             a, slope = a_at(row, prediction, k), sum_of_bin(row, x, k) - mean
             second = sum_of_bin(row, other, k) + grand_mean - 2.0 * jac.depends * slope - entropy
             change = a * (a * second) + load(row.scratch.y, k) * jac.a_y * (slope + entropy)
-            store(row.out, k, row.row_weight * change)
+            write(row, k, row.row_weight * change)
         return prediction.valid, 0.0
 
     return sweep
@@ -274,7 +288,7 @@ def product_sweep(operation, cost, is_chain, team):
             a = a_at(row, prediction, k)
             slope = sum_of_bin(row, x, k) - mean + prediction.entropy
             change = sum_of_bin(row, other, k) - mean_of_product - jac.a_1 * sum_of_v * slope
-            store(row.out, k, row.row_weight * (a * change + softmax * load(u, k) * slope))
+            write(row, k, row.row_weight * (a * change + softmax * load(u, k) * slope))
         return prediction.valid, 0.0
 
     return sweep

@@ -22,6 +22,17 @@ class Rows(NamedTuple):
     row_stride: int
 
 
+class Steps(NamedTuple):
+    """From a bin to the next one, in numbers, and from an output to the next one, in bytes."""
+
+    p: int
+    q: int
+    v: int
+    out: int
+    out_group: int
+    out_row: int
+
+
 if SIMULATED:
 
     def int32(number):
