@@ -21,10 +21,12 @@ from types import SimpleNamespace
 
 CC = (9, 0)
 REGISTERS, SHARED, WARPS = 65536, 227 * 1024, 64  # of a multiprocessor
-# Threads per row, whether their scratch is shared, and whether the bins are apart in memory.
+# Threads per row; whether their scratch is shared; whether the bins are apart in memory; whether a
+# loss has options for which there is a kernel of its own.
 KINDS = (
-    (32, True, False), (32, False, False), (8, True, False), (128, True, False),
-    (128, False, False), (32, True, True),
+    (32, True, False, False), (32, False, False, False), (8, True, False, False),
+    (128, True, False, False), (128, False, False, False), (32, True, True, False),
+    (32, True, False, True), (128, False, True, True),
 )  # fmt: skip
 
 # Most instructions and registers of a thread: a tenth more than those of the largest variant.
@@ -32,7 +34,7 @@ LIMITS = {
     "gradient": (2420, 137), "hessian_diag": (1980, 127), "hvp": (2560, 148),
     "constant_hvp": (1750, 101), "curvature": (1980, 138), "flow": (1270, 106),
     "embed": (1330, 106), "loss": (3770, 180), "loss_diagonal": (3240, 163),
-    "loss_product": (4110, 165), "": (1760, 71),
+    "loss_product": (4110, 165), "extended loss": (4820, 196), "": (1760, 71),
 }  # fmt: skip
 
 
@@ -85,9 +87,10 @@ def _kernels(driver, space, char):
         out = "d" if operation == "curvature" else char
         # Other teams and other memory differ in a few functions, which all kernels share.
         for kind in KINDS if operation in ("gradient", "loss") and cost == "2" else KINDS[:1]:
-            if kind[2] and operation != "loss":
-                continue  # only losses have an axis
-            memory = ("shared" if kind[1] else "global") + kind[2] * ", bins apart"
+            if any(kind[2:]) and operation != "loss":
+                continue
+            memory = "shared" if kind[1] else "global"
+            memory += kind[2] * ", bins apart" + kind[3] * ", extended"
             name = f"{operation}_{cost}_{space}_{char}, {kind[0]}, {memory}"
             arguments = operation, cost, space == "chain", char, out, *kind
             yield name, operation, kind, lambda a=arguments: driver._row_kernel(*a)
@@ -106,7 +109,7 @@ def _report(name, operation, kind, compiled, ptxas):
         f"{name}: {instructions}, {registers}, {local}, {warps}, {widths}, {seconds:.1f}",
         flush=True,
     )
-    most = LIMITS.get(operation, LIMITS[""])
+    most = LIMITS.get("extended loss" if kind and kind[3] else operation, LIMITS[""])
     return [name] if local or instructions > most[0] or registers > most[1] else []
 
 
@@ -147,7 +150,7 @@ def _warps(operation, kind, registers):
     from fastemd.kernels.cuda import block, driver
 
     n_edges = fastemd.datasets.imagenet_tree().layout("levels").cuda.n_edges
-    n_threads, in_shared, _ = kind
+    n_threads, in_shared, *_ = kind
     row_bytes = 8 * block.scratch_per_row(driver._n_scratch(operation), n_edges, n_threads)
     rows = driver.THREADS_PER_BLOCK // n_threads
     rows = min(rows, driver.SHARED_BYTES // row_bytes) if in_shared else rows

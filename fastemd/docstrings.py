@@ -44,12 +44,22 @@ _SHARED = {
         sample_weight : array_like, (...), optional
             Weight of every row, >= 0; broadcasts to the rows. A row of weight 0 is not read: its
             loss and gradient are 0, even if it contains NaN.
+        class_weight : array_like, (N,), optional
+            Weight of every class, >= 0. A row's EMD is multiplied by the weight of its label, or by
+            ``<class_weight, target>``; its cross entropy is that of the target
+            ``class_weight * target``, as in `torch.nn.CrossEntropyLoss`.
+        label_smoothing : float
+            From 0 to 1: the share of every target that is spread evenly over all N bins.
+        root : bool
+            Whether to take the `rho`-th root of every row's EMD, before the cross entropy is added
+            and the rows are reduced. The root's gradient is 0 where the EMD is 0.
         ignore_index : int, optional
             Rows with this label are ignored, like rows of weight 0. A number outside the range of
             the labels' type ignores no rows.
         reduction : {"mean", "sum", "none"}
             The mean is the weighted sum divided by the sum of the weights of the rows that are
-            not ignored. It is 0 if that sum is 0.
+            not ignored, each times the `class_weight` of the row's label (not of histograms, as in
+            torch). It is 0 if that sum is 0.
         axis : int
             The axis of `x` that holds the bins: 1 for images of shape (B, N, H, W), whose labels
             are (B, H, W). Histograms as targets have it at the same place, counted from the end.

@@ -16,6 +16,8 @@ from fastemd.layout import EdgeLayout
 from fastemd.spaces import GroundSpace
 
 Array = NDArray[Any]
+_FLOAT64 = np.dtype(np.float64)
+NO_LABEL = np.iinfo(np.int64).min  # no label is equal to it
 TINY = np.finfo(np.float64).tiny
 
 
@@ -29,6 +31,9 @@ def emd_loss(
     normalize: str | None = "softmax",
     cross_entropy: float = 0.0,
     sample_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    root: bool = False,
     ignore_index: int | None = None,
     reduction: str = "mean",
     axis: int = -1,
@@ -67,8 +72,8 @@ def emd_loss(
     array([[-0.079941,  0.052516,  0.027425],
            [ 0.148148,  0.037037, -0.185185]])
     """
-    loss = Loss.checked(rho, normalize, cross_entropy)
-    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index, axis=axis)
+    loss = Loss.checked(rho, normalize, cross_entropy, label_smoothing, root, axis)
+    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index, class_weight)
     value, grad = run_loss("loss", space.layout("levels"), batch, reduction)
     return batch.backend.wrap(value), batch.backend.wrap(grad)
 
@@ -83,6 +88,9 @@ def emd_loss_hessian_diag(
     normalize: str | None = "softmax",
     cross_entropy: float = 0.0,
     sample_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    root: bool = False,
     ignore_index: int | None = None,
     reduction: str = "mean",
     axis: int = -1,
@@ -115,8 +123,8 @@ def emd_loss_hessian_diag(
     >>> fastemd.emd_loss_hessian_diag([[0.0, 0.0, 0.0]], [2], fastemd.Chain(3)).round(6)
     array([[0.222222, 0.074074, 0.      ]])
     """
-    loss = Loss.checked(rho, normalize, cross_entropy)
-    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index, axis=axis)
+    loss = Loss.checked(rho, normalize, cross_entropy, label_smoothing, root, axis)
+    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index, class_weight)
     _, diagonal = run_loss("loss_diagonal", space.layout("levels"), batch, reduction)
     return batch.backend.wrap(diagonal)
 
@@ -125,15 +133,23 @@ class Loss(NamedTuple):
     """The validated options of a loss."""
 
     cost: Cost
-    normalize: str | None
-    cross_entropy: float
+    normalize: str | None = "softmax"
+    cross_entropy: float = 0.0
+    label_smoothing: float = 0.0
+    root: bool = False
+    axis: int = -1  # of the bins in the user's arrays and in the results
 
     @classmethod
-    def checked(cls, rho: object, normalize: Any, cross_entropy: object) -> "Loss":
-        """Return the options, or raise."""
+    def checked(
+        cls, rho: object, normalize: Any = "softmax", cross_entropy: object = 0.0,
+        label_smoothing: object = 0.0, root: object = False, axis: Any = -1,
+    ) -> "Loss":  # fmt: skip
+        """Return the options, or raise; the axis is checked when there is an array."""
         validation.check_normalize(normalize)
         added = validation.check_cross_entropy(cross_entropy, normalize)
-        return cls(edge_cost(rho), normalize, added)
+        smoothing = validation.check_label_smoothing(label_smoothing)
+        validation.check_flag("root", root)
+        return cls(edge_cost(rho), normalize, added, smoothing, bool(root), axis)
 
 
 class LossBatch(Batch):
@@ -143,28 +159,29 @@ class LossBatch(Batch):
     """
 
     loss: Loss
-    axis: int = -1  # of the bins in the user's arrays and in the results
     labels: Any = None  # (...,) of integers, if the targets are no histograms
     sample_weight: Any = None  # (...,)
+    class_weight: Any = None  # (N,)
     ignore_index: int | None = None
 
 
 def resolve_loss(
     space: GroundSpace | EdgeLayout, loss: Loss, x: Any, target: Any, sample_weight: Any = None,
-    ignore_index: int | None = None, *, axis: int = -1, v: Any = None,
+    ignore_index: int | None = None, class_weight: Any = None, *, v: Any = None,
     tolerance: float | None = None,
 ) -> LossBatch:  # fmt: skip
     """Return the batch of a loss.
 
-    `axis` holds the bins in `x`, and, counted from the end, in histograms and `v`. `v` are vectors,
-    for "loss_product". `tolerance` is for masses that should be 1, by default that of their types.
+    `v` are vectors, for "loss_product". `tolerance` is for masses that should be 1, by default that
+    of their types. Of the batch's loss, `axis` is counted from the end.
     """
     if not isinstance(space, (GroundSpace, EdgeLayout)):
         validation.not_a_space(space)
-    arrays = {"x": x, "target": target, "v": v, "sample_weight": sample_weight}
+    arrays = {"x": x, "target": target, "v": v}
+    arrays |= {"sample_weight": sample_weight, "class_weight": class_weight}
     backend = backends.backend_of({k: a for k, a in arrays.items() if a is not None})
     x_view = views.as_array("x", x)
-    axis = validation.check_axis("axis", axis, len(x_view.shape))
+    axis = validation.check_axis("axis", loss.axis, len(x_view.shape))
     inputs = {"x": views.over_bins("x", x, x_view, space, axis)}
     labels = views.as_array("target", target)
     validation.check_target(labels.dtype)
@@ -183,11 +200,18 @@ def resolve_loss(
         tolerance = validation.mass_tolerance(*chars)
     dtype = result_type(inputs.values())
     batch = LossBatch(backend, inputs, shape, dtype, tolerance)
-    batch.loss, batch.ignore_index, batch.axis = loss, ignore_index, axis
+    batch.loss, batch.ignore_index = loss._replace(axis=axis), ignore_index
     batch.labels = labels if labelled else None
     if sample_weight is not None:
         batch.sample_weight = weights = views.as_array("sample_weight", sample_weight)
         validation.check_broadcast("sample_weight", weights.shape, "x", shape)
+    if class_weight is not None:
+        weights = views.as_array("class_weight", class_weight)
+        validation.check_class_weight_shape(weights.shape, space.n_bins)
+        if isinstance(backend, CudaBackend):
+            batch.class_weight = backend.cast(weights, _FLOAT64)
+        else:
+            batch.class_weight = validation.check_class_weights(weights)
     return batch
 
 
@@ -207,13 +231,14 @@ def run_loss(
     """
     validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
     if out is None:
-        shape = axis_at((*batch.shape, layout.n_bins), batch.axis)
+        shape = axis_at((*batch.shape, layout.n_bins), batch.loss.axis)
         out = batch.backend.empty(shape, batch.dtype)
     if isinstance(batch.backend, CudaBackend):
         return _run_on_cuda(operation, layout, batch, reduction, out), out
     multipliers, weights = row_weights(
-        batch.shape, batch.labels, batch.sample_weight, batch.ignore_index, reduction
-    )
+        batch.shape, batch.labels, batch.sample_weight, batch.ignore_index, reduction,
+        batch.class_weight,
+    )  # fmt: skip
     values = np.zeros(batch.n_rows)
     if batch.n_rows:
         labels = np.empty(0, np.int64)
@@ -225,7 +250,7 @@ def run_loss(
         x, target, v, rows_out = _rows(batch, out)
         invalid = cpu.run_loss(
             operation, layout, (x, target, v), labels.reshape(-1), multipliers, batch.loss.cost,
-            values, rows_out, batch.loss.normalize, batch.loss.cross_entropy,
+            values, rows_out, batch.class_weight, *batch.loss[1:5],
             batch.tolerance,
         )  # fmt: skip
         if invalid < batch.n_rows:
@@ -236,6 +261,7 @@ def run_loss(
                 invalid,
                 batch.loss.normalize,
                 batch.loss.cross_entropy,
+                batch.loss.label_smoothing,
                 batch.tolerance,
             )
     with np.errstate(all="ignore"):  # results beyond the type are infinite
@@ -251,11 +277,11 @@ def _rows(batch: LossBatch, out: Any) -> tuple[Any, Any, Any, Any]:
 
     Those that are missing are without elements.
     """
-    if batch.axis == -1:
+    if batch.loss.axis == -1:
         arrays = batch.rows()
         rows_out = out.reshape(*arrays[0].shape)
     else:
-        moved = views.bins_last(out, batch.axis)
+        moved = views.bins_last(out, batch.loss.axis)
         inputs = batch.inputs.values()
         *arrays, rows_out = views.as_rows(inputs, batch.shape, batch.dtype, batch.backend, moved)
     rows = dict(zip(batch.inputs, arrays, strict=True))
@@ -265,12 +291,18 @@ def _rows(batch: LossBatch, out: Any) -> tuple[Any, Any, Any, Any]:
 
 def row_weights(
     shape: tuple[int, ...], labels: Any, sample_weight: Any, ignore_index: int | None,
-    reduction: str,
+    reduction: str, class_weight: Array | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Return what multiplies every row's derivatives, and the weights before the reduction."""
+    """Return what multiplies every row's derivatives, and the weights before the reduction.
+
+    The mean divides by the sum of the weights, times those of the classes if there are labels.
+    """
     n_rows, weighted = math.prod(shape), sample_weight is not None
     weights = np.ones(n_rows)
-    if not weighted and ignore_index is None:  # the rest gives the same, in 7 us
+    by_class = None if labels is None else class_weight
+    if (
+        not weighted and ignore_index is None and by_class is None
+    ):  # the rest gives the same, in 7 us
         mean = reduction == "mean" and n_rows
         return np.full(n_rows, 1.0 / n_rows) if mean else weights, weights
     with np.errstate(all="ignore"):
@@ -284,7 +316,11 @@ def row_weights(
             return weights, weights
         if weighted:  # the sum of the weights might overflow
             weights = _divided(weights, weights.max(initial=0.0) or 1.0)
-        total = weights.sum()
+        counted = weights
+        if by_class is not None:
+            of_labels = np.take(by_class, labels, mode="clip")
+            counted = weights * np.broadcast_to(of_labels, shape).ravel()
+        total = counted.sum()
         if total == 0.0:
             return weights, weights
         return _divided(weights, total) if weighted else weights / total, weights
@@ -303,22 +339,25 @@ def _run_on_cuda(
     launch = batch.launch = Launch(backend)
     driver, place = launch.driver, (launch.index, launch.stream)
     labels, weights, mean = np.empty(0, np.int64), np.empty(0), reduction == "mean"
+    class_weights = np.empty(0) if batch.class_weight is None else batch.class_weight
     values = backend.empty(batch.shape, np.dtype(np.float64))
     if batch.n_rows:
-        ignored_labels, ignored = labels, None
+        counted_labels, ignored, by_class = labels, None, np.empty(0)
         if batch.labels is not None:
             ignored = _as_int64(batch.ignore_index, batch.labels.dtype)
             labels = backend.cast(batch.labels, np.dtype(np.int64))
             labels = backend.spread(labels, batch.shape).reshape(-1)
-            ignored_labels = labels if ignored is not None else ignored_labels
+            by_class = class_weights if mean else by_class
+            counted_labels = counted_labels if ignored is None and not by_class.size else labels
         if batch.sample_weight is not None:
             weights = backend.cast(batch.sample_weight, np.dtype(np.float64))
             weights = backend.spread(weights, batch.shape).reshape(-1)
         row_weights, row_weight = np.empty(0), 1.0
-        if weights.size or ignored_labels.size:
+        if weights.size or counted_labels.size:
             row_weights = launch.scratch(batch.n_rows)
+            ignored = NO_LABEL if ignored is None else ignored
             driver.find_row_weights(
-                weights, ignored_labels, ignored or 0, mean, row_weights, launch.errors,
+                weights, counted_labels, ignored, by_class, mean, row_weights, launch.errors,
                 launch.scratch, *place,
             )  # fmt: skip
         elif mean:
@@ -326,8 +365,8 @@ def _run_on_cuda(
         x, target, v, rows_out = _rows(batch, out)
         driver.launch_loss(
             operation, layout, (x, target, v), labels, row_weights, row_weight, batch.loss.cost,
-            values.reshape(-1), rows_out, batch.loss.normalize,
-            batch.loss.cross_entropy, batch.tolerance, launch.errors, launch.scratch, *place,
+            values.reshape(-1), rows_out, class_weights, *batch.loss[1:5], batch.tolerance,
+            launch.errors, launch.scratch, *place,
         )  # fmt: skip
     if reduction != "none":
         total = backend.empty((), batch.dtype)

@@ -405,6 +405,11 @@ def check_amount(name: str, value: object, *, zero: bool) -> float:
     return amount
 
 
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {_kind(value)}")
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     listed = ", ".join(map(repr, choices))
     if not isinstance(value, str):

@@ -33,6 +33,29 @@ def check_cross_entropy(value: object, normalize: str | None = "softmax") -> flo
     return amount
 
 
+def check_label_smoothing(value: object) -> float:
+    """Return a number from 0 to 1."""
+    amount = check_amount("label_smoothing", value, zero=True)
+    if amount > 1.0:
+        raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {amount:g}")
+    return amount
+
+
+def check_class_weight_shape(shape: tuple[int, ...], n_bins: int) -> None:
+    if shape != (n_bins,):
+        raise ValueError(
+            f"class_weight: expected one number for each of the {n_bins} bins of the ground space, "
+            f"got an array of shape {shape}"
+        )
+
+
+def check_class_weights(weights: Array) -> Array:
+    """Return the weights of the classes as float64, or raise."""
+    for k in np.flatnonzero(~((weights >= 0) & (weights < np.inf)))[:1]:
+        raise ValueError(f"class_weight: {weights[k]} at bin {k}; weights must be finite and >= 0")
+    return np.ascontiguousarray(weights, np.float64)
+
+
 def check_normalize(value: object) -> None:
     if value is not None and not (isinstance(value, str) and value in ("softmax", "l1")):
         raise ValueError(f"normalize: expected 'softmax', 'l1' or None, got {value!r:.60}")
@@ -200,6 +223,7 @@ def raise_invalid_loss_row(
     row: int,
     normalize: str | None,
     cross_entropy: float,
+    label_smoothing: float,
     tolerance: float,
 ) -> NoReturn:
     """Raise for a row that the kernel of a loss found invalid; see `raise_invalid_row`."""
@@ -239,10 +263,13 @@ def raise_invalid_loss_row(
         if not abs(mass - 1.0) <= tolerance:
             _not_one("target", row_name, mass, tolerance)
     if cross_entropy:
-        for k in np.flatnonzero((q > 0.0) & (x == -np.inf)):
+        mend = "set sample_weight to 0 to ignore the row"
+        if label_smoothing:
+            mend = "a smoothed target has mass at all bins; set label_smoothing to 0"
+        for k in np.flatnonzero(((q > 0.0) | (label_smoothing > 0.0)) & (x == -np.inf)):
             raise ValueError(
                 f"target{row_name} has mass at bin {k}, which x excludes by {x[k]}: the cross "
-                "entropy is infinite; set sample_weight to 0 to ignore the row"
+                f"entropy is infinite; {mend}"
             )
     if "v" in rows:
         _check_vector("v", row_name, rows["v"])

@@ -179,7 +179,7 @@ def on_host(value):
 def through(function):
     """Return the function for NumPy arrays that computes on the device."""
     signature = inspect.signature(function)
-    arrays = ("p", "q", "v", "cost", "x", "target", "sample_weight")
+    arrays = ("p", "q", "v", "cost", "x", "target", "sample_weight", "class_weight")
 
     @functools.wraps(function)
     def call(*args, **keywords):
@@ -216,11 +216,12 @@ def _map(function, result):
 
 def emd_loss_hvp(
     x, target, v, space, rho=2, *, normalize="softmax", cross_entropy=0.0,
-    sample_weight=None, ignore_index=None, reduction="mean", axis=-1,
+    sample_weight=None, class_weight=None, label_smoothing=0.0, root=False, ignore_index=None,
+    reduction="mean", axis=-1,
 ):  # fmt: skip
     """Return the Hessian of the loss times v, which only the frameworks offer."""
-    loss = Loss.checked(rho, normalize, cross_entropy)
-    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index, axis=axis, v=v)
+    loss = Loss.checked(rho, normalize, cross_entropy, label_smoothing, root, axis)
+    batch = resolve_loss(space, loss, x, target, sample_weight, ignore_index, class_weight, v=v)
     _, product = run_loss("loss_product", space.layout("levels"), batch, reduction)
     return batch.backend.wrap(product)
 

@@ -225,9 +225,17 @@ def emd_loss_rows(x, target, g, rho=2, normalize="softmax", cross_entropy=0.0):
     return value, grad
 
 
-def torch_loss(x, q, g, rho=2, normalize="softmax", cross_entropy=0.0):
+def torch_loss(
+    x, q, g, rho=2, normalize="softmax", cross_entropy=0.0, class_weight=None,
+    label_smoothing=0.0, root=False,
+):  # fmt: skip
     """Return the losses of all rows, differentiable by torch."""
     import torch
+
+    n = x.shape[-1]
+    q = (1 - label_smoothing) * q + label_smoothing / n
+    of_class = torch.ones(n, dtype=x.dtype) if class_weight is None else torch.tensor(class_weight)
+    of_row = 1.0 if class_weight is None else (q * of_class).sum(-1)
 
     if normalize == "softmax":
         log_p = x.log_softmax(-1)
@@ -238,7 +246,8 @@ def torch_loss(x, q, g, rho=2, normalize="softmax", cross_entropy=0.0):
     flow = (p - q) @ torch.tensor(ancestors(g)).T
     size = flow.abs() if rho != 2 else flow
     loss = (torch.tensor(_weights(g)) * size**rho).sum(-1)
-    return loss - cross_entropy * (q * log_p).sum(-1)
+    loss = of_row * (loss ** (1 / rho) if root else loss)
+    return loss - cross_entropy * (of_class * q * log_p).sum(-1) if cross_entropy else loss
 
 
 # Exact rational arithmetic ------------------------------------------------------------------------

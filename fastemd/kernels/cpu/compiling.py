@@ -128,12 +128,16 @@ def loss_kernel(place, n_scratch, sweep):
     @jitable
     def process(
         chunk, n_chunks, edges, x, target, v, labels, row_weights, rho, length_factor,
-        curvature_ratio, cost_factor, value, out, normalize, cross_entropy, tolerance,
+        curvature_ratio, cost_factor, value, out, class_weights, weighted, sum_of_weights,
+        normalize, root, cross_entropy, label_smoothing, tolerance,
     ):  # fmt: skip
         numbers = Numbers(rho, length_factor, curvature_ratio, cost_factor, 1.0)
+        n_bins = x.shape[2]
         loss = Loss(
-            address(row_weights), address(labels), labels.size > 0, normalize, cross_entropy
-        )
+            address(row_weights), address(labels), labels.size > 0, normalize, cross_entropy,
+            1.0 - label_smoothing, label_smoothing / n_bins, root, address(class_weights),
+            weighted != 0, sum_of_weights,
+        )  # fmt: skip
         return run_tiles(
             place, n_scratch, check, sweep, chunk, n_chunks, edges, x, target, v, numbers, value,
             out, tolerance, loss,
@@ -141,11 +145,13 @@ def loss_kernel(place, n_scratch, sweep):
 
     def kernel(
         launcher, n_threads, n_chunks, edges, x, target, v, labels, row_weights, rho, length_factor,
-        curvature_ratio, cost_factor, value, out, normalize, cross_entropy, tolerance,
+        curvature_ratio, cost_factor, value, out, class_weights, weighted, sum_of_weights,
+        normalize, root, cross_entropy, label_smoothing, tolerance,
     ):  # fmt: skip
         arguments = (
             edges, x, target, v, labels, row_weights, rho, length_factor, curvature_ratio,
-            cost_factor, value, out, normalize, cross_entropy, tolerance,
+            cost_factor, value, out, class_weights, weighted, sum_of_weights, normalize, root,
+            cross_entropy, label_smoothing, tolerance,
         )  # fmt: skip
         return run_chunks(launcher, n_threads, n_chunks, process, arguments)
 
@@ -190,7 +196,9 @@ def _signature(operation, dtype):
         numbers = _array(np.float64, 1)
         start = _EDGES, rows, rows, rows, _array(np.int64, 1, readonly=True)
         start = *start, _array(np.float64, 1, readonly=True), *_NUMBERS
-        arguments = *start, numbers, out, types.intp, real, real
+        class_weights = _array(np.float64, 1, readonly=True)
+        options = types.intp, real, types.intp, types.intp, real, real, real
+        arguments = *start, numbers, out, class_weights, *options
     else:
         if OPERATIONS[operation].output == "edges":
             out = _array(np.float64, 3, "A")

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 import numba
+import numpy as np
 from numpy.typing import NDArray
 
 from fastemd.kernels.cpu import compiling
@@ -83,8 +84,11 @@ def run_loss(
     cost: Cost,
     value: Array,
     out: Array,
+    class_weights: Array | None,
     normalize: str | None,
     cross_entropy: float,
+    label_smoothing: float,
+    root: bool,
     tolerance: float,
 ) -> int:
     """Run a loss.
@@ -106,9 +110,15 @@ def run_loss(
         The loss of every row, not multiplied by its row_weight (only of "loss"); may be empty.
     out : ndarray (G, R, N)
         The derivatives.
+    class_weights : ndarray of float64 (N,), or None
+        What the classes weigh.
     normalize : {"softmax", "l1", None}
     cross_entropy : float
         0 without softmax.
+    label_smoothing : float
+        The share of the targets that is spread over all bins.
+    root : bool
+        Whether the rho-th root of every row's EMD is taken.
     tolerance : float
         For masses that should be 1.
 
@@ -121,9 +131,19 @@ def run_loss(
     n_rows = x.shape[0] * x.shape[1]
     narrow = _is_narrow(operation, layout, n_rows)
     kernel, numbers = _kernel(operation, cost, layout.is_chain, narrow, x.dtype.char)
-    rest = value, out, NORMALIZATIONS[normalize], cross_entropy, tolerance
+    weighted, n_bins = class_weights is not None, x.shape[2]
+    weights, total = _ones(n_bins), float(n_bins)
+    if class_weights is not None:
+        weights, total = class_weights, float(class_weights.sum())
+    options = int(weighted), total, NORMALIZATIONS[normalize], int(root), cross_entropy
+    rest = value, out, weights, *options, label_smoothing, tolerance
     arguments = layout.edges, *rows, labels, row_weights, *numbers, *rest
     return _launch(kernel, n_rows, x.size, arguments)
+
+
+@functools.lru_cache(maxsize=64)
+def _ones(n: int) -> Array:
+    return np.ones(n)
 
 
 def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: bool) -> None:

@@ -5,6 +5,10 @@ sweep down (the derivative in p), c the weight of the cross entropy, and a and r
 `fastemd.kernels.operations.Jacobian`, the derivative in x is ``a (D - <r, D>) + c (M p - q)``,
 where M is the mass of the target q, which is not quite 1. The formulas for the second derivatives
 are at `diagonal_column` and `product_column`.
+
+The target is smoothed: ``keep q + floor``. With weights w of the classes, the EMD is multiplied by
+``<w, q>``, and the cross entropy is that of the target ``w q``. With `root`, the EMD^rho of a row
+is replaced by its root, see `Curve`.
 """
 
 import math
@@ -56,6 +60,12 @@ class Loss(NamedTuple):
     labelled: bool  # whether the targets are labels, otherwise histograms
     normalize: int
     cross_entropy: float
+    keep: float  # of a target, and
+    floor: float  # what every bin of it gets
+    root: int  # whether the root of the EMD^rho is taken
+    class_weights: int  # address
+    weighted: bool  # whether a class weighs something else than 1
+    sum_of_weights: float  # of the classes
 
 
 class Prediction(NamedTuple):
@@ -64,8 +74,17 @@ class Prediction(NamedTuple):
     total: Any  # sum of y
     scale: Any  # 1 / total
     jacobian: Jacobian
-    entropy: Any  # c times the mass of the target
+    target_weight: Any  # <w, q>, or 1
+    entropy: Any  # c <w, q>, or c times the mass of the target
     row_weight: Any
+
+
+class Curve(NamedTuple):
+    """Lanes: the EMD of the rows as it counts in the losses, and its derivatives in EMD^rho."""
+
+    value: Any
+    first: Any
+    second: Any
 
 
 # ------------------------------------------------------------------------------------------ checks
@@ -129,6 +148,8 @@ def is_target(tile, r, tolerance):
         label = integer_at(tile.scratch.labels, r)
         if not 0 <= label < n_bins:
             return False
+        if with_entropy and tile.loss.floor > 0.0:
+            return is_finite(x_row, n_bins, like)
         return not with_entropy or number(x_row, label, like) > -np.inf
     row = integer_at(tile.rows.q, r)
     mass = mean_of_row(row, n_bins, False, like) * n_bins
@@ -136,7 +157,8 @@ def is_target(tile, r, tolerance):
         return False
     if with_entropy and not is_finite(x_row, n_bins, like):
         for k in range(n_bins):
-            if number(row, k, like) > 0.0 and number(x_row, k, like) <= -np.inf:
+            has_mass = number(row, k, like) > 0.0 or tile.loss.floor > 0.0
+            if has_mass and number(x_row, k, like) <= -np.inf:
                 return False
     return abs(mass - 1.0) <= tolerance
 
@@ -159,7 +181,8 @@ def predict(tile):
         total = zero + 1.0
     scale = 1.0 / total
     jac = jacobian(loss.normalize, scale, tile.layout.n_bins)
-    return Prediction(total, scale, jac, entropy_of_mass(tile), row_weight)
+    weight, entropy = weights_of_targets(tile)
+    return Prediction(total, scale, jac, weight, entropy, row_weight)
 
 
 @jitable
@@ -193,15 +216,33 @@ def unchanged(tile, x):
 
 
 @jitable
-def entropy_of_mass(tile):
-    """Return c times the masses of the targets, without negative entries."""
+def class_weight(tile, k):
+    """Return the weight of a class, or 1."""
+    return number_at(tile.loss.class_weights, k)
+
+
+@jitable
+def weights_of_targets(tile):
+    """Return ``<w, q>``, or 1, and c times that or the mass, without negative entries of q."""
     spare, loss, n_bins = tile.scratch.spare, tile.loss, tile.layout.n_bins
-    if loss.labelled or loss.cross_entropy == 0.0:
-        return splat(spare, loss.cross_entropy)
+    one = splat(spare, 1.0)
+    if loss.labelled:
+        for r in range(n_lanes(spare)):
+            weight = class_weight(tile, integer_at(tile.scratch.labels, r))
+            put_number(spare, r, loss.keep * weight + loss.floor * loss.sum_of_weights)
+        weight = load(spare, 0) if loss.weighted else one
+        return weight, weight * loss.cross_entropy
+    if loss.weighted:
+        weight = one * 0.0
+        for k in range(n_bins):
+            weight = multiply_add(max(target_column(tile, k), 0.0), class_weight(tile, k), weight)
+        return weight, weight * loss.cross_entropy
+    if loss.cross_entropy == 0.0:
+        return one, one * 0.0
     for r in range(n_lanes(spare)):
         mean = mean_of_row(integer_at(tile.rows.q, r), n_bins, True, tile.rows.like)
-        put_number(spare, r, loss.cross_entropy * mean * n_bins)
-    return load(spare, 0)
+        put_number(spare, r, loss.cross_entropy * (loss.keep * mean + loss.floor) * n_bins)
+    return one, load(spare, 0)
 
 
 # ----------------------------------------------------- what the sweeps up start from: r, p - q, u
@@ -226,15 +267,17 @@ def r_column(tile, jac, k):
 
 @jitable
 def difference_column(tile, scale, k):
-    d = load(tile.scratch.y, k) * scale
-    if not tile.loss.labelled:
-        d = d - target_column(tile, k)
-    return d
+    return load(tile.scratch.y, k) * scale - target_column(tile, k)
 
 
 @jitable
 def target_column(tile, k):
-    return read_column(tile.rows.q, splat(tile.scratch.y, 0.0), k, tile.rows.like)
+    """Return the smoothed targets, without what labels keep."""
+    loss, zero = tile.loss, splat(tile.scratch.y, 0.0)
+    if loss.labelled:
+        return zero + loss.floor
+    q = read_column(tile.rows.q, zero, k, tile.rows.like)
+    return multiply_add(q, zero + loss.keep, zero + loss.floor)
 
 
 @jitable
@@ -242,21 +285,32 @@ def difference_block(tile, scale, k):
     y = tile.scratch.y
     a, b = load(y, k) * scale, load(y, k + 1) * scale
     c, d = load(y, k + 2) * scale, load(y, k + 3) * scale
-    if not tile.loss.labelled:
-        e, f, g, h = read_block(tile.rows.q, splat(y, 0.0), k, tile.rows.like)
-        a, b, c, d = a - e, b - f, c - g, d - h
+    e, f, g, h = target_block(tile, k)
+    return a - e, b - f, c - g, d - h
+
+
+@jitable
+def target_block(tile, k):
+    loss, zero = tile.loss, splat(tile.scratch.y, 0.0)
+    keep, floor = zero + loss.keep, zero + loss.floor
+    if loss.labelled:
+        return floor, floor, floor, floor
+    a, b, c, d = read_block(tile.rows.q, zero, k, tile.rows.like)
+    a, b = multiply_add(a, keep, floor), multiply_add(b, keep, floor)
+    c, d = multiply_add(c, keep, floor), multiply_add(d, keep, floor)
     return a, b, c, d
 
 
 @jitable
 def sweep_up_difference(tile, prediction, sweep_up, edge_values):
-    """Sweep up ``p - q``; for labels, 1 is subtracted from p in ``y`` during the sweep."""
+    """Sweep up ``p - q``; what labels keep is subtracted from p in ``y`` during the sweep."""
     scratch, lanes = tile.scratch, n_lanes(tile.scratch.y)
     if tile.loss.labelled:
         for r in range(lanes):
             i = integer_at(scratch.labels, r) * lanes + r
             put_number(scratch.spare, r, number_at(scratch.y, i))
-            put_number(scratch.y, i, number_at(scratch.y, i) - lane(prediction.total, r))
+            kept = tile.loss.keep * lane(prediction.total, r)
+            put_number(scratch.y, i, number_at(scratch.y, i) - kept)
     scale = prediction.scale
     sums = sweep_up(tile, scratch.x, difference_block, difference_column, scale, edge_values)
     if tile.loss.labelled:
@@ -312,46 +366,64 @@ def gradient_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Call
         prediction = predict(tile)
         jac, row_weight = prediction.jacobian, prediction.row_weight
         value, _ = sweep_up_difference(tile, prediction, sweep_up, edge_values)
-        result = value * tile.numbers.cost_factor
+        curve = curve_at(tile, prediction, value * tile.numbers.cost_factor)
+        result = curve.value
         if loss.cross_entropy > 0.0:
             result = result + cross_entropies(tile, prediction)
         a_y, a_1 = jac.a_y * row_weight, jac.a_1 * row_weight
-        at_bins = is_chain or loss.normalize == NONE or not loss.labelled
+        sharp_labels = loss.labelled and loss.floor == 0.0
+        at_bins = is_chain or loss.normalize == NONE or not sharp_labels
         if at_bins:
             sweep_down(tile, x, zero, store_sums, store_sum, 0)
             mean = mean_over_r(tile, prediction, x)
-            shift = prediction.entropy - mean
-            if loss.labelled or loss.normalize != SOFTMAX:
-                context = a_y, a_1, shift
+            shift = prediction.entropy - curve.first * mean
+            if sharp_labels or loss.normalize != SOFTMAX:
+                context = a_y, a_1, curve.first, shift
                 write_results(tile, x, 0, write_gradients, write_gradient, context)
             else:
-                context = prediction, shift
+                context = prediction, curve.first, shift
                 write_results(tile, x, 0, write_softmax, write_softmax_one, context)
         else:  # <p, D> = <p - q, D> + <q, D> is known before the sweep reaches the bins
             sweep_down_nodes(tile.layout, x, zero)
             mean = value + sums_of_labels(tile, at_bins)
-            context = a_y, a_1, prediction.entropy - mean
+            context = a_y, a_1, curve.first, prediction.entropy - curve.first * mean
             sweep_down_bins(tile, x, zero, write_gradients, write_gradient, context)
         if loss.labelled and loss.cross_entropy > 0.0:
-            write_labels(tile, prediction, sums_of_labels(tile, at_bins) - mean)
+            slopes = curve.first * (sums_of_labels(tile, at_bins) - mean)
+            write_labels(tile, prediction, slopes)
         return result
 
     return sweep
 
 
 @jitable
+def curve_at(tile, prediction, emd):
+    """Return how the EMD^rho of the rows counts in the losses."""
+    weight, zero, rho = prediction.target_weight, emd * 0.0, tile.numbers.rho
+    if tile.loss.root == 0:
+        return Curve(weight * emd, weight, zero)
+    spare = tile.scratch.spare
+    for r in range(n_lanes(spare)):
+        put_number(spare, r, lane(emd, r) ** (1.0 / rho))
+    root, filled = load(spare, 0), (emd >= SMALLEST_SUM) * 1.0
+    inverse = filled / max(emd, SMALLEST_SUM)
+    first = weight * root * inverse / rho
+    return Curve(weight * root, first, first * inverse * (1.0 / rho - 1.0))
+
+
+@jitable
 def gradient_column(tile, k, total, context):
-    a_y, a_1, shift = context
-    return multiply_add(load(tile.scratch.y, k), a_y, a_1) * (total + shift)
+    a_y, a_1, first, shift = context
+    return multiply_add(load(tile.scratch.y, k), a_y, a_1) * multiply_add(total, first, shift)
 
 
 @jitable
 def softmax_column(tile, k, total, context):
-    prediction, shift = context
-    jac = prediction.jacobian
+    prediction, first, shift = context
+    jac, c = prediction.jacobian, tile.loss.cross_entropy * class_weight(tile, k)
     q = max(target_column(tile, k), 0.0)
-    change = gradient_column(tile, k, total, (jac.a_y, jac.a_1, shift))
-    return prediction.row_weight * (change - tile.loss.cross_entropy * q)
+    change = gradient_column(tile, k, total, (jac.a_y, jac.a_1, first, shift))
+    return prediction.row_weight * (change - c * q)
 
 
 @jitable
@@ -370,12 +442,15 @@ def sums_of_labels(tile, at_bins):
 
 @jitable
 def write_labels(tile, prediction, slopes):
-    """Write the derivatives in the logits of the labels again, minus c; rounded once."""
-    lanes, c = n_lanes(tile.scratch.x), tile.loss.cross_entropy
+    """Write the derivatives in the logits of the labels again, minus c q; rounded once."""
+    lanes, loss = n_lanes(tile.scratch.x), tile.loss
     for r in range(lanes):
         k = integer_at(tile.scratch.labels, r)
         p = number_at(tile.scratch.y, k * lanes + r) * lane(prediction.scale, r)
-        result = lane(prediction.row_weight, r) * (p * lane(slopes, r) + c * (p - 1.0))
+        others = loss.floor * (loss.sum_of_weights - class_weight(tile, k))
+        entropy = lane(prediction.target_weight, r) * (p - 1.0) + others
+        result = p * lane(slopes, r) + loss.cross_entropy * entropy
+        result = lane(prediction.row_weight, r) * result
         write_number(result, integer_at(tile.out.rows, r), k, tile.out.like)
 
 
@@ -383,8 +458,8 @@ def write_labels(tile, prediction, slopes):
 def cross_entropies(tile, prediction):
     """Return the cross entropies times c; 0 for a row of weight 0."""
     scratch, loss, known = tile.scratch, tile.loss, splat(tile.scratch.y, 0.0)
-    c = loss.cross_entropy
-    if not loss.labelled:
+    c, floor = loss.cross_entropy, loss.floor * loss.sum_of_weights
+    if not loss.labelled or loss.floor > 0.0:
         known = half_sum_of_logits(tile)
     for r in range(n_lanes(scratch.y)):  # halves, as the difference of two logits may overflow
         half_log = 0.5 * math.log(lane(prediction.total, r))
@@ -393,7 +468,9 @@ def cross_entropies(tile, prediction):
         elif loss.labelled:
             label = integer_at(scratch.labels, r)
             logit = number(integer_at(tile.rows.p, r), label, tile.rows.like)
-            half = c * (half_log + (0.5 * number_at(scratch.highest, r) - 0.5 * logit))
+            half = half_log + (0.5 * number_at(scratch.highest, r) - 0.5 * logit)
+            half = c * (loss.keep * class_weight(tile, label) * half)
+            half += c * (floor * half_log - lane(known, r))
         else:
             half = lane(prediction.entropy, r) * half_log - c * lane(known, r)
         put_number(scratch.spare, r, 2.0 * half)
@@ -402,26 +479,27 @@ def cross_entropies(tile, prediction):
 
 @jitable
 def half_sum_of_logits(tile):
-    """Return half the logits minus the largest one, summed with the target's masses."""
+    """Return half the logits minus the largest one, summed with the target's weighted masses."""
     rows, zero = tile.rows, splat(tile.scratch.y, 0.0)
     highest, total, n_bins = load(tile.scratch.highest, 0) * 0.5, zero, tile.layout.n_bins
     whole = n_bins - n_bins % WIDTH
     for k in range(0, whole, WIDTH):
         a, b, c, d = read_block(rows.p, zero, k, rows.like)
-        e, f, g, h = read_block(rows.q, zero, k, rows.like)
-        total = add_logit(total, a, e, highest)
-        total = add_logit(total, b, f, highest)
-        total = add_logit(total, c, g, highest)
-        total = add_logit(total, d, h, highest)
+        e, f, g, h = target_block(tile, k)
+        total = add_logit(tile, k, total, a, e, highest)
+        total = add_logit(tile, k + 1, total, b, f, highest)
+        total = add_logit(tile, k + 2, total, c, g, highest)
+        total = add_logit(tile, k + 3, total, d, h, highest)
     for k in range(whole, n_bins):
         x = read_column(rows.p, zero, k, rows.like)
-        total = add_logit(total, x, target_column(tile, k), highest)
+        total = add_logit(tile, k, total, x, target_column(tile, k), highest)
     return total
 
 
 @jitable
-def add_logit(total, x, q, highest):
-    return multiply_add(max(q, 0.0), max(x * 0.5 - highest, LOWEST_LOGIT), total)
+def add_logit(tile, k, total, x, q, highest):
+    q = max(q, 0.0) * class_weight(tile, k)
+    return multiply_add(q, max(x * 0.5 - highest, LOWEST_LOGIT), total)
 
 
 # -------------------------------------------------------------------------- its second derivatives
@@ -442,7 +520,8 @@ def diagonal_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Call
         mean, grand_mean = sweep_up_difference(tile, prediction, sweep_up, edge_values)
         sweep_down(tile, other, zero, store_sums, store_sum, 0)
         sweep_down(tile, x, zero, store_sums, store_sum, 0)
-        context = prediction, mean, grand_mean
+        curve = curve_of_sums(tile, prediction, mean)
+        context = prediction, curve, mean, grand_mean
         write_results(tile, x, 0, write_four, write_one, context)
         return zero
 
@@ -451,15 +530,35 @@ def diagonal_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Call
 
 @jitable
 def diagonal_column(tile, k, total, context):
-    """Return ``a^2 (Z + <r, H r>) + (a' p - 2 a^2) (D - <r, D>)``.
+    """Return ``a^2 (Z + <r, H r>) + (a' p - 2 a^2) (D - <r, D>)``, without a root.
 
     Z is the sum of the second edge values; a' is 1 for softmax and 0 for l1.
     """
-    prediction, mean, grand_mean = context
+    prediction, curve, mean, grand_mean = context
     jac, entropy, y = prediction.jacobian, prediction.entropy, load(tile.scratch.y, k)
     a, slope = multiply_add(y, jac.a_y, jac.a_1), total - mean
-    second = load(tile.scratch.other, k) + grand_mean - 2.0 * jac.depends * slope - entropy
-    return prediction.row_weight * (a * (a * second) + y * jac.a_y * (slope + entropy))
+    second = load(tile.scratch.other, k) + grand_mean - 2.0 * jac.depends * slope
+    second = curve.first * second - entropy + curve.second * slope * slope
+    slope = curve.first * slope + entropy
+    return prediction.row_weight * (a * (a * second) + y * jac.a_y * slope)
+
+
+@jitable
+def curve_of_sums(tile, prediction, mean):
+    """Return the curve after a sweep down, from EMD^rho = ``<p - q, D> / rho``."""
+    scratch, zero = tile.scratch, splat(tile.scratch.x, 0.0)
+    if tile.loss.root == 0:
+        return curve_at(tile, prediction, zero)
+    lanes, total = n_lanes(scratch.x), zero
+    for k in range(tile.layout.n_bins):
+        difference = difference_column(tile, prediction.scale, k)
+        total = multiply_add(difference, load(scratch.x, k) - mean, total)
+    if tile.loss.labelled:
+        for r in range(lanes):
+            sum_of_label = number_at(scratch.x, integer_at(scratch.labels, r) * lanes + r)
+            put_number(scratch.spare, r, sum_of_label)
+        total = total - tile.loss.keep * (load(scratch.spare, 0) - mean)
+    return curve_at(tile, prediction, max(total, 0.0) * tile.numbers.cost_factor)
 
 
 def product_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Callable[..., Any]:
@@ -483,7 +582,8 @@ def product_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Calla
         for k in range(tile.layout.n_bins):
             u_slope = multiply_add(load(scratch.u, k), load(scratch.x, k), u_slope)
         mean_of_product = mean_of_product + prediction.jacobian.depends * u_slope
-        context = prediction, mean, mean_of_product, sum_of_v
+        curve = curve_of_sums(tile, prediction, mean)
+        context = prediction, curve, u_slope, mean, mean_of_product, sum_of_v
         write_results(tile, scratch.x, 0, write_four, write_one, context)
         return zero
 
@@ -514,13 +614,17 @@ def fill_u(tile, prediction):
 
 @jitable
 def product_column(tile, k, total, context):
-    """Return ``a (H u - <r, H u> - <u, D>) + (a' u - a^2 sum(v)) (D - <r, D>)``, a' as above."""
-    prediction, mean, mean_of_product, sum_of_v = context
+    """Return ``a (H u - <r, H u> - <u, D>) + (a' u - a^2 sum(v)) (D - <r, D>)``, without a root.
+
+    a' is as above.
+    """
+    prediction, curve, u_slope, mean, mean_of_product, sum_of_v = context
     jac, u = prediction.jacobian, load(tile.scratch.u, k)
-    slope = total - mean + prediction.entropy
+    slope = curve.first * (total - mean) + prediction.entropy
     a = multiply_add(load(tile.scratch.y, k), jac.a_y, jac.a_1)
     softmax = jac.a_y * (1.0 / prediction.scale)  # 1, or 0
-    change = load(tile.scratch.other, k) - mean_of_product - jac.a_1 * sum_of_v * slope
+    change = curve.first * (load(tile.scratch.other, k) - mean_of_product)
+    change = change - jac.a_1 * sum_of_v * slope + curve.second * u_slope * (total - mean)
     return prediction.row_weight * (a * change + softmax * u * slope)
 
 

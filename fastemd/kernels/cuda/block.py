@@ -95,6 +95,17 @@ class Options(NamedTuple):
     labels: Any  # (G * R,), or null if the targets are histograms
     row_weights: Any  # (G * R,), or null
     row_weight: float  # of all rows, if there are no `row_weights`
+    extras: Any  # Extras, or ()
+
+
+class Extras(NamedTuple):
+    """Options of losses for which there are kernels of their own, see `fastemd.losses.Loss`."""
+
+    keep: float  # of a target, and
+    floor: float  # what every bin of it gets
+    root: int
+    class_weights: Any  # (N,), or null
+    weighted: int  # whether they are there
 
 
 class Batch(NamedTuple):

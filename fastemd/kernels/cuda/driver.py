@@ -53,9 +53,8 @@ _layout = _type_of((_ints, _floats), block.Tables)
 _tables = _type_of((_ints, _floats, _ints, _ints, _ints), hessian.Tables)
 _steps = _type_of((_int32, _int32, _int32, _int32, _int, _int), Steps)
 _numbers = _type_of([_float] * len(Numbers._fields), Numbers)
-_options = _type_of(
-    (_float, _int, _float, _pointer(types.int64), _pointer(_float), _float), block.Options
-)
+_options = _float, _int, _float, _pointer(types.int64), _pointer(_float), _float
+_extras = _type_of((_float, _float, _int, _pointer(_float), _int), block.Extras)
 
 # The functions of teams, and the types of their arguments. A string stands for arrays whose type
 # depends on the call.
@@ -65,6 +64,7 @@ TEAM_FUNCTIONS: dict[str, tuple[Any, ...]] = {
         _floats,
         _labels,
         _int,
+        _floats,
         _floats,
         _floats,
         _labels,
@@ -131,13 +131,14 @@ def launch(
 
 
 def _without_loss(tolerance: float) -> block.Options:
-    return block.Options(tolerance, 0, 0.0, NO_ARRAY, NO_ARRAY, 1.0)
+    return block.Options(tolerance, 0, 0.0, NO_ARRAY, NO_ARRAY, 1.0, ())
 
 
 def launch_loss(
     operation: str, layout: EdgeLayout, rows: Sequence[Any], labels: Any, row_weights: Any,
-    row_weight: float, cost: Cost, value: Any, out: Any, normalize: str | None,
-    cross_entropy: float, tolerance: float, errors: Any, empty: Empty, index: int, stream: int,
+    row_weight: float, cost: Cost, value: Any, out: Any, class_weights: Any,
+    normalize: str | None, cross_entropy: float, label_smoothing: float, root: bool,
+    tolerance: float, errors: Any, empty: Empty, index: int, stream: int,
 ) -> None:  # fmt: skip
     """Launch a loss over all rows.
 
@@ -158,16 +159,29 @@ def launch_loss(
         The losses.
     out : array (G, R, N)
         The derivatives.
+    class_weights : array of float64 (N,)
+        The weights of the classes, or without elements.
     normalize : {"softmax", "l1", None}
     cross_entropy : float
         The weight of the cross entropy; 0 unless `normalize` is "softmax".
+    label_smoothing : float
+        The share of the targets that is spread over all bins.
+    root : bool
+        Whether the rho-th root of every row's EMD is taken.
     tolerance : float
         For masses that should be 1.
     """
     with on_device(index):
+        extras: block.Extras | tuple[()] = ()
+        if class_weights.size or label_smoothing or root:
+            extras = block.Extras(
+                1.0 - label_smoothing, label_smoothing / layout.n_bins, int(root),
+                start_of(class_weights), int(class_weights.size > 0),
+            )  # fmt: skip
         options = block.Options(
-            tolerance, NORMALIZATIONS[normalize], cross_entropy, labels, row_weights, row_weight
-        )
+            tolerance, NORMALIZATIONS[normalize], cross_entropy, labels, row_weights, row_weight,
+            extras,
+        )  # fmt: skip
         _launch(
             operation, layout, rows, cost, value, out, True, options, errors, empty, index, stream
         )
@@ -208,7 +222,10 @@ def _launch(
     options = options._replace(
         labels=start_of(options.labels), row_weights=start_of(options.row_weights)
     )
-    kind = layout.is_chain, rows[0].dtype.char, out_char, n_threads, in_shared, steps != ()
+    kind = (
+        layout.is_chain, rows[0].dtype.char, out_char, n_threads, in_shared, steps != (),
+        options.extras != (),
+    )  # fmt: skip
     threads, shared_bytes = (n_threads, rows_per_block), 8 * in_shared * rows_per_block * size
     launch = configure(
         _row_kernel(operation, name, *kind), index, n_blocks, threads, stream, shared_bytes
@@ -260,7 +277,7 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
             for n_threads in dict.fromkeys(block_of(n_edges, rows)[0] for rows in (0, FEW_WARPS)):
                 _, in_shared = _scratch_of(operation, n_edges, n_threads)
                 _row_kernel(
-                    operation, name, layout.is_chain, char, out, n_threads, in_shared, False
+                    operation, name, layout.is_chain, char, out, n_threads, in_shared, False, False
                 )
             _uploaded(layout, index, _sweep_tables)
         for function, kind in kernels:
@@ -270,24 +287,27 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
 @functools.cache
 def _row_kernel(
     operation: str, cost: str, is_chain: bool, char: str, out_char: str, n_threads: int,
-    in_shared: bool, apart: bool,
+    in_shared: bool, apart: bool, extended: bool,
 ) -> Any:  # fmt: skip
     """Return the kernel for types of arrays, threads per row, and the place of the scratch.
 
-    The bins of a row are side by side in the user's arrays, unless `apart`.
+    The bins of a row are side by side in the user's arrays, unless `apart`. A loss has `Extras` if
+    it is `extended`.
     """
     row, real = OPERATIONS[operation], from_dtype(np.dtype(char))
-    make_sweep, value = sweeps.histogram_sweep, real
+    arguments, value = (row, COSTS[cost], is_chain, block.team_functions(n_threads)), real
     if row.start == "loss":
-        make_sweep, value = losses.LOSSES[operation][0], _float
-    sweep = make_sweep(row, COSTS[cost], is_chain, block.team_functions(n_threads))
+        sweep, value = losses.LOSSES[operation][0](*arguments, extended), _float
+    else:
+        sweep = sweeps.histogram_sweep(*arguments)
     kernel = block.row_kernel(sweep, _n_scratch(operation), n_threads, in_shared, apart)
     kernel.__qualname__ = f"{operation}_{cost}_{'chain' if is_chain else 'tree'}"  # for profilers
     inputs = _type_of((_pointer(real), _int, _int), Rows)
     memory = map(_pointer, (from_dtype(np.dtype(out_char)), value, _float))
     steps = _steps if apart else types.Tuple(())
     batch = inputs, inputs, inputs, *memory, *([_int32] * 4), steps
-    signature = _layout, _type_of(batch, block.Batch), _numbers, _options, _labels
+    options = _type_of((*_options, _extras if extended else types.Tuple(())), block.Options)
+    signature = _layout, _type_of(batch, block.Batch), _numbers, options, _labels
     return compiled(kernel, signature)
 
 
@@ -382,12 +402,13 @@ def _n_parts(n_rows: int) -> int:
 
 
 def find_row_weights(
-    weights: Any, labels: Any, ignore_index: int, mean: bool, row_weights: Any, errors: Any,
-    empty: Empty, index: int, stream: int,
+    weights: Any, labels: Any, ignore_index: int, class_weights: Any, mean: bool, row_weights: Any,
+    errors: Any, empty: Empty, index: int, stream: int,
 ) -> None:  # fmt: skip
     """Fill `row_weights` from sample weights and labels, either of which may have no elements.
 
-    With `mean` they are divided by their sum.
+    With `mean` they are divided by their sum, in which they count times those of their classes, if
+    there are any.
     """
     _check_rows(row_weights.size)
     n_parts = _n_parts(row_weights.size)
@@ -398,7 +419,7 @@ def find_row_weights(
         )
         _launch_teams(
             "find_row_weights", n_parts, index, stream, argument(weights), argument(labels),
-            ignore_index, *both, errors,
+            ignore_index, argument(class_weights), *both, errors,
         )  # fmt: skip
         if mean:
             _launch_teams("divide_by_sum", n_parts, index, stream, *both)

@@ -36,7 +36,17 @@ class Prediction(NamedTuple):
     total: float  # sum of y
     scale: float  # 1 / total
     jacobian: Jacobian
-    entropy: float  # c times the mass of the target
+    target_weight: float  # <w, q>, or 1
+    others: float  # the part of it that is not the label's
+    entropy: float  # c <w, q>, or c times the mass of the target
+
+
+class Curve(NamedTuple):
+    """The EMD of the row as it counts in the loss, and its derivatives in EMD^rho."""
+
+    value: float
+    first: float
+    second: float
 
 
 # --------------------------------------------------- the user's rows, not read if their weight is 0
@@ -61,7 +71,7 @@ def v_at(row, k):
 
 
 @device
-def target_at(row, k):
+def sharp_target_at(row, k):
     if row.row_weight == 0.0:
         return 0.0
     if row.label < 0:
@@ -85,6 +95,77 @@ def a_at(row, prediction, k):
     return load(row.scratch.y, k) * prediction.jacobian.a_y + prediction.jacobian.a_1
 
 
+# ------------------------------------------------------ smoothed targets, weights of classes, roots
+
+
+class ExtraFunctions(NamedTuple):
+    """The functions for `Extras`; without them, the compiler removes what they do."""
+
+    target_at: Any
+    class_weight: Any
+    is_weighted: Any
+    curve_at: Any
+    has_root: Any
+
+
+@functools.cache
+def extra_functions(extended: bool) -> ExtraFunctions:
+    """Make the functions for kernels with `Extras`, or for those without."""
+    if extended:
+
+        @device
+        def target_at(row, k):
+            extras = row.options.extras
+            q = sharp_target_at(row, k) * extras.keep + extras.floor
+            return q if row.row_weight != 0.0 else 0.0
+
+        @device
+        def class_weight(row, k):
+            extras = row.options.extras
+            return load(extras.class_weights, k) if extras.weighted else 1.0
+
+        @device
+        def is_weighted(row):
+            return row.options.extras.weighted != 0
+
+        @device
+        def has_root(row):
+            return row.options.extras.root != 0
+
+        @device
+        def curve_at(row, prediction, emd):
+            """Return how the EMD^rho of the row counts in the loss."""
+            weight, inverse_rho = prediction.target_weight, 1.0 / row.numbers.rho
+            if row.options.extras.root == 0:
+                return Curve(weight * emd, weight, 0.0)
+            if not emd >= SMALLEST:
+                return Curve(weight * emd, 0.0, 0.0)
+            root = weight * emd**inverse_rho
+            first = root * inverse_rho / emd
+            return Curve(root, first, first / emd * (inverse_rho - 1.0))
+
+    else:
+        target_at = sharp_target_at
+
+        @device
+        def class_weight(row, k):
+            return 1.0
+
+        @device
+        def is_weighted(row):
+            return False
+
+        @device
+        def has_root(row):
+            return False
+
+        @device
+        def curve_at(row, prediction, emd):
+            return Curve(emd, 1.0, 0.0)
+
+    return ExtraFunctions(target_at, class_weight, is_weighted, curve_at, has_root)
+
+
 # --------------------------------------------------------------------------- from x to histograms
 
 
@@ -96,12 +177,14 @@ class Parts(NamedTuple):
     cross_entropy: Any
     fill_u: Any
     mean_over_r: Any
+    curve_of_sums: Any
 
 
 @functools.cache
-def parts(is_chain: bool, team: TeamFunctions) -> Parts:
+def parts(is_chain: bool, team: TeamFunctions, extended: bool) -> Parts:
     """Make the parts of losses."""
     indices, sums, largest = team.indices, team.sums, team.largest
+    target_at, class_weight, is_weighted, curve_at, has_root = extra_functions(extended)
     _, _, sum_of_bin, put_bin = sweeps(is_chain, team)
 
     @device
@@ -112,8 +195,10 @@ def parts(is_chain: bool, team: TeamFunctions) -> Parts:
             highest = larger(highest, x_at(row, k))
         highest = largest(row.team, highest)
         total, mass, negative_x, negative_q = 0.0, 0.0, 0.0, 0.0
+        others, own = 0.0, 0.0
         for k in indices(row.team, row.layout.n_bins):
-            x, q = x_at(row, k), target_at(row, k)
+            x, q = x_at(row, k), sharp_target_at(row, k)
+            smoothed = q
             y = x
             if normalize == SOFTMAX:
                 y = math.exp(x - highest)
@@ -121,7 +206,14 @@ def parts(is_chain: bool, team: TeamFunctions) -> Parts:
                 negative_x -= min(x, 0.0)
             store(row.scratch.y, k, y)
             total += y
-            if row.options.cross_entropy > 0.0 and q > 0.0 and x == -np.inf:
+            if extended:
+                smoothed = target_at(row, k)
+                weight = class_weight(row, k) * max(smoothed, 0.0)
+                if k == row.label:
+                    own += weight
+                else:
+                    others += weight
+            if row.options.cross_entropy > 0.0 and smoothed > 0.0 and x == -np.inf:
                 q = np.nan  # the class is excluded
             mass += q
             negative_q -= min(q, 0.0)
@@ -137,9 +229,15 @@ def parts(is_chain: bool, team: TeamFunctions) -> Parts:
             total = 1.0
         if row.row_weight == 0.0:
             valid, total = True, max(total, 1.0)
-        scale, entropy = 1.0 / total, row.options.cross_entropy * (mass + negative_q)
+        target_weight, entropy = 1.0, row.options.cross_entropy * (mass + negative_q)
+        if extended:
+            others, own = sums(row.team, others, own)
+            entropy = row.options.cross_entropy * (others + own)
+            if is_weighted(row):
+                target_weight = others + own
+        scale = 1.0 / total
         jac = jacobian(normalize, scale, row.layout.n_bins)
-        return Prediction(valid, highest, total, scale, jac, entropy)
+        return Prediction(valid, highest, total, scale, jac, target_weight, others, entropy)
 
     @device
     def fill_difference(row, prediction):
@@ -169,7 +267,7 @@ def parts(is_chain: bool, team: TeamFunctions) -> Parts:
             q = target_at(row, k)
             if q > 0.0:
                 logit = max(0.5 * x_at(row, k) - 0.5 * prediction.highest, LOWEST_LOGIT)
-                half += c * q * (0.5 * math.log(prediction.total) - logit)
+                half += c * class_weight(row, k) * q * (0.5 * math.log(prediction.total) - logit)
         half, _ = sums(row.team, half, 0.0)
         return 2.0 * half
 
@@ -191,17 +289,29 @@ def parts(is_chain: bool, team: TeamFunctions) -> Parts:
             store(row.scratch.u, k, a_at(row, prediction, k) * change)
         return sum_of_v
 
-    return Parts(predict, fill_difference, cross_entropy, fill_u, mean_over_r)
+    @device
+    def curve_of_sums(row, prediction, x, mean):
+        """Return the curve after a sweep down, from EMD^rho = ``<p - q, D> / rho``."""
+        emd = 0.0
+        if has_root(row):
+            for k in indices(row.team, row.layout.n_bins):
+                p = load(row.scratch.y, k) * prediction.scale
+                emd += (p - target_at(row, k)) * (sum_of_bin(row, x, k) - mean)
+            emd, _ = sums(row.team, emd, 0.0)
+        return curve_at(row, prediction, max(emd, 0.0) * row.numbers.cost_factor)
+
+    return Parts(predict, fill_difference, cross_entropy, fill_u, mean_over_r, curve_of_sums)
 
 
 # --------------------------------------------------------------------------- the loss, its gradient
 
 
-def gradient_sweep(operation, cost, is_chain, team):
+def gradient_sweep(operation, cost, is_chain, team, extended):
     """Make the function that computes the loss of a row and its gradient."""
     up, sweep_down, sum_of_bin, _ = sweeps(is_chain, team)
     sweep_up = up(operation.edge(cost))
-    predict, fill_difference, cross_entropy, _, mean_over_r = parts(is_chain, team)
+    predict, fill_difference, cross_entropy, _, mean_over_r, _ = parts(is_chain, team, extended)
+    target_at, class_weight, _, curve_at, _ = extra_functions(extended)
     indices, sums = team.indices, team.sums
 
     @device
@@ -211,15 +321,17 @@ def gradient_sweep(operation, cost, is_chain, team):
         value, _ = sweep_up(row, x)
         sweep_down(row, x, 0.0)
         value, mean = sums(row.team, value, mean_over_r(row, prediction, x))
-        value *= row.numbers.cost_factor
+        curve = curve_at(row, prediction, value * row.numbers.cost_factor)
+        value = curve.value
         if c > 0.0:
             value += cross_entropy(row, prediction)
         for k in indices(row.team, row.layout.n_bins):
-            a, slope = a_at(row, prediction, k), sum_of_bin(row, x, k) - mean
+            a, slope = a_at(row, prediction, k), curve.first * (sum_of_bin(row, x, k) - mean)
             if row.label == k:  # rounded once
-                grad = row.row_weight * (a * slope + c * (a - 1.0))
+                entropy = prediction.entropy * (a - 1.0) + c * prediction.others
+                grad = row.row_weight * (a * slope + entropy)
             else:
-                q = max(target_at(row, k), 0.0)
+                q = class_weight(row, k) * max(target_at(row, k), 0.0)
                 grad = row.row_weight * (a * (slope + prediction.entropy) - c * q)
             write(row, k, grad)
         return prediction.valid, row.row_weight * value
@@ -230,11 +342,11 @@ def gradient_sweep(operation, cost, is_chain, team):
 # -------------------------------------------------------------------------- its second derivatives
 
 
-def diagonal_sweep(operation, cost, is_chain, team):
+def diagonal_sweep(operation, cost, is_chain, team, extended):
     """Make the function that computes the diagonal of the loss's Hessian."""
     up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, team)
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
-    predict, fill_difference, _, _, _ = parts(is_chain, team)
+    predict, fill_difference, _, _, _, curve_of_sums = parts(is_chain, team, extended)
     indices, sums = team.indices, team.sums
 
     @device
@@ -249,21 +361,28 @@ def diagonal_sweep(operation, cost, is_chain, team):
         mean, grand_mean = sums(row.team, mean, grand_mean)
         sweep_down(row, other, 0.0)
         sweep_down(row, x, 0.0)
+        curve = curve_of_sums(row, prediction, x, mean)
         for k in indices(row.team, row.layout.n_bins):
             a, slope = a_at(row, prediction, k), sum_of_bin(row, x, k) - mean
-            second = sum_of_bin(row, other, k) + grand_mean - 2.0 * jac.depends * slope - entropy
-            change = a * (a * second) + load(row.scratch.y, k) * jac.a_y * (slope + entropy)
+            second = sum_of_bin(row, other, k) + grand_mean - 2.0 * jac.depends * slope
+            second = curve.first * second - entropy
+            if extended:
+                second += curve.second * slope * slope
+            slope = curve.first * slope + entropy
+            change = a * (a * second) + load(row.scratch.y, k) * jac.a_y * slope
             write(row, k, row.row_weight * change)
         return prediction.valid, 0.0
 
     return sweep
 
 
-def product_sweep(operation, cost, is_chain, team):
+def product_sweep(operation, cost, is_chain, team, extended):
     """Make the function that multiplies the loss's Hessian by `v`."""
     up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, team)
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
-    predict, fill_difference, _, fill_u, mean_over_r = parts(is_chain, team)
+    predict, fill_difference, _, fill_u, mean_over_r, curve_of_sums = parts(
+        is_chain, team, extended
+    )
     indices, sums = team.indices, team.sums
 
     @device
@@ -284,10 +403,14 @@ def product_sweep(operation, cost, is_chain, team):
         mean_of_product, _ = sums(row.team, mean_over_r(row, prediction, other), 0.0)
         mean_of_product += jac.depends * u_slope
         softmax = jac.a_y / prediction.scale  # 1, or 0
+        curve = curve_of_sums(row, prediction, x, mean)
         for k in indices(row.team, row.layout.n_bins):
-            a = a_at(row, prediction, k)
-            slope = sum_of_bin(row, x, k) - mean + prediction.entropy
-            change = sum_of_bin(row, other, k) - mean_of_product - jac.a_1 * sum_of_v * slope
+            a, slope = a_at(row, prediction, k), sum_of_bin(row, x, k) - mean
+            change = curve.first * (sum_of_bin(row, other, k) - mean_of_product)
+            if extended:
+                change += curve.second * u_slope * slope
+            slope = curve.first * slope + prediction.entropy
+            change -= jac.a_1 * sum_of_v * slope
             write(row, k, row.row_weight * (a * change + softmax * load(u, k) * slope))
         return prediction.valid, 0.0
 
@@ -315,12 +438,13 @@ def ratio(a, b):
 def find_row_weights(team, arguments):
     """Compute the weight of every row from its `sample_weight` and its label.
 
-    `weights` and `labels` are (rows,), without elements if there are no weights, or no label is
-    ignored. The first row of invalid weight goes to ``errors[1]``. If `parts` (2 * blocks,) has
+    `weights` and `labels` are (rows,), without elements if there are no weights, or labels do not
+    matter. The first row of invalid weight goes to ``errors[1]``. If `parts` (2 * blocks,) has
     elements, it receives for `divide_by_sum` the largest weight of every block, then the sums of
-    the weights divided by it, since the sum itself might overflow.
+    the weights divided by it, since the sum itself might overflow. A weight counts in the sum times
+    that of its class, if there are `class_weights`.
     """
-    weights, labels, ignore_index, row_weights, parts, errors = arguments
+    weights, labels, ignore_index, class_weights, row_weights, parts, errors = arguments
     most, total = 0.0, 0.0
     for i in grid_range(team, row_weights.size):
         row_weight = 1.0
@@ -335,7 +459,12 @@ def find_row_weights(team, arguments):
     if parts.size > 0:
         most = largest(team, most)
         for i in grid_range(team, row_weights.size):
-            total += ratio(row_weights[i], most)
+            counted = ratio(row_weights[i], most)
+            if class_weights.size > 0:
+                label = labels[i]
+                inside = 0 <= label < class_weights.size
+                counted *= class_weights[label] if inside else 1.0
+            total += counted
         total, _ = sums(team, total, 0.0)
         if team.thread == 0:
             parts[team.block] = most
