@@ -10,12 +10,11 @@ first of two data sets the losses make no difference, on the second they do.
 import lightgbm
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy.special import softmax
 from sklearn.datasets import load_diabetes, make_friedman1
 from sklearn.model_selection import RepeatedStratifiedKFold, train_test_split
 
 import fastemd
-from fastemd.boosting import lightgbm_metric, lightgbm_objective
+from fastemd.boosting import LightGBMClassifier
 
 # %%
 # The first data set is scikit-learn's diabetes data: the progress of the disease after a year, cut
@@ -29,35 +28,28 @@ DATA = {
 
 # %%
 # All losses use the same parameters of trees. Training stops when the loss on a quarter of the
-# training rows has not decreased for ten rounds. Softmax converts scores to probabilities, except
-# with LightGBM's objective, which predicts probabilities.
+# training rows has not decreased for ten rounds.
 
-COMMON = {"num_leaves": 6, "learning_rate": 0.05, "verbose": -1, "num_threads": 1}
-
-
-def losses(chain):
-    """Return objective and metric by name."""
-    result = {"log loss": ("multiclass", None)}
-    for name, c in (("EMD²", 0), ("EMD² + CE", 1)):
-        arguments = {"space": chain, "cross_entropy": c}
-        result[name] = lightgbm_objective(**arguments), lightgbm_metric(**arguments)
-    return result
+COMMON = {"n_estimators": 500, "early_stopping_rounds": 10, "num_leaves": 6, "learning_rate": 0.05}
+COMMON |= {"n_jobs": 1, "verbose": -1}
 
 
-def predict(objective, metric, x, y, n_classes, test):
+def models(chain):
+    """Return classifiers by the names of their losses."""
+    return {
+        "log loss": lightgbm.LGBMClassifier(**COMMON),
+        "EMD²": LightGBMClassifier(chain, **COMMON),
+        "EMD² + CE": LightGBMClassifier(chain, cross_entropy=1, **COMMON),
+    }
+
+
+def predict(model, x, y, test):
     """Return the probabilities of the rows `test` by a model trained on the rows `x`, `y`."""
     x, x_stop, y, y_stop = train_test_split(x, y, stratify=y, random_state=0)
-    rows = lightgbm.Dataset(x, y)
-    model = lightgbm.train(
-        {**COMMON, "objective": objective, "num_class": n_classes},
-        rows,
-        num_boost_round=500,
-        valid_sets=[rows.create_valid(x_stop, y_stop)],
-        feval=metric,
-        callbacks=[lightgbm.early_stopping(10, verbose=False)],
-    )
-    scores = model.predict(test)
-    return softmax(scores, axis=1) if callable(objective) else scores
+    stop = {"eval_set": [(x_stop, y_stop)]}
+    if isinstance(model, lightgbm.LGBMClassifier):
+        stop = {"eval_X": x_stop, "eval_y": y_stop}
+    return model.fit(x, y, **stop).predict_proba(test)
 
 
 def measure(p, truth, chain):
@@ -85,10 +77,10 @@ for (title, (n_classes, x, hidden)), line in zip(DATA.items(), axes, strict=True
     y = np.searchsorted(np.quantile(hidden, np.arange(1, n_classes) / n_classes), hidden)
     chain = fastemd.Chain(n_classes)
     results = {}
-    for name, loss in losses(chain).items():
+    for name, model in models(chain).items():
         results[name] = np.array(
             [
-                measure(predict(*loss, x[train], y[train], n_classes, x[test]), y[test], chain)
+                measure(predict(model, x[train], y[train], x[test]), y[test], chain)
                 for train, test in folds.split(x, y)
             ]
         )

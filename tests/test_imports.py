@@ -6,6 +6,8 @@ import sys
 import pytest
 
 LAZY = ["boosting", "jax", "plotting", "torch"]
+BOOSTING = ["lightgbm", "sklearn", "xgboost"]
+CLASSIFIERS = {"LightGBMClassifier": "lightgbm", "XGBoostClassifier": "xgboost"}
 MISSING = """
 import sys
 class Without:  # a finder that does not know some packages
@@ -32,8 +34,8 @@ def _run(code):
     ],
 )
 def test_import_loads_no_framework(statement):
-    frameworks = ["torch", "jax", "matplotlib", "lightgbm", "xgboost", "networkx", "pandas"]
-    modules = [*frameworks, *(f"fastemd.{name}" for name in LAZY)]
+    frameworks = ["torch", "jax", "matplotlib", "networkx", "pandas"]
+    modules = [*frameworks, *BOOSTING, *(f"fastemd.{name}" for name in LAZY)]
     code = f"{statement}\nimport sys\nprint([name for name in {modules} if name in sys.modules])"
     assert _run(code) == "[]\n"
 
@@ -54,6 +56,40 @@ def test_import_names_extra_of_missing_framework(name, access):
     )
     missing = f"fastemd.{name}: the package {name} is not installed"
     assert _run(code) == f"{missing}; install it by pip install 'fastemd[{name}]'\n"
+
+
+def test_boosting_imports_scikit_learn_for_classifiers_only():
+    code = (
+        "import fastemd.boosting, sys\nfastemd.boosting.lightgbm_metric(fastemd.Chain(2))\n"
+        f"print([name for name in {BOOSTING} if name in sys.modules])"
+    )
+    assert _run(code) == "[]\n"
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("library", [False, True], ids=["scikit-learn", "library"])
+def test_classifier_names_extra_of_missing_package(name, library):
+    pytest.importorskip("sklearn")
+    missing = CLASSIFIERS[name] if library else "sklearn"
+    code = MISSING.format(names=[missing]) + (
+        "import fastemd, pydoc\npydoc.render_doc(fastemd.boosting)\n"
+        f"print('{name}' in dir(fastemd.boosting))\n"
+        f"try:\n    fastemd.boosting.{name}(fastemd.Chain(2)).fit([[0], [1]], [0, 1])\n"
+        "except ModuleNotFoundError as error:\n    print(error, error.name)"
+    )
+    wanted = (
+        f"{library}\nfastemd.boosting: the package {missing} is not installed; "
+        f"install it by pip install 'fastemd[boosting]' {missing}\n"
+    )
+    assert _run(code) == wanted
+
+
+def test_boosting_raises_attribute_error_for_unknown_name():
+    code = (
+        "import fastemd\ntry:\n    fastemd.boosting.CatBoost\nexcept AttributeError as error:\n"
+        "    print(error)"
+    )
+    assert _run(code) == "module 'fastemd.boosting' has no attribute 'CatBoost'\n"
 
 
 @pytest.mark.parametrize("name", ["jax", "torch"])

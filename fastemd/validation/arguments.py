@@ -105,14 +105,15 @@ def no_cuda(why: str) -> NoReturn:
     )
 
 
-def not_installed(framework: str, error: ModuleNotFoundError) -> NoReturn:
-    """Raise for a missing framework; other import errors are raised as they are."""
-    if error.name != framework:
+def not_installed(package: str, error: ModuleNotFoundError, module: str = "") -> NoReturn:
+    """Raise for a missing package, by default that of its module; re-raise other import errors."""
+    if error.name != package:
         raise error
+    module = module or package
     raise ModuleNotFoundError(
-        f"fastemd.{framework}: the package {framework} is not installed; "
-        f"install it by pip install 'fastemd[{framework}]'",
-        name=framework,
+        f"fastemd.{module}: the package {package} is not installed; "
+        f"install it by pip install 'fastemd[{module}]'",
+        name=package,
     ) from error
 
 

@@ -1,7 +1,9 @@
-"""EMD^rho as objective and metric of LightGBM and XGBoost; imports neither."""
+"""EMD^rho as objective and metric of LightGBM and XGBoost, and classifiers; imports neither."""
 
+import importlib
+import importlib.util
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,10 +12,29 @@ from fastemd import validation, views
 from fastemd.losses import emd_loss, emd_loss_hessian_diag
 from fastemd.spaces import GroundSpace
 
+if TYPE_CHECKING:
+    from fastemd.boosting.classifiers import LightGBMClassifier as LightGBMClassifier
+    from fastemd.boosting.classifiers import XGBoostClassifier as XGBoostClassifier
+
 Array = NDArray[Any]
 MAX_STEP = 4.0  # of a logit, see `lightgbm_objective`
 FLOAT32 = np.finfo(np.float32)  # the type of the derivatives in LightGBM and XGBoost
 _NOT_PASSED = object()
+_CLASSIFIERS = ("LightGBMClassifier", "XGBoostClassifier")  # import scikit-learn
+
+
+if not TYPE_CHECKING:  # type checkers resolve the classifiers by the imports above
+
+    def __getattr__(name: str) -> object:
+        if name in _CLASSIFIERS:
+            return getattr(importlib.import_module(f"{__name__}.classifiers"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # help() reads every name listed here, so exclude the classifiers without scikit-learn.
+    classifiers = _CLASSIFIERS if importlib.util.find_spec("sklearn") else ()
+    return sorted({*globals(), *classifiers})
 
 
 class _Loss:
@@ -51,8 +72,26 @@ class _Loss:
         }  # fmt: skip
 
 
-class Objective(_Loss):
-    """Called by both libraries, as (scores, data set) or (labels, scores[, weights[, group]])."""
+class BinObjective(_Loss):
+    """Called by both libraries, as (scores, data set) or (labels, scores[, weights])."""
+
+    @np.errstate(all="ignore")
+    def __call__(
+        self, first: Any, second: Any, sample_weight: ArrayLike | None = None
+    ) -> tuple[Array, Array]:
+        """Return gradients and positive second derivatives of weighted rows, (rows, classes)."""
+        arguments = self._arguments(first, second, sample_weight, metric=False)
+        grad = emd_loss(**arguments, reduction="none")[1]
+        curvature = np.abs(emd_loss_hessian_diag(**arguments, reduction="none"))
+        magnitude = np.abs(grad)
+        np.maximum(curvature, magnitude / MAX_STEP + FLOAT32.tiny, out=curvature)
+        grad[magnitude < FLOAT32.tiny] = 0.0  # LightGBM casts to float32, which would underflow
+        validation.check_derivatives(magnitude, curvature)
+        return grad, curvature
+
+
+class Objective(BinObjective):
+    """The same for labels that `LGBMClassifier` may have renumbered; it also passes a group."""
 
     @np.errstate(all="ignore")
     def __call__(
@@ -62,17 +101,11 @@ class Objective(_Loss):
         sample_weight: ArrayLike | None = None,
         group: Any = _NOT_PASSED,
     ) -> tuple[Array, Array]:
-        """Return gradients and positive second derivatives of weighted rows, (rows, classes)."""
-        arguments = self._arguments(first, second, sample_weight, metric=False)
+        """Return the derivatives of `BinObjective`."""
         if group is not _NOT_PASSED:  # only LightGBM's scikit-learn interface passes it
+            arguments = self._arguments(first, second, sample_weight, metric=False)
             validation.check_not_renumbered(arguments["target"], self.space.n_bins)
-        grad = emd_loss(**arguments, reduction="none")[1]
-        curvature = np.abs(emd_loss_hessian_diag(**arguments, reduction="none"))
-        magnitude = np.abs(grad)
-        np.maximum(curvature, magnitude / MAX_STEP + FLOAT32.tiny, out=curvature)
-        grad[magnitude < FLOAT32.tiny] = 0.0  # LightGBM casts to float32, which would underflow
-        validation.check_derivatives(magnitude, curvature)
-        return grad, curvature
+        return super().__call__(first, second, sample_weight)
 
 
 class _Metric(_Loss):
