@@ -25,16 +25,6 @@ def check_space(space: object) -> None:
         validation.not_a_space(space)
 
 
-def check_loss_options(
-    space: object, rho: object, normalize: str | None, cross_entropy: object, reduction: object
-) -> tuple[float, float]:
-    """Check the options of a loss; return `rho` and `cross_entropy` as floats."""
-    validation.check_normalize(normalize)
-    validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
-    check_space(space)
-    return validation.check_rho(rho), validation.check_cross_entropy(cross_entropy, normalize)
-
-
 def computing_type(framework: Framework, a: Any, b: Any) -> Any:
     """Return the common type of two arrays, at least float32; the default type of integers."""
     common = framework.namespace.promote_types(a.dtype, b.dtype)
@@ -77,24 +67,26 @@ def kept_labels(framework: Framework, target: Any, ignore_index: int | None) -> 
 
 
 def loss_rows(
-    framework: Framework, x: Any, target: Any, kept: Any, sample_weight: Any
-) -> tuple[Any, Any, Any, Any]:
+    framework: Framework, x: Any, target: Any, kept: Any, sample_weight: Any, class_weight: Any,
+    axis: int, keyword: str,
+) -> tuple[Any, Any, Any, Any, Any]:  # fmt: skip
     """Broadcast the arguments of a loss to the rows of `x`, in their computing types.
 
     `kept` says which rows are read as far as their labels are concerned. Returned are `x`, the
-    target, which rows are read at all (their weight is not 0, either; None if all are) and the
-    weights, 0 for rows that are not read (None if all are equal).
+    target, which rows are read at all (their weight is not 0, either; None if all are), the
+    weights, 0 for rows that are not read (None if all are 1), and what the rows count in the mean
+    (None if all are 1). `axis` (< 0) holds the bins; messages call it `keyword`.
     """
-    xp, rows = framework.namespace, x.shape[:-1]
+    xp, rows = framework.namespace, validation.without_axis(tuple(x.shape), axis)
     labelled = not framework.is_floating(target.dtype)
-    validation.check_target_shape(tuple(target.shape), tuple(x.shape), labelled)
+    validation.check_target_shape(tuple(target.shape), tuple(x.shape), labelled, axis, keyword)
     dtype = computing_type(framework, x, target)
     if not labelled:
         target = framework.constant(framework.cast(target, dtype))
     x = framework.cast(x, dtype)
     target = _broadcast_to(framework, target, rows if labelled else x.shape)
     counted = None if kept is None else _broadcast_to(framework, kept, rows)
-    weight = None if counted is None else framework.cast(counted, dtype)
+    weight = None
     if sample_weight is not None:
         wide = xp.promote_types(sample_weight.dtype, dtype)
         try:
@@ -104,30 +96,38 @@ def loss_rows(
             validation.do_not_broadcast(shapes)
         counted = weight != 0 if counted is None else counted & (weight != 0)
         weight = xp.where(counted, weight, 0)
-    return x, target, counted, weight
+    counts = weight
+    if weight is None and counted is not None:
+        counts = framework.cast(counted, dtype)
+    if labelled and class_weight is not None:
+        of_class = framework.cast(class_weight, dtype)[target.clip(0, len(class_weight) - 1)]
+        counts = of_class if counts is None else counts * of_class
+    return x, target, counted, weight, counts
 
 
 def _broadcast_to(framework: Framework, array: Any, shape: Any) -> Any:
     return array if array.shape == shape else framework.namespace.broadcast_to(array, shape)
 
 
-def reduced(framework: Framework, losses: Any, weight: Any, reduction: str) -> Any:
+def reduced(framework: Framework, losses: Any, weight: Any, counts: Any, reduction: str) -> Any:
     """Return the weighted losses of all rows, their sum or their mean.
 
-    The weights are those of `loss_rows`. The mean of nothing is 0.
+    The weights and counts are those of `loss_rows`. The mean of nothing is 0.
     """
     mean, dtype = reduction == "mean" and 0 not in losses.shape, losses.dtype
-    if weight is None:
+    if weight is None and (counts is None or not mean):
         return losses if reduction == "none" else losses.mean() if mean else losses.sum()
-    if mean:  # of weights whose sum might overflow
+    if mean and weight is not None:  # of weights whose sum might overflow
         limits = framework.namespace.finfo(weight.dtype)
         largest = framework.constant(weight.max())
         # XLA multiplies by the reciprocal, and takes it for 0 if it is subnormal.
-        weight = weight / largest.clip(float(limits.tiny), float(limits.max) / 8)
-    losses = losses * weight
+        scale = largest.clip(float(limits.tiny), float(limits.max) / 8)
+        weight, counts = weight / scale, counts / scale
+    if weight is not None:
+        losses = losses * weight
     if reduction != "none":
         losses = losses.sum()
     if mean:
-        total = weight.sum()
+        total = counts.sum()
         losses = losses / framework.namespace.where(total > 0, total, 1)
     return framework.cast(losses, dtype)

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastemd import backends, validation, views
 from fastemd.backends import CudaBackend, axis_at
-from fastemd.call import Batch, Launch, batch_shape, edge_cost, result_type
+from fastemd.call import Batch, Launch, batch_shape, cuda_driver, edge_cost, result_type
 from fastemd.docstrings import documented
 from fastemd.kernels.cpu import driver as cpu
 from fastemd.kernels.edges import Cost
@@ -177,8 +177,7 @@ def resolve_loss(
     """
     if not isinstance(space, (GroundSpace, EdgeLayout)):
         validation.not_a_space(space)
-    arrays = {"x": x, "target": target, "v": v}
-    arrays |= {"sample_weight": sample_weight, "class_weight": class_weight}
+    arrays = {"x": x, "target": target, "v": v, "sample_weight": sample_weight}
     backend = backends.backend_of({k: a for k, a in arrays.items() if a is not None})
     x_view = views.as_array("x", x)
     axis = validation.check_axis("axis", loss.axis, len(x_view.shape))
@@ -206,13 +205,26 @@ def resolve_loss(
         batch.sample_weight = weights = views.as_array("sample_weight", sample_weight)
         validation.check_broadcast("sample_weight", weights.shape, "x", shape)
     if class_weight is not None:
-        weights = views.as_array("class_weight", class_weight)
-        validation.check_class_weight_shape(weights.shape, space.n_bins)
-        if isinstance(backend, CudaBackend):
-            batch.class_weight = backend.cast(weights, _FLOAT64)
-        else:
-            batch.class_weight = validation.check_class_weights(weights)
+        batch.class_weight = _class_weights(class_weight, space.n_bins, backend)
     return batch
+
+
+def _class_weights(class_weight: Any, n_bins: int, backend: Any) -> Any:
+    """Return the weights of the classes as float64 where the kernels read them.
+
+    For arrays on a CUDA device they may be on the host.
+    """
+    own = backends.backend_for("class_weight", class_weight)
+    weights = views.as_array("class_weight", class_weight)
+    validation.check_class_weight_shape(weights.shape, n_bins)
+    if isinstance(own, CudaBackend):
+        if own.name != backend.name:
+            validation.mixed_backends({"x": backend.name, "class_weight": own.name})
+        return backend.cast(weights, _FLOAT64)
+    weights = validation.check_class_weights(weights)
+    if isinstance(backend, CudaBackend):
+        return backends.DeviceArray.of(cuda_driver().uploaded(weights.tobytes(), backend.index))
+    return weights
 
 
 def run_loss(

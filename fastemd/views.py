@@ -45,10 +45,15 @@ def as_histograms(name: str, value: object, space: Any, axis: int | None = None)
 
 def over_bins(name: str, value: object, view: Any, space: Any, axis: int | None = None) -> Any:
     """Return the view of an argument as `as_histograms`."""
-    if hasattr(value, "iloc") or hasattr(value, "columns") or hasattr(value, "column_names"):
-        validation.check_order(name, value, list(space.bins))
+    check_columns(name, value, space)
     validation.check_bins_axis(name, view.shape, space.n_bins, axis, "axis")
     return view if axis in (None, -1) else bins_last(view, axis)
+
+
+def check_columns(name: str, value: object, space: Any) -> None:
+    """Raise if a data frame has the bins of the space as columns in another order."""
+    if hasattr(value, "iloc") or hasattr(value, "columns") or hasattr(value, "column_names"):
+        validation.check_order(name, value, list(space.bins))
 
 
 def bins_last(view: Any, axis: int) -> Any:

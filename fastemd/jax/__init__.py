@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from fastemd.jax.programs import values
-from fastemd.jax.registry import number_of
+from fastemd.jax.registry import number_of, number_of_weights
+from fastemd.losses import Loss
 from fastemd.spaces import GroundSpace
 
 _FRAMEWORK = adapters.Framework(
@@ -29,13 +30,16 @@ _FRAMEWORK = adapters.Framework(
     scalar=lambda number, dtype: dtype.type(number),
 )
 # Outside of jit every operation is launched alone. Compiled together they take one launch.
-_loss_rows = jax.jit(functools.partial(adapters.loss_rows, _FRAMEWORK), inline=True)
-_reduced = jax.jit(functools.partial(adapters.reduced, _FRAMEWORK), static_argnums=2, inline=True)
+_loss_rows = jax.jit(
+    functools.partial(adapters.loss_rows, _FRAMEWORK), static_argnums=(5, 6), inline=True
+)
+_reduced = jax.jit(functools.partial(adapters.reduced, _FRAMEWORK), static_argnums=3, inline=True)
 
 
 def emd(
-    p: ArrayLike, q: ArrayLike, space: GroundSpace, rho: float, *, validate: bool | float = True
-) -> jax.Array:
+    p: ArrayLike, q: ArrayLike, space: GroundSpace, rho: float, *, axis: int = -1,
+    validate: bool | float = True,
+) -> jax.Array:  # fmt: skip
     """Return EMD^rho between histograms on a chain or tree, differentiable twice in both.
 
     Parameters
@@ -48,6 +52,8 @@ def emd(
         The ground space; it stays in memory until the process ends.
     rho : float
         The power of the flow, >= 1.
+    axis : int
+        The axis of `p`, and counted from the end of `q`, that holds the bins.
     validate : bool or float
         Whether to check the numbers, as for `fastemd.emd`. A float is the relative tolerance of
         masses, by default the root of the precision of the coarser type, but at least 1e-5.
@@ -92,6 +98,11 @@ def emd(
     """
     adapters.check_space(space)
     p, q = _array("p", p, space), _array("q", q, space)
+    axis = validation.check_axis("axis", axis, p.ndim)
+    for name, array in {"p": p, "q": q}.items():
+        validation.check_bins_axis(name, array.shape, space.n_bins, axis, "axis")
+    if axis != -1:
+        p, q = jnp.moveaxis(p, axis, -1), jnp.moveaxis(q, axis, -1)
     tolerance = adapters.mass_tolerance(_FRAMEWORK, p, q)
     constants = validation.check_rho(rho), validation.check_validate(validate, tolerance)
     p, q = adapters.pairs(_FRAMEWORK, p, q)
@@ -107,8 +118,12 @@ def emd_loss(
     normalize: str | None = "softmax",
     cross_entropy: float = 0.0,
     sample_weight: ArrayLike | None = None,
+    class_weight: Any = None,
+    label_smoothing: float = 0.0,
+    root: bool = False,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    axis: int = -1,
 ) -> jax.Array:
     """Return the EMD^rho loss between normalised predictions and targets.
 
@@ -121,8 +136,10 @@ def emd_loss(
         rows of `x`, never `x` to the target.
     space : Chain or Tree
         The ground space; it stays in memory until the process ends.
-    rho, normalize, cross_entropy, ignore_index, reduction
+    rho, normalize, cross_entropy, label_smoothing, root, ignore_index, reduction, axis
         As for `fastemd.emd_loss`.
+    class_weight : array_like, (N,), optional
+        As for `fastemd.emd_loss`: numbers that are known when the program is traced.
     sample_weight : array_like, (...), optional
         Weight of every row, >= 0 (not checked); broadcasts to the rows. A row of weight 0 is not
         read: its loss and its derivatives, also in the weight, are 0, even if it contains NaN.
@@ -159,23 +176,32 @@ def emd_loss(
     >>> fastemd.jax.emd_loss(logits, labels, fastemd.Chain(3), cross_entropy=1.0).round(4)
     Array(2.8032, dtype=float32)
     """
-    rho, cross_entropy = adapters.check_loss_options(
-        space, rho, normalize, cross_entropy, reduction
-    )
+    adapters.check_space(space)
+    validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
+    loss = Loss.checked(rho, normalize, cross_entropy, label_smoothing, root)
     x = _array("x", x, space)
+    axis = validation.check_axis("axis", axis, x.ndim)
+    validation.check_bins_axis("x", x.shape, space.n_bins, axis, "axis")
     target, kept = _target(target, ignore_index)
     if sample_weight is not None:
         sample_weight = _array("sample_weight", sample_weight)
-    constants = rho, adapters.mass_tolerance(_FRAMEWORK, x, target), normalize, cross_entropy
-    x, target, counted, weight = _loss_rows(x, target, kept, sample_weight)
+    if class_weight is not None:
+        class_weight = views.as_array("class_weight", class_weight)
+        validation.check_class_weight_shape(class_weight.shape, space.n_bins)
+        class_weight = validation.check_class_weights(class_weight)
+    tolerance = adapters.mass_tolerance(_FRAMEWORK, x, target)
+    x, target, counted, weight, counts = _loss_rows(
+        x, target, kept, sample_weight, class_weight, axis, "axis"
+    )
+    constants = loss.cost.rho, tolerance, number_of_weights(class_weight), *loss[1:5], axis
     second = (target,) if counted is None else (target, counted)
     losses = values(x, second, "loss", number_of(space), *constants)
-    result: jax.Array = _reduced(losses, weight, reduction)
+    result: jax.Array = _reduced(losses, weight, counts, reduction)
     return result
 
 
 def _array(name: str, value: Any, space: GroundSpace | None = None) -> jax.Array:
-    """Return an argument as an array of real numbers; with a space, over its bins."""
+    """Return an argument as an array of real numbers; of a data frame, check the columns."""
     if isinstance(value, jax.Array):
         array = value
     else:
@@ -183,8 +209,6 @@ def _array(name: str, value: Any, space: GroundSpace | None = None) -> jax.Array
             array = jnp.asarray(_host_array(name, value, space))
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         validation.not_an_array(name, array)
-    if space is not None:
-        validation.check_bins_axis(name, array.shape, space.n_bins)
     return array
 
 
@@ -199,7 +223,9 @@ def _host_array(name: str, value: Any, space: GroundSpace | None) -> Any:
     kind = getattr(getattr(value, "dtype", None), "name", "")
     if kind.startswith(("bfloat16", "float8", "int4", "uint4", "int2", "uint2")):
         return value  # types that NumPy does not have
-    return views.as_array(name, value) if space is None else views.as_histograms(name, value, space)
+    if space is not None:
+        views.check_columns(name, value, space)
+    return views.as_array(name, value)
 
 
 def _target(value: Any, ignore_index: int | None) -> tuple[jax.Array, Any]:

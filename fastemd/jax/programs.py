@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastemd import validation
 from fastemd.call import Output, resolve, run
 from fastemd.jax import c_api, xla
-from fastemd.jax.registry import space_of
+from fastemd.jax.registry import space_of, weights_of
 from fastemd.kernels.edges import power
 from fastemd.losses import Loss, resolve_loss, run_loss
 
@@ -84,17 +84,24 @@ def _launch_both(first: Any, second: Any, operation: str, constants: Any) -> Any
 
 def _values_jvp(operation: str, constants: Any, at: Any, tangents: Any) -> tuple[Any, Any]:
     value, grad = _values_and_grads(*at, operation, constants)
-    return value, (grad * _direction(operation, tangents)).sum(-1)
+    axis = _axis_of(operation, constants)
+    return value, (grad * _direction(operation, tangents)).sum(axis)
 
 
 def _both_jvp(operation: str, constants: Any, at: Any, tangents: Any) -> tuple[Any, Any]:
     value, grad = _values_and_grads(*at, operation, constants)
     v = _direction(operation, tangents)
-    return (value, grad), ((grad * v).sum(-1), _product(at, v, operation, constants))
+    along = (grad * v).sum(_axis_of(operation, constants))
+    return (value, grad), (along, _product(at, v, operation, constants))
 
 
 _values = _differentiable(_launch_values, _values_jvp)
 _values_and_grads = _differentiable(_launch_both, _both_jvp)
+
+
+def _axis_of(operation: str, constants: Any) -> int:
+    """Return the axis of the bins (< 0)."""
+    return constants[-1] if operation.startswith("loss") else -1
 
 
 def _direction(operation: str, tangents: Any) -> Any:
@@ -147,12 +154,14 @@ def _run_emd(operation: str, arguments: list[Any], results: list[Any], constants
 
 
 def _run_loss(operation: str, arguments: list[Any], results: list[Any], constants: str) -> None:
-    number, rho, tolerance, normalize, cross_entropy = json.loads(constants)
-    layout, loss = space_of(number).layout("levels"), Loss(power(rho), normalize, cross_entropy)
+    number, rho, tolerance, of_classes, *options = json.loads(constants)
+    layout, loss = space_of(number).layout("levels"), Loss(power(rho), *options)
     x, target, *others = arguments
     v = others.pop() if operation == "loss_product" else None
     counted = others[0] if others else None
-    batch = resolve_loss(layout, loss, x, target, counted, v=v, tolerance=tolerance)
+    batch = resolve_loss(
+        layout, loss, x, target, counted, None, weights_of(of_classes), v=v, tolerance=tolerance
+    )
     losses, _ = run_loss(operation, layout, batch, "none", results[-1])
     if len(results) == 2:
         batch.backend.assign(results[0], losses)
@@ -194,8 +203,10 @@ def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
 def _program(operation: str, constants: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
     def results(kind: Any, like: Any) -> list[Any]:
         rows = kind(like.shape, like.dtype)
-        products = operation in ("emd_product", "loss_product")
-        return [rows] if products else [kind(like.shape[:-1], like.dtype), rows]
+        if operation in ("emd_product", "loss_product"):
+            return [rows]
+        shape = validation.without_axis(like.shape, _axis_of(operation, constants))
+        return [kind(shape, like.dtype), rows]
 
     def call_back(*on_host: Any) -> list[Array]:
         out: list[Array] = results(np.empty, on_host[0])

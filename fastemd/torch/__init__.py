@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastemd import validation
+from fastemd import validation, views
 
 try:
     import torch
@@ -14,6 +14,7 @@ except ModuleNotFoundError as error:
 from torch import Tensor
 
 from fastemd import adapters
+from fastemd.losses import Loss
 from fastemd.spaces import GroundSpace
 from fastemd.torch.operators import Edges, distances, edges_of, new_edges, values
 
@@ -26,12 +27,18 @@ _FRAMEWORK = adapters.Framework(
     constant=Tensor.detach,
     scalar=lambda number, dtype: number,
 )
+IGNORE_INDEX = -100  # torch's
+_DEFAULTS = {
+    "dim": -1, "normalize": "softmax", "cross_entropy": 0.0, "label_smoothing": 0.0, "root": False,
+    "ignore_index": IGNORE_INDEX, "reduction": "mean",
+}  # fmt: skip
 _edges_of = torch.compiler.assume_constant_result(edges_of)
 
 
 def emd(
-    p: Tensor, q: Tensor, space: GroundSpace, rho: float, *, validate: bool | float = True
-) -> Tensor:
+    p: Tensor, q: Tensor, space: GroundSpace, rho: float, *, dim: int = -1,
+    validate: bool | float = True,
+) -> Tensor:  # fmt: skip
     """Return EMD^rho between histograms on a chain or tree, differentiable twice in both.
 
     Parameters
@@ -44,6 +51,8 @@ def emd(
         The ground space.
     rho : float
         The power of the flow, >= 1.
+    dim : int
+        The axis of `p`, and counted from the end of `q`, that holds the bins.
     validate : bool or float
         Whether to check the numbers; a float is the relative tolerance of masses, by default
         1e-5 for float64, 3.5e-4 for float32 and the root of the precision of coarser types.
@@ -80,8 +89,12 @@ def emd(
     tensor([[-0.2288, -0.1765,  0.4053]])
     """
     adapters.check_space(space)
-    _check_tensors(space.n_bins, p=p, q=q)
+    _check_tensor("p", p)
+    dim = validation.check_axis("dim", dim, p.ndim)
+    _check_tensors(space.n_bins, dim, p=p, q=q)
     _check_devices(p=p, q=q)
+    if dim != -1:
+        p, q = p.movedim(dim, -1), q.movedim(dim, -1)
     tolerance = adapters.mass_tolerance(_FRAMEWORK, p, q)
     constants = validation.check_rho(rho), validation.check_validate(validate, tolerance)
     p, q = adapters.pairs(_FRAMEWORK, p, q)
@@ -147,7 +160,7 @@ def sinkhorn(
             validation.not_a_tensor("cost", cost)
         validation.check_cost_shape(tuple(cost.shape))
         n_bins = len(cost)
-    _check_tensors(n_bins, p=p, q=q)
+    _check_tensors(n_bins, -1, p=p, q=q)
     for name, tensor in (("q", q), ("cost", cost)):
         if isinstance(tensor, Tensor) and tensor.requires_grad:
             validation.no_gradient(name)
@@ -169,14 +182,23 @@ class EMDLoss(torch.nn.Module):
         The ground space of the N classes.
     rho : float
         The power of the flow, >= 1.
+    dim : int
+        The axis of ``x`` that holds the classes: 1 for images (B, N, H, W), whose labels are
+        (B, H, W). Histograms as targets have it at the same place, counted from the end.
     normalize : {"softmax", "l1", None}
         How `x` becomes a histogram: as logits, by division by its sum (it is >= 0), or as
         it is.
     cross_entropy : float
         Add this many times the cross entropy; with "softmax" only.
+    class_weight : Tensor or array_like, (N,), optional
+        Weight of every class, >= 0, as in `torch.nn.CrossEntropyLoss`; see `fastemd.emd_loss`.
+    label_smoothing : float
+        From 0 to 1: the share of every target that is spread evenly over all classes.
+    root : bool
+        Whether to take the `rho`-th root of every row's EMD.
     ignore_index : int, optional
-        Rows with this label are ignored. A number that the type of the labels cannot hold ignores
-        none.
+        Rows with this label are ignored, as in torch. A number that the type of the labels cannot
+        hold ignores none.
     reduction : {"mean", "sum", "none"}
         As in `torch.nn.CrossEntropyLoss`, but the mean of nothing is 0.
 
@@ -198,8 +220,9 @@ class EMDLoss(torch.nn.Module):
     row (>= 0, which is not checked); both broadcast to the rows of ``x``. The target is either
     labels (...) of an integer type or histograms (..., N); no gradient flows to it. A row of weight
     0 or with the ignored label is not read: its loss and gradient are 0, even if it
-    contains NaN. The classes are the last axis, also where `torch.nn.CrossEntropyLoss` has them
-    second. float16 and bfloat16 are computed in float32, and the loss is of that type.
+    contains NaN. The classes are the last axis, unless `dim` says otherwise; for
+    `torch.nn.CrossEntropyLoss` they are always the second one. float16 and bfloat16 are computed
+    in float32, and the loss is of that type.
 
     Loss and gradient take one pass, without a tensor of the size of ``x`` except the gradient.
     On CUDA invalid rows raise later, in `fastemd.synchronize`.
@@ -207,7 +230,7 @@ class EMDLoss(torch.nn.Module):
 
     The edges of the ground space are the buffers ``parents``, ``lengths`` and ``shares``. They
     follow the module from device to device, but stay int64 and float64. They are not part of
-    the ``state_dict``, which is empty.
+    the ``state_dict``, which is empty. So is ``class_weight``.
 
     Examples
     --------
@@ -221,23 +244,37 @@ class EMDLoss(torch.nn.Module):
     parents: Tensor
     lengths: Tensor
     shares: Tensor
+    class_weight: Tensor | None
 
     def __init__(
         self,
         space: GroundSpace,
         rho: float = 2,
         *,
+        dim: int = -1,
         normalize: str | None = "softmax",
         cross_entropy: float = 0.0,
-        ignore_index: int | None = None,
+        class_weight: Any = None,
+        label_smoothing: float = 0.0,
+        root: bool = False,
+        ignore_index: int | None = IGNORE_INDEX,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        self.rho, self.cross_entropy = adapters.check_loss_options(
-            space, rho, normalize, cross_entropy, reduction
-        )
+        adapters.check_space(space)
+        validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
+        loss = Loss.checked(rho, normalize, cross_entropy, label_smoothing, root)
+        self.rho, self.root, self.dim = loss.cost.rho, loss.root, dim
+        self.cross_entropy, self.label_smoothing = loss.cross_entropy, loss.label_smoothing
         self.space, self.normalize, self.reduction = space, normalize, reduction
         self.ignore_index = ignore_index
+        validation.check_axis("dim", dim, 0)
+        if class_weight is not None:
+            if not isinstance(class_weight, Tensor):
+                class_weight = torch.tensor(views.as_array("class_weight", class_weight))
+            validation.check_class_weight_shape(tuple(class_weight.shape), space.n_bins)
+            validation.check_class_weights(class_weight.detach().cpu().numpy())
+        self.register_buffer("class_weight", class_weight, persistent=False)
         # Not persistent: the space is an argument, not something learned, and a state_dict of a
         # model whose loss had no buffers loads with strict=True.
         for name, tensor in zip(_BUFFERS, new_edges(space), strict=True):
@@ -259,41 +296,53 @@ class EMDLoss(torch.nn.Module):
     def extra_repr(self) -> str:
         """Return the options that `print` shows."""
         parts = [f"{self.space!r}, rho={self.rho:g}"]
-        defaults = {"normalize": "softmax", "cross_entropy": 0.0, "ignore_index": None}
-        for name, default in {**defaults, "reduction": "mean"}.items():
+        for name, default in _DEFAULTS.items():
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)!r}")
+        if self.class_weight is not None:
+            parts.append("class_weight=...")
         return ", ".join(parts)
 
     def forward(self, x: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss; see the class."""
-        _check_tensors(self.space.n_bins, x=x)
+        _check_tensor("x", x)
+        dim = validation.check_axis("dim", self.dim, x.ndim)
+        _check_tensors(self.space.n_bins, dim, x=x)
         if not isinstance(target, Tensor) or target.requires_grad:
             validation.not_a_target(target)
         _check_tensor("target", target)
         if sample_weight is not None:
             _check_tensor("sample_weight", sample_weight)
-        _check_devices(x=x, target=target, sample_weight=sample_weight)
+        class_weight = self.class_weight
+        _check_devices(x=x, target=target, sample_weight=sample_weight, class_weight=class_weight)
         if target.dtype == torch.bool:
             validation.check_target(np.dtype(bool))
-        kept = adapters.kept_labels(_FRAMEWORK, target, self.ignore_index)
+        ignore_index = self.ignore_index
+        if target.is_floating_point() and ignore_index == IGNORE_INDEX:
+            ignore_index = None
+        kept = adapters.kept_labels(_FRAMEWORK, target, ignore_index)
         tolerance = adapters.mass_tolerance(_FRAMEWORK, x, target)
-        x, target, counted, weight = adapters.loss_rows(_FRAMEWORK, x, target, kept, sample_weight)
+        x, target, counted, weight, counts = adapters.loss_rows(
+            _FRAMEWORK, x, target, kept, sample_weight, class_weight, dim, "dim"
+        )
         edges: Edges = self.parents, self.lengths, self.shares
         if self.lengths.device != x.device:  # the module was not moved to the device of the data
             edges = _edges_of(self.space, x.device)
-        constants = self.rho, tolerance, self.normalize or "none", self.cross_entropy
-        losses = values("emd_loss", x, target, counted, *edges, *constants)
-        return adapters.reduced(_FRAMEWORK, losses, weight, self.reduction)
+        losses = values(
+            "emd_loss", x, target, counted, class_weight, *edges, self.rho, tolerance,
+            self.normalize or "none", self.cross_entropy, self.label_smoothing, self.root, dim,
+        )  # fmt: skip
+        return adapters.reduced(_FRAMEWORK, losses, weight, counts, self.reduction)
 
 
 _BUFFERS = "parents", "lengths", "shares"
 
 
-def _check_tensors(n_bins: int, **tensors: Any) -> None:
+def _check_tensors(n_bins: int, dim: int, **tensors: Any) -> None:
+    """Raise unless all are tensors whose axis `dim` (< 0) holds the bins."""
     for name, tensor in tensors.items():
         _check_tensor(name, tensor)
-        validation.check_bins_axis(name, tuple(tensor.shape), n_bins)
+        validation.check_bins_axis(name, tuple(tensor.shape), n_bins, dim, "dim")
 
 
 def _check_tensor(name: str, tensor: Any) -> None:

@@ -112,13 +112,17 @@ def _emd_loss_hvp(v: Tensor, x: Tensor, *rest: Any) -> Tensor:
 
 
 def _loss(
-    operation: str, x: Tensor, target: Tensor, counted: Tensor | None, *rest: Any, **v: Any
-) -> tuple[Tensor, Tensor]:
+    operation: str, x: Tensor, target: Tensor, counted: Tensor | None,
+    class_weight: Tensor | None, *rest: Any, **v: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the losses and derivatives of all rows; those that are not `counted` are not read."""
-    *edges, rho, tolerance, normalize, cross_entropy = rest
-    layout = _layout_of(edges, x.shape[-1])
-    loss = Loss(power(rho), None if normalize == "none" else normalize, cross_entropy)
-    batch = resolve_loss(layout, loss, x, target, counted, tolerance=tolerance, **v)
+    *edges, rho, tolerance, normalize, cross_entropy, label_smoothing, root, dim = rest
+    layout = _layout_of(edges, x.shape[dim])
+    normalize = None if normalize == "none" else normalize
+    loss = Loss(power(rho), normalize, cross_entropy, label_smoothing, root, dim)
+    batch = resolve_loss(
+        layout, loss, x, target, counted, class_weight=class_weight, tolerance=tolerance, **v
+    )
     losses, derivatives = run_loss(operation, layout, batch, "none")
     return batch.backend.wrap(losses), batch.backend.wrap(derivatives)
 
@@ -151,20 +155,30 @@ def _register(name: str, schema: str, *functions: Callable[..., Any]) -> None:
         "Tensor parents, Tensor lengths, Tensor shares, float rho, float tolerance"
     )
     signatures = (name, "({}) -> (Tensor, Tensor)"), (f"{name}_hvp", "(Tensor v, {}) -> Tensor")
-    for (operator, form), function, fake in zip(signatures, functions, _FAKES, strict=True):
+    fakes = _fake_values, lambda v, *rest: v.new_empty(v.shape)
+    for (operator, form), function, fake in zip(signatures, functions, fakes, strict=True):
         torch.library.define(f"fastemd::{operator}", form.format(schema))
         torch.library.impl(f"fastemd::{operator}", ("cpu", "cuda"), _keeping_threads(function))
         torch.library.register_fake(f"fastemd::{operator}", fake)
 
 
-_FAKES = (  # of shapes without numbers
-    lambda rows, *rest: (rows.new_empty(rows.shape[:-1]), rows.new_empty(rows.shape)),
-    lambda v, *rest: v.new_empty(v.shape),
-)
+def _fake_values(rows: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Return tensors of the shapes of the results, without numbers."""
+    dim = dim_of(rest)
+    return rows.new_empty((*rows.shape[:dim], *rows.shape[dim:][1:])), rows.new_empty(rows.shape)
+
+
+def dim_of(constants: Sequence[Any]) -> int:
+    """Return the axis of the bins (< 0) from the constants of an operator."""
+    last = constants[-1]
+    return last if isinstance(last, int) else -1  # those of `emd` end with a tolerance
+
+
 _register("emd", "Tensor p, Tensor q, {}", _emd, _emd_hvp)
 _register(
     "emd_loss",
-    "Tensor x, Tensor target, Tensor? counted, {}, str normalize, float cross_entropy",
+    "Tensor x, Tensor target, Tensor? counted, Tensor? class_weight, {}, str normalize, "
+    "float cross_entropy, float label_smoothing, bool root, int dim",
     _emd_loss,
     _emd_loss_hvp,
 )
@@ -180,10 +194,11 @@ def values(operator: str, *arguments: Any) -> Tensor:
     if mode is not None and not torch.compiler.is_compiling():
         # Torch's tensors without memory do not mix with others.
         arguments = tuple(mode.from_tensor(x) if type(x) is Tensor else x for x in arguments)
-    n_tensors = _N_ROWS[operator] + 3
+    n_tensors = _N_TENSORS[operator]
     return _Values.apply(operator, arguments[n_tensors:], *arguments[:n_tensors])[0]
 
 
+_N_TENSORS = {"emd": 5, "emd_loss": 7}
 _N_ROWS = {"emd": 2, "emd_loss": 3}  # of the leading tensors with a number or bins for every row
 
 
@@ -205,7 +220,9 @@ class _Values(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, to_value: Tensor | None, to_grad: Tensor | None) -> tuple[Any, ...]:
         *tensors, grad = ctx.saved_tensors
-        to_first = None if to_value is None else to_value.unsqueeze(-1) * grad
+        to_first = None
+        if to_value is not None:
+            to_first = to_value.unsqueeze(dim_of(ctx.constants)) * grad
         if to_grad is not None:
             product = _Product.apply(ctx.operator, ctx.constants, to_grad, *tensors)
             to_first = product if to_first is None else to_first + product
@@ -308,7 +325,7 @@ def _rows_first(
     for i, dim in enumerate(in_dims):
         if dim is not None:
             if i >= n_rows:
-                validation.not_mapped("space")
+                validation.not_mapped("space" if i >= len(inputs) - 3 else "class_weight")
             moved[i] = inputs[i].movedim(dim, 0)
         elif i < n_rows and isinstance(inputs[i], Tensor):
             moved[i] = inputs[i].expand(info.batch_size, *inputs[i].shape)

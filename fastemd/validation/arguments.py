@@ -28,8 +28,8 @@ def not_a_space(space: object) -> NoReturn:
 
 def space_is_unknown(number: int) -> NoReturn:
     raise ValueError(
-        f"space: the ground space of this compiled program (number {number}) is unknown in this "
-        "process; call a function of fastemd.jax with the space first"
+        f"space: the ground space or class_weight of this compiled program (number {number}) is "
+        "unknown in this process; call a function of fastemd.jax with it first"
     )
 
 
@@ -292,7 +292,7 @@ def check_bins_axis(
     hint, place = "", "the last axis" if at == -1 else f"axis {at}"
     if n_bins in shape:
         found = shape.index(n_bins)
-        mend = f"pass {keyword}={found}" if name == "x" else f"move it to axis {at}"
+        mend = f"pass {keyword}={found}" if name in ("x", "p") else f"move it to axis {at}"
         mend = "move it last" if axis is None else mend
         hint = f"; the axis of {n_bins} entries is axis {found}: {mend}"
     raise ValueError(

@@ -21,7 +21,11 @@ OPTIONS = [
     {"cross_entropy": 1.0, "ignore_index": 3},
     {"normalize": "l1", "rho": 3.7},
     {"normalize": None, "rho": 1.5},
-]
+    {
+        "rho": 1.5, "cross_entropy": 0.5, "class_weight": [1.0, 0.5, 2.0, 0.0, 3.0],
+        "label_smoothing": 0.2, "root": True,
+    },
+]  # fmt: skip
 each_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 each_target = pytest.mark.parametrize("kind", ["labels", "histograms"])
 
@@ -51,6 +55,56 @@ def test_emd_loss_agrees_with_numpy_function(
     assert_close(adapter.emd_loss(x, target, TREE, **options), value)
     comp = jax.jit(jax.grad(lambda x: adapter.emd_loss(x, target, TREE, **options).sum()))(x)
     assert_close(comp, grad)
+
+
+@each_target
+def test_emd_loss_axis_equals_last_axis(kind, ffi_or_callback, rng):
+    x, y = random_logits(rng, (2, 3))
+    target = y.argmax(-1) if kind == "labels" else jax.nn.softmax(y)
+    moved = target if kind == "labels" else jnp.moveaxis(target, -1, 1)
+    options = {"cross_entropy": 0.5, "class_weight": [1.0, 0.5, 2.0, 0.0, 3.0]}
+
+    def at_axis(x, target=moved):
+        return adapter.emd_loss(jnp.moveaxis(x, -1, 1), target, TREE, axis=1, **options)
+
+    def at_end(x, target=target):
+        return adapter.emd_loss(x, target, TREE, **options)
+
+    for transform in (
+        lambda f: f,
+        lambda f: jax.jit(jax.grad(f)),
+        lambda f: jax.grad(lambda x: jnp.square(jax.grad(f)(x)).sum()),
+        lambda f: lambda x: jax.jvp(f, (x,), (x,))[1],
+    ):
+        assert_close(transform(at_axis)(x), transform(at_end)(x))
+    mapped = jax.vmap(lambda x, t: adapter.emd_loss(x, t, TREE, axis=0))
+    one_by_one = [adapter.emd_loss(a, b, TREE) for a, b in zip(x, target, strict=True)]
+    assert_close(mapped(jnp.moveaxis(x, -1, 1), moved), jnp.stack(one_by_one))
+    p, q = jax.nn.softmax(x), jax.nn.softmax(y)
+    ours = adapter.emd(jnp.moveaxis(p, -1, 1), jnp.moveaxis(q, -1, 1), TREE, 2, axis=1)
+    assert_close(ours, adapter.emd(p, q, TREE, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": np.zeros((2, 5, 3))}, ValueError, "axis 1: pass axis=1"),
+        ({"axis": 2}, ValueError, "axis: expected an axis of x, from -2 to 1, got 2"),
+        ({"class_weight": [1, 2]}, ValueError, "class_weight: expected one number for each"),
+        ({"class_weight": [1, 1, -1, 1, 1]}, ValueError, "class_weight: -1 at bin 2"),
+        ({"label_smoothing": 2}, ValueError, "label_smoothing: expected a number from 0 to 1"),
+    ],
+)
+def test_emd_loss_options_reject(arguments, error, message):
+    arguments = {"x": np.zeros((2, 5)), "target": [0, 1], **arguments}
+    with pytest.raises(error, match=message):
+        adapter.emd_loss(space=TREE, **arguments)
+
+
+def test_emd_loss_class_weight_is_constant(rng):
+    x, target = _case(rng, "labels", {})
+    with pytest.raises(TypeError, match=r"class_weight: .* it is being traced"):
+        jax.jit(lambda w: adapter.emd_loss(x, target, TREE, class_weight=w))(jnp.ones(5))
 
 
 @each_target

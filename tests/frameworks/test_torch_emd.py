@@ -204,7 +204,7 @@ def test_emd_rejects_invalid_input(rng):
         ({"rho": 0.5}, ValueError, "rho: expected a finite number >= 1"),
         ({"p": p.repeat(2, 1)}, ValueError, r"p and q: .* do not broadcast: p \(4,\), q \(2,\)"),
         ({"p": p.to_sparse()}, TypeError, r"p: sparse arrays .* pass p.to_dense\(\)"),
-        ({"p": p.T}, ValueError, "p: the last axis .* 5 entries is axis 0: move it last"),
+        ({"p": p.T}, ValueError, "p: the last axis .* 5 entries is axis 0: pass dim=0"),
         ({"p": p * 1j}, TypeError, "p: expected an array of real numbers, got Tensor"),
         ({"validate": 1}, TypeError, "validate: expected True, False or"),
         ({"q": 1.01 * p, "validate": np.float32(1e-3)}, ValueError, "unequal masses"),
@@ -253,8 +253,9 @@ def test_operators_pass_opcheck(rng):
     torch.library.opcheck(operators.emd.default, (p, q, *edges, 2.0, 1e-8))
     torch.library.opcheck(operators.emd_hvp.default, (x, p, q, *edges, 2.0, 1e-8))
     for target in (labels, q):
-        constants = *edges, 2.0, 1e-5, "softmax", 0.5
+        constants = *edges, 2.0, 1e-5, "softmax", 0.5, 0.1, True, -1
         for counted in (None, as_tensor([True, False, True, True])):
-            inputs = x, target, counted
+            class_weight = None if counted is None else torch.arange(x.shape[-1]) + 1.0
+            inputs = x, target, counted, class_weight
             torch.library.opcheck(operators.emd_loss.default, (*inputs, *constants))
             torch.library.opcheck(operators.emd_loss_hvp.default, (y, *inputs, *constants))

@@ -21,6 +21,7 @@ from tests.support.torch_cases import (
     assert_close,
     each_compiler,
     random_logits,
+    synchronized,
 )
 
 pytestmark = pytest.mark.torch_backend
@@ -33,7 +34,11 @@ OPTIONS = [
     {"cross_entropy": 1.0, "ignore_index": 3},
     {"normalize": "l1", "rho": 3.7},
     {"normalize": None, "rho": 1.5},
-]
+    {
+        "rho": 1.5, "cross_entropy": 0.5, "class_weight": [1.0, 0.5, 2.0, 0.0, 3.0],
+        "label_smoothing": 0.2, "root": True,
+    },
+]  # fmt: skip
 each_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 each_target = pytest.mark.parametrize("kind", ["labels", "histograms"])
 
@@ -222,6 +227,83 @@ def test_emd_loss_rejects_tensors_on_two_devices(rng):
     ):
         with pytest.raises(TypeError, match=message):
             adapter.EMDLoss(TREE)(*inputs)
+
+
+@pytest.mark.parametrize("kind", ["labels", "histograms"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_emd_loss_dim_equals_last_axis(kind, weighted, rng):
+    """As for images: values, first and second derivatives, and transforms."""
+    x, y = (tensor.detach() for tensor in random_logits(rng, (2, 3, 4)))
+    target = y.argmax(-1) if kind == "labels" else y.softmax(-1)
+    weight = as_tensor(rng.random((2, 3, 4))) if weighted else None
+    options = {"cross_entropy": 0.5, "class_weight": [1.0, 0.5, 2.0, 0.0, 3.0]}
+    last, first = adapter.EMDLoss(TREE, **options), adapter.EMDLoss(TREE, dim=1, **options)
+    moved = target if kind == "labels" else target.movedim(-1, 1).contiguous()
+
+    def at_dim(x):
+        return first(x.movedim(-1, 1).contiguous(), moved, weight)
+
+    def at_end(x):
+        return last(x, target, weight)
+
+    assert_close(at_dim(x), at_end(x))
+    for transform in (torch.func.grad, lambda f: torch.func.grad(_squared_gradient(f))):
+        assert_close(transform(at_dim)(x), transform(at_end)(x))
+    mapped = torch.func.vmap(adapter.EMDLoss(TREE, dim=0))(x.movedim(-1, 1), y.argmax(-1))
+    one_by_one = [adapter.EMDLoss(TREE)(a, b) for a, b in zip(x, y.argmax(-1), strict=True)]
+    assert_close(mapped, torch.stack(one_by_one))
+    if kind == "histograms":
+        p = x.softmax(-1)
+        ours = adapter.emd(p.movedim(-1, 1), moved, TREE, 2, dim=1)
+        assert_close(ours, adapter.emd(p, target, TREE, 2))
+
+
+def _squared_gradient(function):
+    return lambda x: torch.func.grad(function)(x).square().sum()
+
+
+def test_emd_loss_dim_rejects_other_shapes():
+    with pytest.raises(ValueError, match=r"x: the last axis .* axis 1: pass dim=1"):
+        adapter.EMDLoss(TREE)(torch.zeros(2, 5, 3), torch.zeros(2, 3, dtype=int))
+    with pytest.raises(ValueError, match=r"dim: expected an axis of x, from -2 to 1, got 2"):
+        adapter.EMDLoss(TREE, dim=2)(torch.zeros(2, 5), torch.zeros(2, dtype=int))
+    with pytest.raises(TypeError, match="dim: expected an integer"):
+        adapter.EMDLoss(TREE, dim=1.0)
+    with pytest.raises(ValueError, match="class_weight: expected one number for each of the 5"):
+        adapter.EMDLoss(TREE, class_weight=torch.ones(4))
+    with pytest.raises(ValueError, match="class_weight: -1 at bin 2"):
+        adapter.EMDLoss(TREE, class_weight=[1, 1, -1, 1, 1])
+    with pytest.raises(TypeError, match="class_weight: vmap cannot map over it"):
+        torch.func.vmap(_loss_with_weight)(torch.ones(2, 5))
+
+
+def _loss_with_weight(weight):
+    loss = adapter.EMDLoss(TREE)
+    loss.class_weight = weight
+    return loss(torch.zeros(3, 5), torch.zeros(3, dtype=int))
+
+
+def test_emd_loss_ignores_the_label_that_torch_ignores(rng):
+    """By default, and no histograms."""
+    x, target = _case(rng, "labels", {})
+    target[1] = -100
+    kept = target != -100
+    loss = adapter.EMDLoss(TREE)
+    assert_close(loss(x, target), loss(x[kept], target[kept]))
+    assert_close(loss(x, x.softmax(-1)), 0.0, 1.0)
+    with pytest.raises(ValueError, match="class -100|row 1"):
+        synchronized(adapter.EMDLoss(TREE, ignore_index=None)(x, target))
+    for reduction in ("mean", "sum", "none"):
+        comp = adapter.EMDLoss(fastemd.Chain(5, [0] * 4), reduction=reduction, cross_entropy=1.0)
+        ref = torch.nn.CrossEntropyLoss(reduction=reduction)
+        assert_close(comp(x, target), ref(x, target))
+
+
+def test_emd_loss_does_not_store_its_class_weight():
+    loss = adapter.EMDLoss(TREE, class_weight=[1, 2, 3, 4, 5])
+    assert loss.state_dict() == {}
+    assert "class_weight" in repr(loss)
+    assert dict(loss.named_buffers())["class_weight"].device == torch.device("cpu")
 
 
 def test_emd_loss_ignore_index_applies_to_labels_only(rng):

@@ -328,6 +328,13 @@ def _uploaded(layout: EdgeLayout, index: int, tables: Callable[[EdgeLayout], Any
     return copies[index, tables]
 
 
+@functools.lru_cache(maxsize=64)
+def uploaded(content: bytes, index: int) -> Any:
+    """Return an array of float64 on a device, uploaded once."""
+    with on_device(index):
+        return upload(np.frombuffer(content))
+
+
 def _sweep_tables(layout: EdgeLayout) -> block.Tables:
     cuda = layout.cuda
     sizes = layout.n_bins, cuda.n_edges, cuda.n_nodes, cuda.n_levels
