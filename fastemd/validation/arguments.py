@@ -166,10 +166,9 @@ def check_edges(n_bins: int, parents: Array, lengths: Array, shares: Array) -> N
         )
 
 
-def no_products() -> NoReturn:
+def no_arithmetic(function: str) -> NoReturn:
     raise TypeError(
-        "sinkhorn: Numba's device arrays have no product of matrices; pass arrays of PyTorch, CuPy "
-        "or JAX"
+        f"{function}: Numba's device arrays have no arithmetic; pass arrays of PyTorch, CuPy or JAX"
     )
 
 
