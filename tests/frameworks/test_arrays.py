@@ -82,6 +82,22 @@ def test_exact_emd_and_sinkhorn_return_arrays_of_input_library(library, rng):
 
 
 @each_library
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_emd_length_grad_returns_array_of_input_library(library, dtype, small_case, rng):
+    theirs, space = framework(library), small_case.space
+    p, q = _pair(rng, (3, space.n_bins), dtype)
+    upstream = rng.normal(size=3)
+    arrays = [theirs.of(x) for x in (p, q, upstream)]
+    comp = fastemd.emd_length_grad(*arrays[:2], space, 1.5, upstream=arrays[2])
+    assert theirs.holds(comp)
+    assert np.asarray(comp).dtype == dtype
+    ref = fastemd.emd_length_grad(p, q, space, 1.5, upstream=upstream)
+    np.testing.assert_array_equal(np.asarray(comp), ref)
+    with pytest.raises(TypeError, match=r"p and upstream: .* upstream from numpy"):
+        fastemd.emd_length_grad(*arrays[:2], space, 1.5, upstream=upstream)
+
+
+@each_library
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_losses_return_arrays_of_input_library(library, reduction, rng):
     theirs = framework(library)
