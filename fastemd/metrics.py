@@ -4,8 +4,8 @@ They have scikit-learn's order of arguments: what is true, then what is predicte
 """
 
 import functools
-import re
-from typing import Any
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +15,26 @@ from fastemd.backends import CudaBackend
 from fastemd.losses import Loss, resolve_loss, row_weights, run_loss
 from fastemd.spaces import Chain, GroundSpace
 
+if TYPE_CHECKING:
+    from fastemd.torch.metric import EMDMetric as EMDMetric
+
 Labels = NDArray[np.intp]
 Distances = NDArray[np.float64]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name == "EMDMetric":  # imports torch and torchmetrics
+            from fastemd.torch.metric import EMDMetric
+
+            return EMDMetric
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    lazy = ["EMDMetric"] if importlib.util.find_spec("torchmetrics") else []
+    return sorted([*globals(), *lazy])
 
 
 def ground_distance(
@@ -195,7 +213,7 @@ def emd_score(
     0.25
     """
     loss = Loss.checked(rho, None, 0.0)
-    try:
+    with validation.renaming({"x": "prob", "target": "y_true"}):
         batch = resolve_loss(space, loss, prob, y_true, sample_weight, ignore_index)
         if isinstance(batch.backend, CudaBackend):
             validation.only_on_cpu("metrics")
@@ -203,10 +221,6 @@ def emd_score(
             batch.shape, batch.labels, batch.sample_weight, batch.ignore_index
         )
         value, _ = run_loss("loss", space.layout("levels"), batch, "sum")
-    except (TypeError, ValueError) as error:  # in terms of a loss
-        names = {"x": "prob", "target": "y_true"}
-        text = re.sub(r"^(x|target)\b", lambda match: names[match[0]], str(error))
-        raise type(error)(text) from None
     return float(value)
 
 

@@ -159,6 +159,7 @@ def test_emd_score_rejects_frame_in_another_order():
         ([3], [[1.0, 0.0, 0.0]], "^y_true: "),
         ([0], [[0.5, 0.0, 0.0]], "^prob: "),
         ([0], [[0.5, 0.5]], "^prob: "),
+        ([[0], [1]], np.eye(3)[:2], r"^y_true: labels .* the rows of prob, of shape \(2, 3\)"),
     ],
 )
 def test_emd_score_names_its_arguments(labels, prob, message):

@@ -267,6 +267,12 @@ class EMDLoss(torch.nn.Module):
 
     def forward(self, x: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss; see the class."""
+        return adapters.reduced(_FRAMEWORK, *self._rows(x, target, sample_weight), self.reduction)
+
+    def _rows(
+        self, x: Tensor, target: Tensor, sample_weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the losses of all rows and their weights; None if all are equal."""
         _check_tensors(self.space.n_bins, x=x)
         if not isinstance(target, Tensor) or target.requires_grad:
             validation.not_a_target(target)
@@ -283,8 +289,7 @@ class EMDLoss(torch.nn.Module):
         if self.lengths.device != x.device:  # the module was not moved to the device of the data
             edges = _edges_of(self.space, x.device)
         constants = self.rho, tolerance, self.normalize or "none", self.cross_entropy
-        losses = values("emd_loss", x, target, counted, *edges, *constants)
-        return adapters.reduced(_FRAMEWORK, losses, weight, self.reduction)
+        return values("emd_loss", x, target, counted, *edges, *constants), weight
 
 
 _BUFFERS = "parents", "lengths", "shares"

@@ -1,13 +1,26 @@
 """Bad arguments of any function: of another kind, library, shape or range."""
 
+import contextlib
 import numbers
-from collections.abc import Hashable, Mapping, Sequence, Sized
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+
+@contextlib.contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Replace the names of arguments in the messages of errors."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        words = rf"\b({'|'.join(names)})\b"
+        text = re.sub(words, lambda match: names[match[0]], str(error))
+        raise type(error)(text) from None
 
 
 def check_rho(rho: object) -> float:
@@ -105,12 +118,12 @@ def no_cuda(why: str) -> NoReturn:
     )
 
 
-def not_installed(framework: str, error: ModuleNotFoundError) -> NoReturn:
-    """Raise for a missing framework; other import errors are raised as they are."""
+def not_installed(framework: str, error: ModuleNotFoundError, name: str = "") -> NoReturn:
+    """Raise for the missing framework of `name`; other import errors are raised as they are."""
     if error.name != framework:
         raise error
     raise ModuleNotFoundError(
-        f"fastemd.{framework}: the package {framework} is not installed; "
+        f"{name or f'fastemd.{framework}'}: the package {framework} is not installed; "
         f"install it by pip install 'fastemd[{framework}]'",
         name=framework,
     ) from error
