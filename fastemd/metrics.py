@@ -162,11 +162,8 @@ def lca_height(y_true: ArrayLike, y_pred: ArrayLike, space: GroundSpace) -> NDAr
     if isinstance(space, Chain):
         validation.not_a_tree()
     true, predicted = _labels(y_true, y_pred, space)
-    height = [0] * space.n_nodes
-    for node, parent in enumerate(space.parent[:-1].tolist()):
-        height[parent] = max(height[parent], height[node] + 1)
     ancestor, _ = _climb(space, true, predicted)
-    return np.array(height, np.intp)[ancestor]
+    return space.heights[ancestor]
 
 
 def emd_score(

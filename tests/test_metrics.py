@@ -85,6 +85,18 @@ def test_metrics_of_labels_reject_arguments(function, arguments, error, message)
         function(*arguments)
 
 
+def test_lca_height_computes_heights_once():
+    tree = fastemd.Tree.from_paths(PATHS)
+    assert "heights" not in vars(tree)
+    first = metrics.lca_height([0, 0], [1, 2], tree)
+    assert tree.heights is vars(tree)["heights"]
+    np.testing.assert_array_equal(tree.heights[tree.parent[tree.bin_node[:2]]], [1, 1])
+    assert not tree.heights.flags.writeable
+    first[:] = 7
+    assert metrics.lca_height([0, 0], [1, 2], tree).tolist() == [1, 2]
+    assert metrics.lca_height(0, 2, tree) == 2
+
+
 def test_mean_ground_distance_is_weighted_mean(space, rng):
     true, predicted = rng.integers(0, space.n_bins, (2, 30))
     weights = rng.random(30)
