@@ -1,6 +1,7 @@
 """Metrics of labels and probabilities against the matrix of distances and explicit loops."""
 
 import pickle
+import tracemalloc
 
 import networkx as nx
 import numpy as np
@@ -149,6 +150,17 @@ def test_means_of_nothing_and_of_huge_weights(mean):
 def test_mean_ground_distance_rejects_columns():
     with pytest.raises(ValueError, match=r"y_pred: expected the shape of y_true, \(2, 1\)"):
         metrics.mean_ground_distance([[0], [1]], [0, 1], TREE)
+
+
+def test_emd_score_is_loss_to_the_last_bit_without_memory_for_gradient(rng):
+    prob, labels = rng.dirichlet(np.ones(500), 2000), rng.integers(0, 500, 2000)
+    loss, _ = fastemd.emd_loss(prob, labels, fastemd.Chain(500), normalize=None)
+    tracemalloc.start()
+    try:
+        assert metrics.emd_score(labels, prob, fastemd.Chain(500)) == loss
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_emd_score_takes_coarse_types():
