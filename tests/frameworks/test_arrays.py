@@ -214,6 +214,20 @@ def test_out_rejects_arrays_that_cannot_be_written(rng):
         fastemd.emd(*tensors, CHAIN, 2, out=torch.empty(3))
 
 
+@each_library
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bin_of_returns_array_of_input_library(library, dtype):
+    theirs = framework(library)
+    chain = fastemd.Chain.from_edges([0.0, 1.0, 2.0, 4.0])
+    values = np.array([[0.5, 1.0], [4.0, 7.0]], dtype)
+    comp = chain.bin_of(theirs.of(values), clip=True)
+    assert theirs.holds(comp)
+    assert np.asarray(comp).dtype == np.int64
+    np.testing.assert_array_equal(np.asarray(comp), [[0, 1], [2, 2]])
+    with pytest.raises(ValueError, match=r"values: 7.0 at index 1, 1 is not within \[0.0, 4.0\]"):
+        chain.bin_of(theirs.of(values))
+
+
 # -- features of single frameworks ----------------------------------------------------------------
 
 
