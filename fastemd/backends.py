@@ -150,6 +150,14 @@ class DeviceArray:
             shape = tuple(self.size // known if n == -1 else n for n in shape)
         return self.strided(shape)
 
+    def __getitem__(self, part: tuple[slice, ...]) -> "DeviceArray":
+        """Return a view of a part; the slices of the first axes have no steps."""
+        ends = [axis.indices(n)[:2] for axis, n in zip(part, self.shape, strict=False)]
+        shape = *(end - start for start, end in ends), *self.shape[len(part) :]
+        offset = sum(start * step for (start, _), step in zip(ends, self.strides, strict=False))
+        pointer = self.pointer + offset
+        return DeviceArray(self.array, shape, self.dtype, pointer, self.strides, self.writeable)
+
     def bounds(self) -> tuple[int, int]:
         """Return the first address, and the one after the last."""
         reaches = [(n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)]

@@ -5,8 +5,10 @@ left in an error slot on the device, which `synchronize` reads, and so does a ca
 ``validate=True``.
 """
 
+import copy
+import itertools
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +50,7 @@ class Batch:
         self.backend, self.inputs, self.shape, self.dtype = backend, inputs, shape, dtype
         self.tolerance = tolerance  # between masses; < 0: no validation
         self.validate = validate
-        self.n_rows = math.prod(shape)
+        self.n_rows, self.first_row = math.prod(shape), 0  # the first one is of a larger batch
         self.launch: Launch | None = None  # whose scratch lives until the results are wrapped
         self._rows = rows
 
@@ -58,6 +60,22 @@ class Batch:
             inputs = self.inputs.values()
             self._rows = views.as_rows(inputs, self.shape, self.dtype, self.backend)
         return self._rows
+
+    def blocks(self, most_rows: int) -> Iterator["Batch"]:
+        """Yield consecutive rows, at most so many at a time, in the order of the batch."""
+        rows = self.rows()
+        n_groups, group_size = rows[0].shape[:2]
+        n_together = max(1, most_rows // max(1, group_size))  # groups, if they are so small
+        starts = itertools.product(
+            range(0, n_groups, n_together), range(0, group_size, max(1, most_rows))
+        )
+        for group, row in starts:
+            block = copy.copy(self)
+            part = slice(group, group + n_together), slice(row, row + max(1, most_rows))
+            block._rows = [array[part] for array in rows]
+            block.n_rows = math.prod(block._rows[0].shape[:2])
+            block.first_row = self.first_row + group * group_size + row
+            yield block
 
     def output(self, name: str, out: Any, *columns: int, other: Output | None = None) -> Output:
         """Return where to compute (*shape, *columns): in the user's `out` if that is possible.
@@ -214,7 +232,8 @@ def run(
         operation, results = "curvature", (values, curvatures)
     invalid = cpu.run(operation, layout, (p, q, v), cost, *results, project, batch.tolerance)
     if invalid < batch.n_rows:
-        validation.raise_invalid_row(batch.inputs, batch.shape, invalid, batch.tolerance)
+        row = batch.first_row + invalid
+        validation.raise_invalid_row(batch.inputs, batch.shape, row, batch.tolerance)
     if operation == "curvature":
         cpu.fill_hessian(layout, curvatures, columns.view, project)  # type: ignore[union-attr]
 

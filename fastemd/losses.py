@@ -239,7 +239,8 @@ def run_loss(
     batch : LossBatch
     reduction : {"mean", "sum", "none"}
     out : view, optional
-        Where to write the derivatives, an array in the order of C.
+        Where to write the derivatives, an array in the order of C. On the CPU, "loss" does not
+        compute them if it is (..., 0).
     """
     validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
     if out is None:
@@ -291,7 +292,7 @@ def _rows(batch: LossBatch, out: Any) -> tuple[Any, Any, Any, Any]:
     """
     if batch.loss.axis == -1:
         arrays = batch.rows()
-        rows_out = out.reshape(*arrays[0].shape)
+        rows_out = out.reshape(*arrays[0].shape[:2], -1)
     else:
         moved = views.bins_last(out, batch.loss.axis)
         inputs = batch.inputs.values()

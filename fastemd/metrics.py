@@ -4,8 +4,8 @@ They have scikit-learn's order of arguments: what is true, then what is predicte
 """
 
 import functools
-import re
-from typing import Any
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +15,26 @@ from fastemd.backends import CudaBackend
 from fastemd.losses import Loss, resolve_loss, row_weights, run_loss
 from fastemd.spaces import Chain, GroundSpace
 
+if TYPE_CHECKING:
+    from fastemd.torch.metric import EMDMetric as EMDMetric
+
 Labels = NDArray[np.intp]
 Distances = NDArray[np.float64]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name == "EMDMetric":  # imports torch and torchmetrics
+            from fastemd.torch.metric import EMDMetric
+
+            return EMDMetric
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    lazy = ["EMDMetric"] if importlib.util.find_spec("torchmetrics") else []
+    return sorted([*globals(), *lazy])
 
 
 def ground_distance(
@@ -144,11 +162,8 @@ def lca_height(y_true: ArrayLike, y_pred: ArrayLike, space: GroundSpace) -> NDAr
     if isinstance(space, Chain):
         validation.not_a_tree()
     true, predicted = _labels(y_true, y_pred, space)
-    height = [0] * space.n_nodes
-    for node, parent in enumerate(space.parent[:-1].tolist()):
-        height[parent] = max(height[parent], height[node] + 1)
     ancestor, _ = _climb(space, true, predicted)
-    return np.array(height, np.intp)[ancestor]
+    return space.heights[ancestor]
 
 
 def emd_score(
@@ -195,18 +210,15 @@ def emd_score(
     0.25
     """
     loss = Loss.checked(rho, None, 0.0)
-    try:
+    with validation.renaming({"x": "prob", "target": "y_true"}):
         batch = resolve_loss(space, loss, prob, y_true, sample_weight, ignore_index)
         if isinstance(batch.backend, CudaBackend):
             validation.only_on_cpu("metrics")
         batch.sample_weight = _weights(
             batch.shape, batch.labels, batch.sample_weight, batch.ignore_index
         )
-        value, _ = run_loss("loss", space.layout("levels"), batch, "sum")
-    except (TypeError, ValueError) as error:  # in terms of a loss
-        names = {"x": "prob", "target": "y_true"}
-        text = re.sub(r"^(x|target)\b", lambda match: names[match[0]], str(error))
-        raise type(error)(text) from None
+        no_grad = np.empty((*batch.shape, 0), batch.dtype)
+        value, _ = run_loss("loss", space.layout("levels"), batch, "sum", no_grad)
     return float(value)
 
 

@@ -1,10 +1,8 @@
 """The Sinkhorn distance (Algorithm 1 of Martinez et al.): a reference that is slow on purpose."""
 
-import contextlib
 import functools
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastemd import backends, validation, views
+from fastemd.array_api import computing_with, namespace_of
 from fastemd.backends import CudaBackend
 from fastemd.eager import eager
 from fastemd.pairs import resolve_pairs
@@ -182,13 +181,11 @@ def sinkhorn(
     if not isinstance(backend, CudaBackend):
         xp, device, pairs = np, None, resolve_pairs(p, q, cost, validate, dtype)
     else:
-        if not array_api_compat.is_array_api_obj(p):
-            validation.no_products()
-        xp, device = array_api_compat.array_namespace(p), array_api_compat.device(p)
+        xp, device = namespace_of("sinkhorn", p), array_api_compat.device(p)
         p_on_host, q_on_host = _on_host("p", p), _on_host("q", q)
         pairs = resolve_pairs(p_on_host, q_on_host, _on_host("cost", cost), validate, dtype)
     iterate: Any = _iterate_as_printed if method == "paper" else _iterate_on_logarithms
-    with np.errstate(all="ignore"), _computing_with(xp, p):
+    with np.errstate(all="ignore"), computing_with(xp, p):
         rows = (xp.asarray(array, device=device) for array in pairs[:3])
         value, grad, n_iter, error = iterate(xp, *rows, lam, max_iter, tol)
         error = xp.where(xp.isfinite(value), error, xp.nan)
@@ -206,24 +203,6 @@ def _on_host(name: str, value: Any) -> Any:
     if array_api_compat.is_torch_array(value):
         return value.numpy(force=True)
     return value.get() if array_api_compat.is_cupy_array(value) else np.asarray(value)
-
-
-@contextlib.contextmanager
-def _computing_with(xp: Any, array: Any) -> Iterator[None]:
-    """Compute at once, on the array's device, in the types that the functions ask for."""
-    with contextlib.ExitStack() as stack:
-        if array_api_compat.is_torch_namespace(xp):
-            torch = sys.modules["torch"]
-            stack.enter_context(torch.autocast(array.device.type, enabled=False))
-        elif array_api_compat.is_cupy_namespace(xp):
-            stack.enter_context(array.device)
-        elif array_api_compat.is_jax_namespace(xp):
-            jax = sys.modules["jax"]
-            scope = jax if hasattr(jax, "enable_x64") else jax.experimental
-            stack.enter_context(scope.enable_x64(True))
-            stack.enter_context(jax.default_matmul_precision("highest"))
-            stack.enter_context(jax.ensure_compile_time_eval())  # also while a function is traced
-        yield
 
 
 def _iterate(

@@ -79,6 +79,14 @@ class GroundSpace:
         return max(depth)
 
     @functools.cached_property
+    def heights(self) -> NDArray[np.intp]:
+        """Number of edges between every node and the farthest leaf below it."""
+        heights = [0] * self.n_nodes
+        for node, parent in enumerate(self.parent[:-1].tolist()):
+            heights[parent] = max(heights[parent], heights[node] + 1)
+        return freeze(heights)
+
+    @functools.cached_property
     def diameter(self) -> float:
         """Largest ground distance between two bins."""
         radius = [-np.inf] * self.n_nodes  # distance to the farthest bin at or below a node

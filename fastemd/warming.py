@@ -27,6 +27,7 @@ FUNCTIONS = {
     "emd_hessian_diag": ["hessian_diag"],
     "emd_hvp": ["hvp"],
     "emd_flow": ["flow"],
+    "emd_length_grad": ["flow"],
     "embed": ["embed"],
     "emd_loss": ["loss"],
     "emd_loss_hessian_diag": ["loss_diagonal"],

@@ -118,6 +118,26 @@ def test_dir_lists_installed_frameworks_without_importing_them():
     assert _run(code) == "True False\n"
 
 
+def test_import_of_metrics_loads_no_framework():
+    code = (
+        "import fastemd.metrics, sys\ntry:\n    fastemd.metrics.EMDmetric\n"
+        "except AttributeError as error:\n    print(error)\n"
+        "print(dir(fastemd.metrics) and {'torch', 'torchmetrics'} & set(sys.modules))"
+    )
+    assert _run(code) == "module 'fastemd.metrics' has no attribute 'EMDmetric'\nset()\n"
+
+
+def test_import_names_extra_of_missing_torchmetrics():
+    pytest.importorskip("torch")
+    code = MISSING.format(names=["torchmetrics"]) + (
+        "import fastemd.metrics\nprint('EMDMetric' in dir(fastemd.metrics))\n"
+        "try:\n    fastemd.metrics.EMDMetric\nexcept ImportError as error:\n    print(error)"
+    )
+    missing = "fastemd.metrics.EMDMetric: the package torchmetrics is not installed"
+    install = "install it by pip install 'fastemd[torchmetrics]'"
+    assert _run(code) == f"False\n{missing}; {install}\n"
+
+
 def test_import_raises_attribute_error_for_unknown_name():
     code = (
         "import fastemd\ntry:\n    fastemd.emdd\nexcept AttributeError as error:\n    print(error)"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastemd
+from fastemd.losses import Loss, resolve_loss, run_loss
 from tests.support import naive
 from tests.support.device import SIMULATED, cpu, hardware
 from tests.support.losses import (
@@ -188,3 +189,22 @@ def test_losses_do_not_modify_arguments(rng):
     fastemd.emd_loss_hessian_diag(x, target, fastemd.Chain(4), **keywords)
     np.testing.assert_array_equal(x, before[0])
     np.testing.assert_array_equal(target, before[1])
+
+
+@cpu
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "histograms"])
+@pytest.mark.parametrize(
+    ("normalize", "cross_entropy"), [*((name, 0.0) for name in NORMALIZE), ("softmax", 0.7)]
+)
+def test_run_loss_without_columns_gives_the_same_losses(
+    small_case, normalize, labelled, cross_entropy, rng
+):
+    x, target = random_inputs(rng, (11, small_case.n_bins), normalize, labelled)
+    loss, layout = Loss.checked(1.5, normalize, cross_entropy), small_case.space.layout("levels")
+    batch = resolve_loss(small_case.space, loss, x, target)
+    ref, previous = run_loss("loss", layout, batch, "none")
+    previous[:] = 7.0  # its addresses may still be in the kernel's scratch
+    comp, grad = run_loss("loss", layout, batch, "none", np.empty((11, 0)))
+    np.testing.assert_array_equal(comp, ref)
+    assert grad.size == 0
+    assert (previous == 7.0).all()

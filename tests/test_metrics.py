@@ -1,6 +1,7 @@
 """Metrics of labels and probabilities against the matrix of distances and explicit loops."""
 
 import pickle
+import tracemalloc
 
 import networkx as nx
 import numpy as np
@@ -85,6 +86,18 @@ def test_metrics_of_labels_reject_arguments(function, arguments, error, message)
         function(*arguments)
 
 
+def test_lca_height_computes_heights_once():
+    tree = fastemd.Tree.from_paths(PATHS)
+    assert "heights" not in vars(tree)
+    first = metrics.lca_height([0, 0], [1, 2], tree)
+    assert tree.heights is vars(tree)["heights"]
+    np.testing.assert_array_equal(tree.heights[tree.parent[tree.bin_node[:2]]], [1, 1])
+    assert not tree.heights.flags.writeable
+    first[:] = 7
+    assert metrics.lca_height([0, 0], [1, 2], tree).tolist() == [1, 2]
+    assert metrics.lca_height(0, 2, tree) == 2
+
+
 def test_mean_ground_distance_is_weighted_mean(space, rng):
     true, predicted = rng.integers(0, space.n_bins, (2, 30))
     weights = rng.random(30)
@@ -139,6 +152,17 @@ def test_mean_ground_distance_rejects_columns():
         metrics.mean_ground_distance([[0], [1]], [0, 1], TREE)
 
 
+def test_emd_score_is_loss_to_the_last_bit_without_memory_for_gradient(rng):
+    prob, labels = rng.dirichlet(np.ones(500), 2000), rng.integers(0, 500, 2000)
+    loss, _ = fastemd.emd_loss(prob, labels, fastemd.Chain(500), normalize=None)
+    tracemalloc.start()
+    try:
+        assert metrics.emd_score(labels, prob, fastemd.Chain(500)) == loss
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
 def test_emd_score_takes_coarse_types():
     prob = np.array([[0.1, 0.2, 0.7]], np.float16)
     assert metrics.emd_score([2], prob, TREE) == pytest.approx(
@@ -159,6 +183,7 @@ def test_emd_score_rejects_frame_in_another_order():
         ([3], [[1.0, 0.0, 0.0]], "^y_true: "),
         ([0], [[0.5, 0.0, 0.0]], "^prob: "),
         ([0], [[0.5, 0.5]], "^prob: "),
+        ([[0], [1]], np.eye(3)[:2], r"^y_true: labels .* the rows of prob, of shape \(2, 3\)"),
     ],
 )
 def test_emd_score_names_its_arguments(labels, prob, message):

@@ -408,12 +408,6 @@ def test_bin_of_clips_and_ignores_nan():
     assert (grad[1] == 0).all()
 
 
-def test_bin_of_returns_arrays_of_the_backend():
-    torch = pytest.importorskip("torch")
-    labels = fastemd.Chain.from_edges([0.0, 1.0, 2.0]).bin_of(torch.tensor([0.5, 1.5]))
-    assert torch.equal(labels, torch.tensor([0, 1]))
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

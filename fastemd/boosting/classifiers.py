@@ -15,7 +15,7 @@ from fastemd.spaces import GroundSpace
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
 except ModuleNotFoundError as error:
-    validation.not_installed("sklearn", error, module="boosting")
+    validation.not_installed("sklearn", error, "fastemd.boosting", "boosting")
 
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -357,7 +357,7 @@ def _imported(library: str) -> Any:
     try:
         return importlib.import_module(library)
     except ModuleNotFoundError as error:
-        validation.not_installed(library, error, module="boosting")
+        validation.not_installed(library, error, "fastemd.boosting", "boosting")
 
 
 def _options(x: Any) -> dict[str, Any]:

@@ -305,6 +305,16 @@ class EMDLoss(torch.nn.Module):
 
     def forward(self, x: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss; see the class."""
+        losses, weight, counts = self._rows(x, target, sample_weight)
+        return adapters.reduced(_FRAMEWORK, losses, weight, counts, self.reduction)
+
+    def _rows(
+        self, x: Tensor, target: Tensor, sample_weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the losses of all rows, their weights and what they count in the mean.
+
+        The weights and counts are None if all are 1.
+        """
         _check_tensor("x", x)
         dim = validation.check_axis("dim", self.dim, x.ndim)
         _check_tensors(self.space.n_bins, dim, x=x)
@@ -332,7 +342,7 @@ class EMDLoss(torch.nn.Module):
             "emd_loss", x, target, counted, class_weight, *edges, self.rho, tolerance,
             self.normalize or "none", self.cross_entropy, self.label_smoothing, self.root, dim,
         )  # fmt: skip
-        return adapters.reduced(_FRAMEWORK, losses, weight, counts, self.reduction)
+        return losses, weight, counts
 
 
 _BUFFERS = "parents", "lengths", "shares"

@@ -1,13 +1,26 @@
 """Bad arguments of any function: of another kind, library, shape or range."""
 
+import contextlib
 import numbers
-from collections.abc import Hashable, Mapping, Sequence, Sized
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+
+@contextlib.contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Replace the names of arguments in the messages of errors."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        words = rf"\b({'|'.join(names)})\b"
+        text = re.sub(words, lambda match: names[match[0]], str(error))
+        raise type(error)(text) from None
 
 
 def check_rho(rho: object) -> float:
@@ -105,14 +118,15 @@ def no_cuda(why: str) -> NoReturn:
     )
 
 
-def not_installed(package: str, error: ModuleNotFoundError, module: str = "") -> NoReturn:
-    """Raise for a missing package, by default that of its module; re-raise other import errors."""
+def not_installed(
+    package: str, error: ModuleNotFoundError, name: str = "", extra: str = ""
+) -> NoReturn:
+    """Raise for the missing package of `name`; other import errors are raised as they are."""
     if error.name != package:
         raise error
-    module = module or package
     raise ModuleNotFoundError(
-        f"fastemd.{module}: the package {package} is not installed; "
-        f"install it by pip install 'fastemd[{module}]'",
+        f"{name or f'fastemd.{package}'}: the package {package} is not installed; "
+        f"install it by pip install 'fastemd[{extra or package}]'",
         name=package,
     ) from error
 
@@ -167,10 +181,9 @@ def check_edges(n_bins: int, parents: Array, lengths: Array, shares: Array) -> N
         )
 
 
-def no_products() -> NoReturn:
+def no_arithmetic(function: str) -> NoReturn:
     raise TypeError(
-        "sinkhorn: Numba's device arrays have no product of matrices; pass arrays of PyTorch, CuPy "
-        "or JAX"
+        f"{function}: Numba's device arrays have no arithmetic; pass arrays of PyTorch, CuPy or JAX"
     )
 
 

@@ -194,7 +194,7 @@ def test_emd_loss_computes_row_weights_only_if_needed(reduction, grids, rng, bac
 
 @simulator
 @pytest.mark.parametrize("is_chain", [True, False])
-@pytest.mark.parametrize("name", warming.FUNCTIONS)
+@pytest.mark.parametrize("name", sorted(warming.FUNCTIONS.keys() - {"emd_length_grad"}))
 def test_warm_up_compiles_what_functions_launch(name, is_chain, rng, monkeypatch):
     from fastemd.kernels.cuda import driver
 

@@ -102,7 +102,7 @@ def test_sinkhorn_raises_at_once(invalid, rng):
 @simulator
 def test_sinkhorn_rejects_arrays_without_arithmetic(rng):
     p, q = map(on_device, random_pair(rng, (2, 3)))
-    with pytest.raises(TypeError, match="have no product of matrices; pass arrays of PyTorch"):
+    with pytest.raises(TypeError, match="have no arithmetic; pass arrays of PyTorch"):
         fastemd.sinkhorn(p, q, CHAIN, lam=1.0)
 
 

@@ -82,6 +82,22 @@ def test_exact_emd_and_sinkhorn_return_arrays_of_input_library(library, rng):
 
 
 @each_library
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_emd_length_grad_returns_array_of_input_library(library, dtype, small_case, rng):
+    theirs, space = framework(library), small_case.space
+    p, q = _pair(rng, (3, space.n_bins), dtype)
+    upstream = rng.normal(size=3)
+    arrays = [theirs.of(x) for x in (p, q, upstream)]
+    comp = fastemd.emd_length_grad(*arrays[:2], space, 1.5, upstream=arrays[2])
+    assert theirs.holds(comp)
+    assert np.asarray(comp).dtype == dtype
+    ref = fastemd.emd_length_grad(p, q, space, 1.5, upstream=upstream)
+    np.testing.assert_array_equal(np.asarray(comp), ref)
+    with pytest.raises(TypeError, match=r"p and upstream: .* upstream from numpy"):
+        fastemd.emd_length_grad(*arrays[:2], space, 1.5, upstream=upstream)
+
+
+@each_library
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_losses_return_arrays_of_input_library(library, reduction, rng):
     theirs = framework(library)
@@ -196,6 +212,20 @@ def test_out_rejects_arrays_that_cannot_be_written(rng):
         fastemd.emd(*tensors, CHAIN, 2, out=minus)
     with pytest.raises(TypeError, match=r"out: expected dtype float64, got float32"):
         fastemd.emd(*tensors, CHAIN, 2, out=torch.empty(3))
+
+
+@each_library
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bin_of_returns_array_of_input_library(library, dtype):
+    theirs = framework(library)
+    chain = fastemd.Chain.from_edges([0.0, 1.0, 2.0, 4.0])
+    values = np.array([[0.5, 1.0], [4.0, 7.0]], dtype)
+    comp = chain.bin_of(theirs.of(values), clip=True)
+    assert theirs.holds(comp)
+    assert np.asarray(comp).dtype == np.int64
+    np.testing.assert_array_equal(np.asarray(comp), [[0, 1], [2, 2]])
+    with pytest.raises(ValueError, match=r"values: 7.0 at index 1, 1 is not within \[0.0, 4.0\]"):
+        chain.bin_of(theirs.of(values))
 
 
 # -- features of single frameworks ----------------------------------------------------------------

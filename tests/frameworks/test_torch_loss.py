@@ -291,7 +291,7 @@ def test_emd_loss_ignores_the_label_that_torch_ignores(rng):
     loss = adapter.EMDLoss(TREE)
     assert_close(loss(x, target), loss(x[kept], target[kept]))
     assert_close(loss(x, x.softmax(-1)), 0.0, 1.0)
-    with pytest.raises(ValueError, match="class -100|row 1"):
+    with pytest.raises(ValueError, match=r"class -100|row 1"):
         synchronized(adapter.EMDLoss(TREE, ignore_index=None)(x, target))
     for reduction in ("mean", "sum", "none"):
         comp = adapter.EMDLoss(fastemd.Chain(5, [0] * 4), reduction=reduction, cross_entropy=1.0)

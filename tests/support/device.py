@@ -31,9 +31,9 @@ numba_cuda = pytest.mark.skipif(
     find_spec("numba_cuda") is None, reason="numba-cuda is not installed"
 )
 hardware = pytest.mark.skipif(SIMULATED, reason="too slow in Numba's simulator of CUDA")
-# Whether arrays that share memory on the host share memory on the device.
-# Sinkhorn computes with the functions of the arrays' library.
+# Sinkhorn and gradients of lengths are computed with the functions of the arrays' library.
 arithmetic = pytest.mark.skipif(DEVICE in ("simulator", "numba"), reason="arrays lack arithmetic")
+# Whether arrays that share memory on the host share memory on the device.
 SHARES_MEMORY = DEVICE in ("cpu", "simulator", "torch")
 
 # ------------------------------------------------------------------------ arrays of the simulator
@@ -179,7 +179,7 @@ def on_host(value):
 def through(function):
     """Return the function for NumPy arrays that computes on the device."""
     signature = inspect.signature(function)
-    arrays = ("p", "q", "v", "cost", "x", "target", "sample_weight", "class_weight")
+    arrays = ("p", "q", "v", "cost", "x", "target", "sample_weight", "class_weight", "upstream")
 
     @functools.wraps(function)
     def call(*args, **keywords):

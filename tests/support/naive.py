@@ -169,6 +169,12 @@ def embed(p, g, rho):
     return _weights(g) ** (1 / rho) * emd_flow(p, np.zeros_like(p, np.float64), g)
 
 
+def emd_length_grad(p, q, g, rho, upstream=1.0):
+    powers = np.abs(emd_flow(p, q, g)) ** rho
+    terms = np.broadcast_to(upstream, powers.shape[:-1])[..., None] * powers
+    return terms.sum(axis=tuple(range(terms.ndim - 1)))
+
+
 def size(name, arrays, g, rho):
     """Return the scale of rounding errors of a result: the sum of the sizes of its terms."""
     w, masses = _weights(g), [np.abs(np.asarray(x, np.float64)).sum(-1).max() for x in arrays]

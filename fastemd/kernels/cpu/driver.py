@@ -109,7 +109,7 @@ def run_loss(
     value : ndarray of float64 (G * R,)
         The loss of every row, not multiplied by its row_weight (only of "loss"); may be empty.
     out : ndarray (G, R, N)
-        The derivatives.
+        The derivatives; of "loss", without columns if they are not wanted.
     class_weights : ndarray of float64 (N,), or None
         What the classes weigh.
     normalize : {"softmax", "l1", None}

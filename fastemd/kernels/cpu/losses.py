@@ -370,6 +370,8 @@ def gradient_sweep(operation: Operation, cost: EdgeCost, is_chain: bool) -> Call
         result = curve.value
         if loss.cross_entropy > 0.0:
             result = result + cross_entropies(tile, prediction)
+        if tile.out.n_columns == 0:  # only the loss is wanted
+            return result
         a_y, a_1 = jac.a_y * row_weight, jac.a_1 * row_weight
         sharp_labels = loss.labelled and loss.floor == 0.0
         at_bins = is_chain or loss.normalize == NONE or not sharp_labels
