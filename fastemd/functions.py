@@ -12,6 +12,7 @@ from fastemd.backends import CudaBackend
 from fastemd.call import Batch, Output, edge_cost, resolve, run
 from fastemd.docstrings import documented
 from fastemd.kernels.edges import power
+from fastemd.layout import EdgeLayout
 from fastemd.spaces import GroundSpace
 
 __all__ = [
@@ -421,7 +422,16 @@ def emd_length_grad(
     rho = edge_cost(rho).rho
     batch = resolve(space, validate, p=p, q=q)
     factors = None if upstream is None else _row_factors(upstream, batch)
-    backend, layout, n_edges = batch.backend, space.layout("full"), space.n_nodes - 1
+    return sum_powers_of_flows(space.layout("full"), batch, rho, factors, p)
+
+
+def sum_powers_of_flows(layout: EdgeLayout, batch: Batch, rho: float, factors: Any, p: Any) -> Any:
+    """Return the sum over all rows of ``factors * |flow|^rho`` for every edge of the "full" layout.
+
+    `factors` broadcast to the rows; on a CUDA device they and `p` are arrays of one library.
+    """
+    backend = batch.backend
+    n_edges = layout.n_edges - 1 - (0 if layout.is_chain else layout.n_bins)
     on_cuda = isinstance(backend, CudaBackend)
     xp, device, most_entries = np, None, BLOCK
     if on_cuda:

@@ -201,6 +201,12 @@ class EMDLoss(torch.nn.Module):
         hold ignores none.
     reduction : {"mean", "sum", "none"}
         As in `torch.nn.CrossEntropyLoss`, but the mean of nothing is 0.
+    learn_lengths : bool
+        Whether the lengths of the edges are a parameter of the module, ``length`` (n_nodes - 1,),
+        in the order of `fastemd.emd_flow`. It starts from those of `space`. The loss takes its
+        absolute value, so that lengths stay >= 0 whatever an optimiser does; an edge of length 0
+        stays so. Alone the loss is smallest without lengths: learn them with a term that holds
+        them, as :doc:`/losses` shows.
 
     Raises
     ------
@@ -230,7 +236,9 @@ class EMDLoss(torch.nn.Module):
 
     The edges of the ground space are the buffers ``parents``, ``lengths`` and ``shares``. They
     follow the module from device to device, but stay int64 and float64. They are not part of
-    the ``state_dict``, which is empty. So is ``class_weight``.
+    the ``state_dict``, which is empty without `learn_lengths`. So is ``class_weight``. With
+    `learn_lengths`, every call on CUDA waits for the lengths on the host, and there are no second
+    derivatives.
 
     Examples
     --------
@@ -245,6 +253,7 @@ class EMDLoss(torch.nn.Module):
     lengths: Tensor
     shares: Tensor
     class_weight: Tensor | None
+    length: torch.nn.Parameter | None
 
     def __init__(
         self,
@@ -259,6 +268,7 @@ class EMDLoss(torch.nn.Module):
         root: bool = False,
         ignore_index: int | None = IGNORE_INDEX,
         reduction: str = "mean",
+        learn_lengths: bool = False,
     ) -> None:
         super().__init__()
         adapters.check_space(space)
@@ -275,9 +285,13 @@ class EMDLoss(torch.nn.Module):
             validation.check_class_weight_shape(tuple(class_weight.shape), space.n_bins)
             validation.check_class_weights(class_weight.detach().cpu().numpy())
         self.register_buffer("class_weight", class_weight, persistent=False)
+        validation.check_flag("learn_lengths", learn_lengths)
+        self._kind = "full" if learn_lengths else "levels"
+        length = torch.tensor(space.weight[:-1], dtype=torch.get_default_dtype())
+        self.register_parameter("length", torch.nn.Parameter(length) if learn_lengths else None)
         # Not persistent: the space is an argument, not something learned, and a state_dict of a
         # model whose loss had no buffers loads with strict=True.
-        for name, tensor in zip(_BUFFERS, new_edges(space), strict=True):
+        for name, tensor in zip(_BUFFERS, new_edges(space, self._kind), strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "EMDLoss":
@@ -289,7 +303,8 @@ class EMDLoss(torch.nn.Module):
         device = fn(torch.empty(0, device=device)).device
         self._buffers.update(dict.fromkeys(_BUFFERS))
         super()._apply(fn, recurse)
-        for name, tensor in zip(_BUFFERS, edges_of(self.space, device), strict=True):
+        edges = edges_of(self.space, device, self._kind)
+        for name, tensor in zip(_BUFFERS, edges, strict=True):
             self._buffers[name] = tensor
         return self
 
@@ -301,6 +316,8 @@ class EMDLoss(torch.nn.Module):
                 parts.append(f"{name}={getattr(self, name)!r}")
         if self.class_weight is not None:
             parts.append("class_weight=...")
+        if self.length is not None:
+            parts.append("learn_lengths=True")
         return ", ".join(parts)
 
     def forward(self, x: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
@@ -337,12 +354,20 @@ class EMDLoss(torch.nn.Module):
         )
         edges: Edges = self.parents, self.lengths, self.shares
         if self.lengths.device != x.device:  # the module was not moved to the device of the data
-            edges = _edges_of(self.space, x.device)
+            edges = _edges_of(self.space, x.device, self._kind)
+        if self.length is not None:
+            edges = edges[0], self._lengths(edges[1]), edges[2]
         losses = values(
             "emd_loss", x, target, counted, class_weight, *edges, self.rho, tolerance,
             self.normalize or "none", self.cross_entropy, self.label_smoothing, self.root, dim,
         )  # fmt: skip
         return losses, weight, counts
+
+    def _lengths(self, given: Tensor) -> Tensor:
+        """Return the lengths of the layout "full" that are learned, for those that are given."""
+        learned = self.length.abs().to(given)  # type: ignore[union-attr]
+        n_before = len(given) - 1 - len(learned)  # edges of the bins, which have no length
+        return torch.cat([given.new_zeros(n_before), learned, given.new_zeros(1)])
 
 
 _BUFFERS = "parents", "lengths", "shares"

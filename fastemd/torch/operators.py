@@ -10,13 +10,14 @@ import math
 import types
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from fastemd import validation
 from fastemd.call import resolve, run
+from fastemd.functions import sum_powers_of_flows
 from fastemd.kernels.edges import power
 from fastemd.layout import EdgeLayout
 from fastemd.losses import Loss, resolve_loss, run_loss
@@ -27,33 +28,32 @@ from fastemd.spaces import GroundSpace
 
 Edges = Sequence[Tensor]  # parents, lengths, shares
 
-_edges: weakref.WeakKeyDictionary[GroundSpace, dict[torch.device, Edges]]
-_edges = weakref.WeakKeyDictionary()
+_edges: weakref.WeakKeyDictionary[GroundSpace, dict[Any, Edges]] = weakref.WeakKeyDictionary()
 _layouts: dict[tuple[int, ...], EdgeLayout] = {}  # by `_key`
 
 
-def new_edges(space: GroundSpace) -> Edges:
+def new_edges(space: GroundSpace, kind: str = "levels") -> Edges:
     """Return new tensors of the edges of a space, on torch's default device."""
     with torch.inference_mode(False):  # other tensors cannot be saved for backward
-        return [torch.tensor(array) for array in space.layout("levels").edges]
+        return [torch.tensor(array) for array in space.layout(kind).edges]
 
 
-def edges_of(space: GroundSpace, device: torch.device) -> Edges:
+def edges_of(space: GroundSpace, device: torch.device, kind: str = "levels") -> Edges:
     """Return the tensors of the edges of a space on a device, the same in every call."""
-    on_devices = _edges.setdefault(space, {})
-    if device not in on_devices:
+    on_devices, key = _edges.setdefault(space, {}), (device, kind)
+    if key not in on_devices:
         # Another thread has no FakeTensorMode, torch.func transform or inference mode. Tensors
         # that are made under one cannot be used after it.
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            on_devices[device] = pool.submit(_uploaded_edges, space, device).result()
-    return on_devices[device]
+            on_devices[key] = pool.submit(_uploaded_edges, space, device, kind).result()
+    return on_devices[key]
 
 
-def _uploaded_edges(space: GroundSpace, device: torch.device) -> Edges:
+def _uploaded_edges(space: GroundSpace, device: torch.device, kind: str) -> Edges:
     if device.type == "cuda" and not torch.cuda.is_available():
         device = torch.device("cpu")  # for fake tensors
-    edges = [tensor.to(device) for tensor in new_edges(space)]
-    _remember(edges, space.layout("levels"))
+    edges = [tensor.to(device) for tensor in new_edges(space, kind)]
+    _remember(edges, space.layout(kind))
     return edges
 
 
@@ -127,6 +127,48 @@ def _loss(
     return batch.backend.wrap(losses), batch.backend.wrap(derivatives)
 
 
+def _emd_length_grad(upstream: Tensor, p: Tensor, q: Tensor, *rest: Any) -> Tensor:
+    """Return the derivatives of ``sum(upstream * emd)`` in the lengths."""
+    *edges, rho, _ = rest
+    p, q, upstream = p.detach(), q.detach(), upstream.detach()
+    layout = _layout_of(edges, p.shape[-1])
+    batch = resolve(layout, False, p=p, q=q)
+    factors = upstream if p.is_cuda else upstream.contiguous().numpy()
+    inner = sum_powers_of_flows(layout, batch, rho, factors, p).to(edges[1].dtype)
+    parts = [inner, inner.new_zeros(1)]
+    if not layout.is_chain:  # the bins' own edges
+        of_bins = (p - q).abs_().pow_(rho).reshape(-1, layout.n_bins)
+        parts.insert(0, (upstream.reshape(-1).to(p.dtype) @ of_bins).to(inner.dtype))
+    return torch.cat(parts)
+
+
+def _emd_loss_length_grad(
+    upstream: Tensor, x: Tensor, target: Tensor, counted: Tensor | None,
+    class_weight: Tensor | None, *rest: Any,
+) -> Tensor:  # fmt: skip
+    """Return the derivatives of ``sum(upstream * loss)`` in the lengths."""
+    *edges, rho, _, normalize, _, label_smoothing, root, dim = rest
+    n_bins, x = x.shape[dim], x.detach().movedim(dim, -1)
+    p = x.softmax(-1) if normalize == "softmax" else x
+    if normalize == "l1":
+        p = p / p.sum(-1, keepdim=True)
+    if target.is_floating_point():
+        q = target.movedim(dim, -1).to(p.dtype)
+    else:
+        q = torch.nn.functional.one_hot(target.long().clamp(0, n_bins - 1), n_bins).to(p.dtype)
+    q, factors = q * (1.0 - label_smoothing) + label_smoothing / n_bins, upstream.detach()
+    if counted is not None:
+        factors = factors.where(counted, 0.0)
+        p, q = (rows.where(counted.unsqueeze(-1), 1.0 / n_bins) for rows in (p, q))
+    if class_weight is not None:
+        factors = factors * (q @ class_weight.to(q.dtype))
+    if root:
+        emd = torch.ops.fastemd.emd(p, q, *edges, rho, -1.0)[0]
+        slope = emd ** (1.0 / rho) / (rho * emd)
+        factors = factors * slope.where(emd >= torch.finfo(emd.dtype).tiny, 0.0)
+    return _emd_length_grad(factors, p, q, *edges, rho, -1.0)
+
+
 def _keeping_threads(function: Callable[..., Any]) -> Callable[..., Any]:
     """Restore torch's number of threads after a call in which Numba starts its own.
 
@@ -146,7 +188,7 @@ def _keeping_threads(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _register(name: str, schema: str, *functions: Callable[..., Any]) -> None:
-    """Make the functions for values and for products operators on the CPU and on CUDA.
+    """Make the functions for values, products and lengths operators on the CPU and on CUDA.
 
     torch.compile takes operators as they are. Declared like this they cost 3 us per call, by
     `torch.library.custom_op` 11.
@@ -154,8 +196,17 @@ def _register(name: str, schema: str, *functions: Callable[..., Any]) -> None:
     schema = schema.format(
         "Tensor parents, Tensor lengths, Tensor shares, float rho, float tolerance"
     )
-    signatures = (name, "({}) -> (Tensor, Tensor)"), (f"{name}_hvp", "(Tensor v, {}) -> Tensor")
-    fakes = _fake_values, lambda v, *rest: v.new_empty(v.shape)
+    signatures = (
+        (name, "({}) -> (Tensor, Tensor)"),
+        (f"{name}_hvp", "(Tensor v, {}) -> Tensor"),
+        (f"{name}_length_grad", "(Tensor upstream, {}) -> Tensor"),
+    )
+    n_tensors = _N_TENSORS[name]
+    fakes = (
+        _fake_values,
+        lambda v, *rest: v.new_empty(v.shape),
+        lambda upstream, *rest: rest[n_tensors - 2].new_empty(rest[n_tensors - 2].shape),
+    )
     for (operator, form), function, fake in zip(signatures, functions, fakes, strict=True):
         torch.library.define(f"fastemd::{operator}", form.format(schema))
         torch.library.impl(f"fastemd::{operator}", ("cpu", "cuda"), _keeping_threads(function))
@@ -174,13 +225,16 @@ def dim_of(constants: Sequence[Any]) -> int:
     return last if isinstance(last, int) else -1  # those of `emd` end with a tolerance
 
 
-_register("emd", "Tensor p, Tensor q, {}", _emd, _emd_hvp)
+_N_TENSORS = {"emd": 5, "emd_loss": 7}  # the lengths are the last but one
+_N_ROWS = {"emd": 2, "emd_loss": 3}  # of the leading tensors with a number or bins for every row
+_register("emd", "Tensor p, Tensor q, {}", _emd, _emd_hvp, _emd_length_grad)
 _register(
     "emd_loss",
     "Tensor x, Tensor target, Tensor? counted, Tensor? class_weight, {}, str normalize, "
     "float cross_entropy, float label_smoothing, bool root, int dim",
     _emd_loss,
     _emd_loss_hvp,
+    _emd_loss_length_grad,
 )
 
 
@@ -196,10 +250,6 @@ def values(operator: str, *arguments: Any) -> Tensor:
         arguments = tuple(mode.from_tensor(x) if type(x) is Tensor else x for x in arguments)
     n_tensors = _N_TENSORS[operator]
     return _Values.apply(operator, arguments[n_tensors:], *arguments[:n_tensors])[0]
-
-
-_N_TENSORS = {"emd": 5, "emd_loss": 7}
-_N_ROWS = {"emd": 2, "emd_loss": 3}  # of the leading tensors with a number or bins for every row
 
 
 class _Values(torch.autograd.Function):
@@ -220,7 +270,7 @@ class _Values(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, to_value: Tensor | None, to_grad: Tensor | None) -> tuple[Any, ...]:
         *tensors, grad = ctx.saved_tensors
-        to_first = None
+        to_first, lengths = None, _N_TENSORS[ctx.operator] - 2
         if to_value is not None:
             to_first = to_value.unsqueeze(dim_of(ctx.constants)) * grad
         if to_grad is not None:
@@ -229,12 +279,41 @@ class _Values(torch.autograd.Function):
         to_second = None
         if to_first is not None and ctx.needs_input_grad[3]:  # only `emd` of q
             to_second = -to_first
-        return None, None, to_first, to_second, *[None] * (len(tensors) - 2)
+        to_others: list[Tensor | None] = [None] * (len(tensors) - 2)
+        if ctx.needs_input_grad[2 + lengths]:
+            if to_grad is not None:
+                validation.no_second_derivative_in_lengths()
+            if to_value is not None:
+                arguments = ctx.operator, ctx.constants, to_value, *tensors
+                to_others[lengths - 2] = _LengthGradient.apply(*arguments)
+        return None, None, to_first, to_second, *to_others
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, operator: str, constants: Any, *tensors: Any) -> Any:
         moved = _rows_first(info, in_dims[2:], tensors, _N_ROWS[operator])
         return _Values.apply(operator, constants, *moved), (0, 0)
+
+
+class _LengthGradient(torch.autograd.Function):
+    """Derivatives in the lengths of the edges, which have no derivatives."""
+
+    @staticmethod
+    def forward(
+        operator: str, constants: tuple[Any, ...], to_value: Tensor, *tensors: Tensor | None
+    ) -> Tensor:
+        operators = torch.ops.fastemd
+        return getattr(operators, f"{operator}_length_grad")(to_value, *tensors, *constants)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, to_gradient: Tensor) -> NoReturn:
+        validation.no_second_derivative_in_lengths()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> NoReturn:
+        validation.not_mapped("length")
 
 
 class _Product(torch.autograd.Function):

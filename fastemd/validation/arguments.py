@@ -194,6 +194,13 @@ def no_third_derivative(operator: str, rho: float) -> NoReturn:
     )
 
 
+def no_second_derivative_in_lengths() -> NoReturn:
+    raise NotImplementedError(
+        "length: second derivatives are not available where lengths are learned; detach the "
+        "lengths, for example by a loss without learn_lengths"
+    )
+
+
 def check_increasing(name: str, array: Array, n_least: int) -> Array:
     """Return at least so many finite, increasing numbers as float64, or raise."""
     if array.ndim != 1 or array.size < n_least:
