@@ -61,6 +61,11 @@ def test_exported_programs_run_in_another_process(tmp_path, rng):
         "labels": (loss, (p.log(), labels)),
         "histograms": (loss, (p.log(), q)),
         "weights": (adapter.EMDLoss(TREE, ignore_index=3), (p.log(), labels, q[:, 0])),
+        "options": (
+            adapter.EMDLoss(TREE, class_weight=[1, 2, 0, 3, 4], label_smoothing=0.1, root=True),
+            (p.log(), labels),
+        ),
+        "dim": (adapter.EMDLoss(TREE, dim=0), (p.log().T.contiguous(), labels)),
     }
     paths = {name: str(tmp_path / f"{name}.pt2") for name in programs}
     for name, (module, inputs) in programs.items():
