@@ -219,6 +219,44 @@ def losses():
                 row(name, dtype, batch, milliseconds(times["torch"]), *cells)
 
 
+def axes():
+    """Compare losses of classes on axis 1, of classes on the last one, and of moved copies."""
+    header("logits", "type", "torch", "classes on axis 1", "classes last", "moved by copies")
+    chain = {n: fastemd.Chain(n) for n in (21, 150, 1000)}
+    for shape in ((8, 21, 128, 128), (8, 150, 64, 64), (4, 1000, 32, 32), (8, 1000, 500)):
+        space = chain[shape[1]]
+        for dtype in (SINGLE, DOUBLE):
+            last, target = logits((shape[0], *shape[2:], shape[1]), dtype)
+            x = np.ascontiguousarray(np.moveaxis(last, -1, 1))
+            loss = partial(fastemd.emd_loss, target=target, space=space, cross_entropy=1.0)
+            runs = {"torch": cross_entropy(x, target), "axis 1": partial(loss, x, axis=1)}
+            runs["last"] = partial(loss, last)
+            runs["copies"] = partial(moved_by_copies, loss, x)
+            times = timed(runs)
+            cells = ratios(times, "torch", "axis 1", "last", "copies")
+            row(shape, dtype, milliseconds(times["torch"]), *cells)
+
+
+def moved_by_copies(loss, x):
+    value, grad = loss(np.ascontiguousarray(np.moveaxis(x, 1, -1)))
+    return value, np.ascontiguousarray(np.moveaxis(grad, -1, 1))
+
+
+def options():
+    """Compare the options of losses with the loss without them."""
+    header("space", "target", "EMD^2 + CE", "class_weight", "label_smoothing", "root", "all")
+    for name, space in spaces().items():
+        x, labels = logits((8192, space.n_bins), SINGLE)
+        weight = np.linspace(0.5, 2.0, space.n_bins)
+        choices = {"class_weight": weight, "label_smoothing": 0.1, "root": True}
+        for kind, target in (("labels", labels), ("histograms", problem(space, 8192)[1])):
+            loss = partial(fastemd.emd_loss, x, target, space, cross_entropy=1.0)
+            runs = {"none": loss, "all": partial(loss, **choices)}
+            runs |= {option: partial(loss, **{option: value}) for option, value in choices.items()}
+            times = timed(runs)
+            row(name, kind, milliseconds(times["none"]), *ratios(times, "none", *choices, "all"))
+
+
 def one_pair():
     """Time a call from Python with one pair, checked, into new arrays."""
     header("space", "type", "emd", "emd_value_and_grad", "unchecked")
@@ -394,6 +432,8 @@ TABLES = [
     functions,
     hessians,
     losses,
+    axes,
+    options,
     calls,
     train,
     one_pair,

@@ -134,6 +134,25 @@ class Loss:
     track_ratio_to_cross_entropy.unit = "torch cross_entropy"
 
 
+class LossAxis:
+    """The loss of images or sequences with the classes on axis 1, next to the last axis."""
+
+    params = (((8, 21, 128, 128), (8, 1000, 500)), (1, -1))
+    param_names = ("shape", "axis")
+
+    def setup(self, shape, axis):
+        x, target = logits((shape[0], *shape[2:], shape[1]), "float32")
+        x, chain = np.ascontiguousarray(np.moveaxis(x, -1, axis)), fastemd.Chain(shape[1])
+        self.loss = lambda: fastemd.emd_loss(x, target, chain, cross_entropy=1.0, axis=axis)
+        self.loss()
+
+    def time_loss(self, *_):
+        self.loss()
+
+    def peakmem_loss(self, *_):
+        self.loss()
+
+
 class Hessian:
     """The dense Hessian, next to filling an array of its size."""
 
