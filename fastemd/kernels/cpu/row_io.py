@@ -26,13 +26,14 @@ def _shuffle(builder, a, b, lanes):
 
 
 def _transposed_square(builder, vectors):
-    """Transpose WIDTH vectors of WIDTH numbers in log2(WIDTH) stages of pairwise exchanges."""
-    step = WIDTH // 2
+    """Transpose n vectors of n numbers in log2(n) stages of pairwise exchanges."""
+    n = len(vectors)
+    step = n // 2
     while step:
-        low = [j if not j & step else WIDTH + j - step for j in range(WIDTH)]
-        high = [j + step if not j & step else WIDTH + j for j in range(WIDTH)]
+        low = [j if not j & step else n + j - step for j in range(n)]
+        high = [j + step if not j & step else n + j for j in range(n)]
         vectors = list(vectors)
-        for i in range(WIDTH):
+        for i in range(n):
             if not i & step:
                 a, b = vectors[i], vectors[i + step]
                 vectors[i] = _shuffle(builder, a, b, low)
@@ -407,50 +408,28 @@ def fence(typingctx):
 
 
 @intrinsic
-def gather_block(typingctx, source, bin_stride, rows, column, like):
-    """Copy WIDTH columns of neighbouring rows, whose bins are apart in memory, to `rows`.
+def transpose_square(typingctx, source, source_stride, target, target_stride, place, like):
+    """Copy a square of numbers, as many on a side as `place` has lanes, and transpose it.
 
-    `source` is the address of `column` of the first row.
+    `source` and `target` are the addresses of the first number; the strides are from a row of the
+    square to the next one.
     """
 
     def codegen(context, builder, sig, args):
-        source, step, rows, column, _ = args
-        element = context.get_data_type(sig.args[4])
-        kind, columns = ir.VectorType(element, sig.args[2].lanes.count), []
-        for _ in range(WIDTH):
-            columns.append(builder.load(pointer(builder, source, kind), align=size_of(element)))
-            source = builder.add(source, step)
-        for row, numbers in enumerate(_to_rows(builder, columns)):
-            place = _place(builder, rows, row, column, element)
-            place = builder.bitcast(place, numbers.type.as_pointer())
-            builder.store(numbers, place, align=size_of(element))
+        source, source_stride, target, target_stride = args[:4]
+        element = context.get_data_type(sig.args[5])
+        side = sig.args[4].lanes.count
+        kind, rows = ir.VectorType(element, side), []
+        for _ in range(side):
+            rows.append(builder.load(pointer(builder, source, kind), align=size_of(element)))
+            source = builder.add(source, source_stride)
+        for column in _transposed_square(builder, rows):
+            builder.store(column, pointer(builder, target, kind), align=size_of(element))
+            target = builder.add(target, target_stride)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, rows, types.intp, like), codegen
-
-
-@intrinsic
-def scatter_block(typingctx, rows, column, target, bin_stride, like):
-    """Copy WIDTH columns of `rows` to neighbouring rows whose bins are apart in memory.
-
-    `target` is the address of `column` of the first one.
-    """
-
-    def codegen(context, builder, sig, args):
-        rows, column, target, step, _ = args
-        element = context.get_data_type(sig.args[4])
-        kind, numbers = ir.VectorType(element, WIDTH), []
-        for row in range(sig.args[0].lanes.count):
-            place = _place(builder, rows, row, column, element)
-            place = builder.bitcast(place, kind.as_pointer())
-            numbers.append(builder.load(place, align=size_of(element)))
-        for column in _to_columns(builder, numbers):
-            place = pointer(builder, target, column.type)
-            builder.store(column, place, align=size_of(element))
-            target = builder.add(target, step)
-        return context.get_dummy_value()
-
-    return types.void(rows, types.intp, types.intp, types.intp, like), codegen
+    integer = types.intp
+    return types.void(integer, integer, integer, integer, place, like), codegen
 
 
 @intrinsic
