@@ -50,8 +50,8 @@ STREAM_FROM = 8 << 20  # bytes
 # first cache: 1024 bins of float32 took 1.7 times as long per bin as 1000, and take 1.2 times.
 PAGE = 4096  # bytes
 
-# Rows whose bins are apart are copied so many tiles at a time, to use whole cache lines: a loss of 150
-# classes on axis 1 takes 0.73 times as long as with 2, and no less with 8.
+# Rows whose bins are apart are copied so many tiles at a time, to use whole cache lines: a loss of
+# 150 classes on axis 1 takes 0.73 times as long as with 2, and no less with 8.
 TILES_PER_STRIP = 4
 
 TABLE = 2 * LINE  # bytes of a number for every row of a tile
