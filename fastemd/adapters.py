@@ -72,10 +72,10 @@ def loss_rows(
 ) -> tuple[Any, Any, Any, Any, Any]:  # fmt: skip
     """Broadcast the arguments of a loss to the rows of `x`, in their computing types.
 
-    `kept` says which rows are read as far as their labels are concerned. Returned are `x`, the
-    target, which rows are read at all (their weight is not 0, either; None if all are), the
-    weights, 0 for rows that are not read (None if all are 1), and what the rows count in the mean
-    (None if all are 1). `axis` (< 0) holds the bins; messages call it `keyword`.
+    `kept` says which rows have another label than the ignored one. Returned are `x`, the target,
+    which rows have a weight that is not 0 (None if all do), the weights, 0 for rows that are not
+    read (None if all are 1), and what the rows count in the mean (None if all count 1).
+    `axis` (< 0) holds the bins; messages call it `keyword`.
     """
     xp, rows = framework.namespace, validation.without_axis(tuple(x.shape), axis)
     labelled = not framework.is_floating(target.dtype)
@@ -85,8 +85,8 @@ def loss_rows(
         target = framework.constant(framework.cast(target, dtype))
     x = framework.cast(x, dtype)
     target = _broadcast_to(framework, target, rows if labelled else x.shape)
-    counted = None if kept is None else _broadcast_to(framework, kept, rows)
-    weight = None
+    counted, weight = None, None
+    counts = None if kept is None else _broadcast_to(framework, kept, rows)
     if sample_weight is not None:
         wide = xp.promote_types(sample_weight.dtype, dtype)
         try:
@@ -94,11 +94,8 @@ def loss_rows(
         except (RuntimeError, ValueError):
             shapes = {"sample_weight": tuple(sample_weight.shape), "x": tuple(rows)}
             validation.do_not_broadcast(shapes)
-        counted = weight != 0 if counted is None else counted & (weight != 0)
-        weight = xp.where(counted, weight, 0)
-    counts = weight
-    if weight is None and counted is not None:
-        counts = framework.cast(counted, dtype)
+        counted = weight != 0 if counts is None else counts & (weight != 0)
+        counts = weight = xp.where(counted, weight, 0)
     if labelled and class_weight is not None:
         of_class = framework.cast(class_weight, dtype)[target.clip(0, len(class_weight) - 1)]
         counts = of_class if counts is None else counts * of_class
@@ -129,5 +126,8 @@ def reduced(framework: Framework, losses: Any, weight: Any, counts: Any, reducti
         losses = losses.sum()
     if mean:
         total = counts.sum()
-        losses = losses / framework.namespace.where(total > 0, total, 1)
+        if framework.is_floating(counts.dtype):
+            losses = losses / framework.namespace.where(total > 0, total, 1)
+        else:  # the rows that are not ignored
+            losses = losses / total.clip(1)
     return framework.cast(losses, dtype)

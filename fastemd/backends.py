@@ -167,6 +167,8 @@ class DeviceArray:
 
 def axis_at(shape: Shape, axis: int) -> Shape:
     """Return a shape whose last axis is moved to `axis` (< 0)."""
+    if axis == -1:
+        return shape
     rows = shape[:-1]
     before = len(rows) + axis + 1
     return (*rows[:before], *shape[-1:], *rows[before:])

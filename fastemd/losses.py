@@ -1,5 +1,6 @@
 """Training losses of logits and targets, and their derivatives with respect to the logits."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -145,11 +146,23 @@ class Loss(NamedTuple):
         label_smoothing: object = 0.0, root: object = False, axis: Any = -1,
     ) -> "Loss":  # fmt: skip
         """Return the options, or raise; the axis is checked when there is an array."""
-        validation.check_normalize(normalize)
-        added = validation.check_cross_entropy(cross_entropy, normalize)
-        smoothing = validation.check_label_smoothing(label_smoothing)
-        validation.check_flag("root", root)
-        return cls(edge_cost(rho), normalize, added, smoothing, bool(root), axis)
+        options = rho, normalize, cross_entropy, label_smoothing, root, axis
+        try:
+            return _checked_loss(*options)
+        except TypeError:  # some are not hashable
+            return _checked_loss.__wrapped__(*options)
+
+
+@functools.lru_cache(maxsize=256, typed=True)  # the checks take a quarter of a small call
+def _checked_loss(
+    rho: object, normalize: Any, cross_entropy: object, label_smoothing: object, root: object,
+    axis: Any,
+) -> Loss:  # fmt: skip
+    validation.check_normalize(normalize)
+    added = validation.check_cross_entropy(cross_entropy, normalize)
+    smoothing = validation.check_label_smoothing(label_smoothing)
+    validation.check_flag("root", root)
+    return Loss(edge_cost(rho), normalize, added, smoothing, bool(root), axis)
 
 
 class LossBatch(Batch):

@@ -193,7 +193,9 @@ def emd_loss(
     x, target, counted, weight, counts = _loss_rows(
         x, target, kept, sample_weight, class_weight, axis, "axis"
     )
-    constants = loss.cost.rho, tolerance, number_of_weights(class_weight), *loss[1:5], axis
+    ignored = None if kept is None else ignore_index
+    of_classes = number_of_weights(class_weight)
+    constants = loss.cost.rho, tolerance, of_classes, ignored, *loss[1:5], axis
     second = (target,) if counted is None else (target, counted)
     losses = values(x, second, "loss", number_of(space), *constants)
     result: jax.Array = _reduced(losses, weight, counts, reduction)

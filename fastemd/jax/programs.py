@@ -154,13 +154,13 @@ def _run_emd(operation: str, arguments: list[Any], results: list[Any], constants
 
 
 def _run_loss(operation: str, arguments: list[Any], results: list[Any], constants: str) -> None:
-    number, rho, tolerance, of_classes, *options = json.loads(constants)
+    number, rho, tolerance, of_classes, ignored, *options = json.loads(constants)
     layout, loss = space_of(number).layout("levels"), Loss(power(rho), *options)
     x, target, *others = arguments
     v = others.pop() if operation == "loss_product" else None
     counted = others[0] if others else None
     batch = resolve_loss(
-        layout, loss, x, target, counted, None, weights_of(of_classes), v=v, tolerance=tolerance
+        layout, loss, x, target, counted, ignored, weights_of(of_classes), v=v, tolerance=tolerance
     )
     losses, _ = run_loss(operation, layout, batch, "none", results[-1])
     if len(results) == 2:

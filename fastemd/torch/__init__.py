@@ -359,7 +359,8 @@ class EMDLoss(torch.nn.Module):
             edges = edges[0], self._lengths(edges[1]), edges[2]
         losses = values(
             "emd_loss", x, target, counted, class_weight, *edges, self.rho, tolerance,
-            self.normalize or "none", self.cross_entropy, self.label_smoothing, self.root, dim,
+            self.normalize or "none", self.cross_entropy, self.label_smoothing, self.root,
+            None if kept is None else ignore_index, dim,
         )  # fmt: skip
         return losses, weight, counts
 

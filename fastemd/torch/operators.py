@@ -116,12 +116,12 @@ def _loss(
     class_weight: Tensor | None, *rest: Any, **v: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the losses and derivatives of all rows; those that are not `counted` are not read."""
-    *edges, rho, tolerance, normalize, cross_entropy, label_smoothing, root, dim = rest
+    *edges, rho, tolerance, normalize, cross_entropy, label_smoothing, root, ignored, dim = rest
     layout = _layout_of(edges, x.shape[dim])
     normalize = None if normalize == "none" else normalize
     loss = Loss(power(rho), normalize, cross_entropy, label_smoothing, root, dim)
     batch = resolve_loss(
-        layout, loss, x, target, counted, class_weight=class_weight, tolerance=tolerance, **v
+        layout, loss, x, target, counted, ignored, class_weight, tolerance=tolerance, **v
     )
     losses, derivatives = run_loss(operation, layout, batch, "none")
     return batch.backend.wrap(losses), batch.backend.wrap(derivatives)
@@ -147,7 +147,7 @@ def _emd_loss_length_grad(
     class_weight: Tensor | None, *rest: Any,
 ) -> Tensor:  # fmt: skip
     """Return the derivatives of ``sum(upstream * loss)`` in the lengths."""
-    *edges, rho, _, normalize, _, label_smoothing, root, dim = rest
+    *edges, rho, _, normalize, _, label_smoothing, root, ignored, dim = rest
     n_bins, x = x.shape[dim], x.detach().movedim(dim, -1)
     p = x.softmax(-1) if normalize == "softmax" else x
     if normalize == "l1":
@@ -157,6 +157,9 @@ def _emd_loss_length_grad(
     else:
         q = torch.nn.functional.one_hot(target.long().clamp(0, n_bins - 1), n_bins).to(p.dtype)
     q, factors = q * (1.0 - label_smoothing) + label_smoothing / n_bins, upstream.detach()
+    if ignored is not None:
+        kept = target != ignored
+        counted = kept if counted is None else counted & kept
     if counted is not None:
         factors = factors.where(counted, 0.0)
         p, q = (rows.where(counted.unsqueeze(-1), 1.0 / n_bins) for rows in (p, q))
@@ -231,7 +234,7 @@ _register("emd", "Tensor p, Tensor q, {}", _emd, _emd_hvp, _emd_length_grad)
 _register(
     "emd_loss",
     "Tensor x, Tensor target, Tensor? counted, Tensor? class_weight, {}, str normalize, "
-    "float cross_entropy, float label_smoothing, bool root, int dim",
+    "float cross_entropy, float label_smoothing, bool root, int? ignored, int dim",
     _emd_loss,
     _emd_loss_hvp,
     _emd_loss_length_grad,

@@ -292,6 +292,8 @@ def check_classifier(estimator: Any, n_bins: int) -> Array:
 
 def check_axis(keyword: str, axis: object, n_axes: int) -> int:
     """Return an axis of an array as a number < 0."""
+    if axis == -1 and type(axis) is int:  # the usual case
+        return -1
     if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
         raise TypeError(f"{keyword}: expected an integer, got {_kind(axis)}")
     number = int(axis)

@@ -253,7 +253,7 @@ def test_operators_pass_opcheck(rng):
     torch.library.opcheck(operators.emd.default, (p, q, *edges, 2.0, 1e-8))
     torch.library.opcheck(operators.emd_hvp.default, (x, p, q, *edges, 2.0, 1e-8))
     for target in (labels, q):
-        constants = *edges, 2.0, 1e-5, "softmax", 0.5, 0.1, True, -1
+        constants = *edges, 2.0, 1e-5, "softmax", 0.5, 0.1, True, None, -1
         for counted in (None, as_tensor([True, False, True, True])):
             class_weight = None if counted is None else torch.arange(x.shape[-1]) + 1.0
             inputs = x, target, counted, class_weight
