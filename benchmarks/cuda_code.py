@@ -34,7 +34,8 @@ LIMITS = {
     "gradient": (2420, 137), "hessian_diag": (1980, 127), "hvp": (2560, 148),
     "constant_hvp": (1750, 101), "curvature": (1980, 138), "flow": (1270, 106),
     "embed": (1330, 106), "loss": (3770, 180), "loss_diagonal": (3240, 163),
-    "loss_product": (4110, 165), "extended loss": (4820, 196), "": (1760, 71),
+    "loss_product": (4110, 165), "extended loss": (4820, 196),
+    "find_row_weights": (2130, 71), "": (1760, 71),
 }  # fmt: skip
 
 

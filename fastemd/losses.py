@@ -236,7 +236,7 @@ def _class_weights(class_weight: Any, n_bins: int, backend: Any) -> Any:
         return backend.cast(weights, _FLOAT64)
     weights = validation.check_class_weights(weights)
     if isinstance(backend, CudaBackend):
-        return backends.DeviceArray.of(cuda_driver().uploaded(weights.tobytes(), backend.index))
+        return cuda_driver().uploaded(weights.tobytes(), backend.index)
     return weights
 
 

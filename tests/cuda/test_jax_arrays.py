@@ -224,14 +224,22 @@ def test_handler_of_loss_writes_to_buffers_of_xla(
     if weighted:
         x[1] = np.nan
     loss, grad = np.ones(3, dtype), np.ones((3, n), dtype)
-    constants = [needed("fastemd.jax.registry").number_of(space), 2.0, 1e-3, "softmax", 0.5]
+    registry = needed("fastemd.jax.registry")
+    options = {"cross_entropy": 0.5, "reduction": "none"}
+    if weighted:
+        options |= {"class_weight": np.arange(n) + 1.0, "label_smoothing": 0.25, "root": True}
+        options["ignore_index"] = 2 if labels else None
+    of_classes = registry.number_of_weights(options.get("class_weight"))
+    constants = [registry.number_of(space), 2.0, 1e-3, of_classes, options.get("ignore_index")]
+    constants += ["softmax", 0.5, 0.25 * weighted, weighted, -1]
     assert OnDevice("loss")([x, target, *others], [loss, grad], constants) is None
-    weights = {"sample_weight": others[0]} if weighted else {}
-    ref = backend.emd_loss(x, target, space, cross_entropy=0.5, reduction="none", **weights)
+    if weighted:
+        options["sample_weight"] = others[0]
+    ref = backend.emd_loss(x, target, space, **options)
     np.testing.assert_array_equal(loss, ref[0])
     np.testing.assert_array_equal(grad, ref[1])
     v, product = rng.normal(size=(3, n)).astype(dtype), np.ones((3, n), dtype)
     assert OnDevice("loss_product")([x, target, *others, v], [product], constants) is None
-    ref = emd_loss_hvp(x, target, v, space, 2, cross_entropy=0.5, reduction="none", **weights)
+    ref = emd_loss_hvp(x, target, v, space, 2, **options)
     np.testing.assert_allclose(product, ref, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-6)
     fastemd.synchronize()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import from_dtype, types
 
+from fastemd.backends import DeviceArray
 from fastemd.kernels.cuda import block, hessian, losses, sweeps
 from fastemd.kernels.cuda.memory import Rows, Steps
 from fastemd.kernels.cuda.numba_cuda import (
@@ -329,10 +330,13 @@ def _uploaded(layout: EdgeLayout, index: int, tables: Callable[[EdgeLayout], Any
 
 
 @functools.lru_cache(maxsize=64)
-def uploaded(content: bytes, index: int) -> Any:
+def uploaded(content: bytes, index: int) -> DeviceArray:
     """Return an array of float64 on a device, uploaded once."""
+    numbers = np.frombuffer(content)
     with on_device(index):
-        return upload(np.frombuffer(content))
+        array = upload(numbers)
+    pointer = numbers.ctypes.data if SIMULATED else array.__cuda_array_interface__["data"][0]
+    return DeviceArray((array, numbers), numbers.shape, numbers.dtype, pointer)
 
 
 def _sweep_tables(layout: EdgeLayout) -> block.Tables:
