@@ -40,3 +40,34 @@ def timed(runs, seconds=1.0):
     times = measure(runs, max(CALLS_PER_TURN, min(100, int(seconds / once))))
     quartiles = {name: np.quantile(values, (0.25, 0.5, 0.75)) for name, values in times.items()}
     return {name: (middle, (high - low) / 2) for name, (low, middle, high) in quartiles.items()}
+
+
+def peak_growth(run, device="cpu"):
+    """Return by how many bytes the memory of the process grows at its peak in three runs.
+
+    All allocators count: NumPy's, torch's and Numba's. On the CPU this is the peak of the resident
+    memory, as Linux reports it. On CUDA it is the memory of the device that is in use after the
+    runs, when torch's allocator still holds all that it needed. No other process may use the
+    device.
+    """
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+        before, _ = torch.cuda.mem_get_info()
+        for _ in range(3):
+            run()
+        return before - torch.cuda.mem_get_info()[0]
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak so far is forgotten
+    before = resident_bytes("VmRSS")
+    for _ in range(3):
+        run()
+    return resident_bytes("VmHWM") - before
+
+
+def resident_bytes(name):
+    """Return an entry of /proc/self/status: VmRSS is the resident memory, VmHWM its peak."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(name))
+    return int(line.split()[1]) * 1024

@@ -6,7 +6,8 @@ framework is not installed.
 
 import numpy as np
 
-from benchmarks.common import histograms, logits
+import fastemd
+from benchmarks.common import histograms, logits, peak_growth
 from fastemd.backends import BACKENDS
 from fastemd.demo.baselines import ancestor_matrix, installed
 
@@ -82,3 +83,39 @@ def training(space, batch, dtype):
         "EMDLoss + CE": backward_of(EMDLoss(space, cross_entropy=1.0), *problem),
         "dense EMD^2": backward_of(dense, *problem),
     }
+
+
+def binned_regression(n_rows, n_bins, device="cpu"):
+    """Return runs of the CRPS of unequal bins in float32, with labels, forward and backward."""
+    torch = installed("torch")
+    from fastemd.torch import EMDLoss
+
+    edges = np.append(0.0, np.random.default_rng(0).exponential(size=n_bins).cumsum())
+    chain = fastemd.Chain.from_edges(edges)
+    gaps = torch.from_numpy(np.append(chain.weight[:-1], 0.0)).to(device, torch.float32)
+    bins = torch.arange(n_bins, device=device)
+    x, labels = (torch.from_numpy(a).to(device) for a in logits((n_rows, n_bins), np.float32))
+    x.requires_grad_()
+
+    def plain(x, target):
+        """Compute the CRPS by cumulative sums."""
+        reached = (bins >= target[:, None]).to(x.dtype)
+        return (gaps * (x.softmax(-1).cumsum(-1) - reached).square()).sum(-1).mean()
+
+    def training_step(loss):
+        def run():
+            x.grad = None
+            loss(x, labels).backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    losses = {"plain torch": plain, "EMDLoss": EMDLoss(chain).to(device)}
+    return {name: training_step(loss) for name, loss in losses.items()}
+
+
+def memory_of_binned_regression(name, n_rows, n_bins, device="cpu"):
+    """Return by how many bytes a new process grows in runs of a loss, compiled before."""
+    binned_regression(64, n_bins, device)[name]()
+    return peak_growth(binned_regression(n_rows, n_bins, device)[name], device)

@@ -21,7 +21,7 @@ import numpy as np
 
 import fastemd
 from benchmarks.common import histograms, logits, random_tree, timed
-from benchmarks.frameworks import cross_entropy, small_calls, training
+from benchmarks.frameworks import binned_regression, cross_entropy, small_calls, training
 from fastemd.demo.baselines import EMD_BASELINES, available
 from fastemd.kernels.cpu import driver
 
@@ -361,14 +361,16 @@ def start():
     for name, (rows, call) in cases.items():
         code = setup.format(rows=rows, call=call)
         with tempfile.TemporaryDirectory() as cache:
-            _, first = seconds_of_process(code, cache)
-            imports, again = np.median([seconds_of_process(code, cache) for _ in range(5)], axis=0)
+            _, first = output_of_process(code, NUMBA_CACHE_DIR=cache)
+            imports, again = np.median(
+                [output_of_process(code, NUMBA_CACHE_DIR=cache) for _ in range(5)], axis=0
+            )
         row(name, rows, f"{first:.2f} s", f"{again:.2f} s", f"{imports:.2f} s")
 
 
-def seconds_of_process(code, cache):
+def output_of_process(code, **environment):
     """Return the numbers that a new process prints."""
-    environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+    environment = {**os.environ, **environment}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
     return [float(number) for number in done.stdout.split()]
@@ -425,6 +427,38 @@ def train():
             row(name, batch, milliseconds(times["cross_entropy"]), *cells)
 
 
+def crps():
+    """Compare the CRPS of 5,000 unequal bins with cumulative sums in torch: time and memory.
+
+    Memory is what a new process needs at its peak beyond logits and labels, in arrays of the size
+    of the logits; the gradient is one of them.
+    """
+    header(
+        "device", "rows", "bins", "plain torch", "EMDLoss", "plain / EMDLoss",
+        "plain: memory", "EMDLoss", "plain / EMDLoss",
+    )  # fmt: skip
+    n_rows, n_bins = 4096, 5000
+    code = (
+        "from benchmarks.frameworks import memory_of_binned_regression as memory; "
+        f"print(memory({{!r}}, {n_rows}, {n_bins}, {{!r}}))"
+    )
+    for device in devices():
+        names = "plain torch", "EMDLoss"
+        plain, ours = (output_of_process(code.format(name, device))[0] for name in names)
+        t = timed(binned_regression(n_rows, n_bins, device), 20.0)
+        times = [f"{1e3 * t[name][0]:.2f} ± {1e3 * t[name][1]:.2f} ms" for name in names]
+        arrays = [f"{size / (4 * n_rows * n_bins):.2f}" for size in (plain, ours)]
+        time_ratio = f"{t['plain torch'][0] / t['EMDLoss'][0]:.2f}"
+        row(device, n_rows, n_bins, *times, time_ratio, *arrays, f"{plain / ours:.2f}")
+
+
+def devices():
+    """Return the devices of torch."""
+    import torch
+
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
 TABLES = [
     against_subtraction,
     chains,
@@ -436,6 +470,7 @@ TABLES = [
     options,
     calls,
     train,
+    crps,
     one_pair,
     threads,
     baselines,

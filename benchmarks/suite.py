@@ -14,7 +14,7 @@ import numpy as np
 
 import fastemd
 from benchmarks.common import histograms, logits, random_tree, timed
-from benchmarks.frameworks import cross_entropy, small_calls, training
+from benchmarks.frameworks import binned_regression, cross_entropy, small_calls, training
 from fastemd.demo.baselines import EMD_BASELINES, SINKHORN_BASELINES
 
 
@@ -213,6 +213,22 @@ class Training:
         self.run()
 
     def time_forward_and_backward(self, *_):
+        self.run()
+
+
+class BinnedRegression:
+    """The CRPS of 5,000 unequal bins in torch, forward and backward, with labels."""
+
+    params, param_names = ("plain torch", "EMDLoss"), ("loss",)
+
+    def setup(self, loss):
+        self.run = binned_regression(1024, 5000)[loss]
+        self.run()
+
+    def time_forward_and_backward(self, _):
+        self.run()
+
+    def peakmem_forward_and_backward(self, _):
         self.run()
 
 
