@@ -78,8 +78,13 @@ def _remember(edges: Edges, layout: EdgeLayout) -> None:
     """Cache the layout of tensors as long as all of them live."""
     key = _key(edges, layout.n_bins)
     _layouts[key] = layout
-    for tensor in edges:
-        weakref.finalize(tensor, _layouts.pop, key, None)
+
+    def forget() -> None:
+        _layouts.pop(key, None)
+        for finalizer in finalizers:  # of tensors that live on: learned lengths are new every time
+            finalizer.detach()
+
+    finalizers = [weakref.finalize(tensor, forget) for tensor in edges]
 
 
 # -- the kernels -----------------------------------------------------------------------------------
