@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fastemd import validation
 from fastemd.call import resolve, run
-from fastemd.functions import sum_powers_of_flows
 from fastemd.kernels.edges import power
 from fastemd.layout import EdgeLayout
+from fastemd.length_gradients import loss_length_gradient
 from fastemd.losses import Loss, resolve_loss, run_loss
 from fastemd.sinkhorn import sinkhorn
 from fastemd.spaces import GroundSpace
@@ -78,8 +78,13 @@ def _remember(edges: Edges, layout: EdgeLayout) -> None:
     """Cache the layout of tensors as long as all of them live."""
     key = _key(edges, layout.n_bins)
     _layouts[key] = layout
-    for tensor in edges:
-        weakref.finalize(tensor, _layouts.pop, key, None)
+
+    def forget() -> None:
+        _layouts.pop(key, None)
+        for finalizer in finalizers:  # of tensors that live on: learned lengths are new every time
+            finalizer.detach()
+
+    finalizers = [weakref.finalize(tensor, forget) for tensor in edges]
 
 
 # -- the kernels -----------------------------------------------------------------------------------
@@ -127,49 +132,25 @@ def _loss(
     return batch.backend.wrap(losses), batch.backend.wrap(derivatives)
 
 
-def _emd_length_grad(upstream: Tensor, p: Tensor, q: Tensor, *rest: Any) -> Tensor:
-    """Return the derivatives of ``sum(upstream * emd)`` in the lengths."""
-    *edges, rho, _ = rest
-    p, q, upstream = p.detach(), q.detach(), upstream.detach()
-    layout = _layout_of(edges, p.shape[-1])
-    batch = resolve(layout, False, p=p, q=q)
-    factors = upstream if p.is_cuda else upstream.contiguous().numpy()
-    inner = sum_powers_of_flows(layout, batch, rho, factors, p).to(edges[1].dtype)
-    parts = [inner, inner.new_zeros(1)]
-    if not layout.is_chain:  # the bins' own edges
-        of_bins = (p - q).abs_().pow_(rho).reshape(-1, layout.n_bins)
-        parts.insert(0, (upstream.reshape(-1).to(p.dtype) @ of_bins).to(inner.dtype))
-    return torch.cat(parts)
-
-
 def _emd_loss_length_grad(
     upstream: Tensor, x: Tensor, target: Tensor, counted: Tensor | None,
     class_weight: Tensor | None, *rest: Any,
 ) -> Tensor:  # fmt: skip
-    """Return the derivatives of ``sum(upstream * loss)`` in the lengths."""
+    """Return the derivatives of ``sum(upstream * loss)`` in the lengths of the layout "full"."""
     *edges, rho, _, normalize, _, label_smoothing, root, ignored, dim = rest
-    n_bins, x = x.shape[dim], x.detach().movedim(dim, -1)
-    p = x.softmax(-1) if normalize == "softmax" else x
-    if normalize == "l1":
-        p = p / p.sum(-1, keepdim=True)
-    if target.is_floating_point():
-        q = target.movedim(dim, -1).to(p.dtype)
-    else:
-        q = torch.nn.functional.one_hot(target.long().clamp(0, n_bins - 1), n_bins).to(p.dtype)
-    q, factors = q * (1.0 - label_smoothing) + label_smoothing / n_bins, upstream.detach()
+    layout = _layout_of(edges, x.shape[dim])
+    normalize = None if normalize == "none" else normalize
+    loss = Loss(power(rho), normalize, 0.0, label_smoothing, root, dim)
     if ignored is not None:
         kept = target != ignored
         counted = kept if counted is None else counted & kept
-    if counted is not None:
-        factors = factors.where(counted, 0.0)
-        p, q = (rows.where(counted.unsqueeze(-1), 1.0 / n_bins) for rows in (p, q))
-    if class_weight is not None:
-        factors = factors * (q @ class_weight.to(q.dtype))
-    if root:
-        emd = torch.ops.fastemd.emd(p, q, *edges, rho, -1.0)[0]
-        slope = emd ** (1.0 / rho) / (rho * emd)
-        factors = factors * slope.where(emd >= torch.finfo(emd.dtype).tiny, 0.0)
-    return _emd_length_grad(factors, p, q, *edges, rho, -1.0)
+    tensors = (upstream, x, target, counted, class_weight)
+    arrays: list[Any] = [None if tensor is None else tensor.detach() for tensor in tensors]
+    if not x.is_cuda:
+        arrays = [None if tensor is None else tensor.numpy() for tensor in arrays]
+    grad = torch.as_tensor(loss_length_gradient(layout, loss, *arrays)).to(edges[1].dtype)
+    n_before = layout.n_edges - 1 - len(grad)  # edges of the bins, which have no length
+    return torch.cat([grad.new_zeros(n_before), grad, grad.new_zeros(1)])
 
 
 def _keeping_threads(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,7 +172,7 @@ def _keeping_threads(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _register(name: str, schema: str, *functions: Callable[..., Any]) -> None:
-    """Make the functions for values, products and lengths operators on the CPU and on CUDA.
+    """Make functions for values, products and maybe lengths operators on the CPU and on CUDA.
 
     torch.compile takes operators as they are. Declared like this they cost 3 us per call, by
     `torch.library.custom_op` 11.
@@ -199,18 +180,17 @@ def _register(name: str, schema: str, *functions: Callable[..., Any]) -> None:
     schema = schema.format(
         "Tensor parents, Tensor lengths, Tensor shares, float rho, float tolerance"
     )
-    signatures = (
-        (name, "({}) -> (Tensor, Tensor)"),
-        (f"{name}_hvp", "(Tensor v, {}) -> Tensor"),
-        (f"{name}_length_grad", "(Tensor upstream, {}) -> Tensor"),
-    )
     n_tensors = _N_TENSORS[name]
-    fakes = (
-        _fake_values,
-        lambda v, *rest: v.new_empty(v.shape),
-        lambda upstream, *rest: rest[n_tensors - 2].new_empty(rest[n_tensors - 2].shape),
+    operators = (
+        (name, "({}) -> (Tensor, Tensor)", _fake_values),
+        (f"{name}_hvp", "(Tensor v, {}) -> Tensor", lambda v, *rest: v.new_empty(v.shape)),
+        (
+            f"{name}_length_grad",
+            "(Tensor upstream, {}) -> Tensor",
+            lambda upstream, *rest: rest[n_tensors - 2].new_empty(rest[n_tensors - 2].shape),
+        ),
     )
-    for (operator, form), function, fake in zip(signatures, functions, fakes, strict=True):
+    for (operator, form, fake), function in zip(operators, functions, strict=False):
         torch.library.define(f"fastemd::{operator}", form.format(schema))
         torch.library.impl(f"fastemd::{operator}", ("cpu", "cuda"), _keeping_threads(function))
         torch.library.register_fake(f"fastemd::{operator}", fake)
@@ -230,7 +210,7 @@ def dim_of(constants: Sequence[Any]) -> int:
 
 _N_TENSORS = {"emd": 5, "emd_loss": 7}  # the lengths are the last but one
 _N_ROWS = {"emd": 2, "emd_loss": 3}  # of the leading tensors with a number or bins for every row
-_register("emd", "Tensor p, Tensor q, {}", _emd, _emd_hvp, _emd_length_grad)
+_register("emd", "Tensor p, Tensor q, {}", _emd, _emd_hvp)
 _register(
     "emd_loss",
     "Tensor x, Tensor target, Tensor? counted, Tensor? class_weight, {}, str normalize, "
@@ -285,7 +265,7 @@ class _Values(torch.autograd.Function):
         to_others: list[Tensor | None] = [None] * (len(tensors) - 2)
         if ctx.needs_input_grad[2 + lengths]:
             if to_grad is not None:
-                validation.no_second_derivative_in_lengths()
+                validation.no_second_derivative_in_lengths("learn_lengths")
             if to_value is not None:
                 arguments = ctx.operator, ctx.constants, to_value, *tensors
                 to_others[lengths - 2] = _LengthGradient.apply(*arguments)
@@ -298,7 +278,10 @@ class _Values(torch.autograd.Function):
 
 
 class _LengthGradient(torch.autograd.Function):
-    """Derivatives in the lengths of the edges, which have no derivatives."""
+    """Derivatives in the lengths of the edges, which have no derivatives.
+
+    They are sums over all rows, so `vmap` computes one after the other.
+    """
 
     @staticmethod
     def forward(
@@ -312,11 +295,17 @@ class _LengthGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, to_gradient: Tensor) -> NoReturn:
-        validation.no_second_derivative_in_lengths()
+        validation.no_second_derivative_in_lengths("learn_lengths")
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> NoReturn:
-        validation.not_mapped("length")
+    def vmap(info: Any, in_dims: Any, operator: str, constants: Any, *tensors: Any) -> Any:
+        n_rows = 1 + _N_ROWS[operator]
+        moved = _rows_first(info, in_dims[2:], tensors, n_rows)
+        grads = []
+        for i in range(info.batch_size):
+            rows = (None if tensor is None else tensor[i] for tensor in moved[:n_rows])
+            grads.append(_LengthGradient.apply(operator, constants, *rows, *moved[n_rows:]))
+        return torch.stack(grads), 0
 
 
 class _Product(torch.autograd.Function):
@@ -407,7 +396,8 @@ def _rows_first(
     for i, dim in enumerate(in_dims):
         if dim is not None:
             if i >= n_rows:
-                validation.not_mapped("space" if i >= len(inputs) - 3 else "class_weight")
+                name = "space" if i >= len(inputs) - 3 else "class_weight"
+                validation.not_mapped("length" if i == len(inputs) - 2 else name)
             moved[i] = inputs[i].movedim(dim, 0)
         elif i < n_rows and isinstance(inputs[i], Tensor):
             moved[i] = inputs[i].expand(info.batch_size, *inputs[i].shape)

@@ -194,10 +194,10 @@ def no_third_derivative(operator: str, rho: float) -> NoReturn:
     )
 
 
-def no_second_derivative_in_lengths() -> NoReturn:
+def no_second_derivative_in_lengths(keyword: str) -> NoReturn:
     raise NotImplementedError(
-        "length: second derivatives are not available where lengths are learned; detach the "
-        "lengths, for example by a loss without learn_lengths"
+        "length: second derivatives are not available where lengths are learned; use a loss "
+        f"without {keyword}, on a space with these lengths"
     )
 
 

@@ -233,10 +233,12 @@ def emd_loss_rows(x, target, g, rho=2, normalize="softmax", cross_entropy=0.0):
 
 def torch_loss(
     x, q, g, rho=2, normalize="softmax", cross_entropy=0.0, class_weight=None,
-    label_smoothing=0.0, root=False,
+    label_smoothing=0.0, root=False, lengths=None,
 ):  # fmt: skip
-    """Return the losses of all rows, differentiable by torch."""
+    """Return the losses of all rows, differentiable by torch, also in lengths that are given."""
     import torch
+
+    lengths = torch.tensor(_weights(g)) if lengths is None else lengths
 
     n = x.shape[-1]
     q = (1 - label_smoothing) * q + label_smoothing / n
@@ -251,7 +253,7 @@ def torch_loss(
         log_p = p.log()
     flow = (p - q) @ torch.tensor(ancestors(g)).T
     size = flow.abs() if rho != 2 else flow
-    loss = (torch.tensor(_weights(g)) * size**rho).sum(-1)
+    loss = (lengths * size**rho).sum(-1)
     loss = of_row * (loss ** (1 / rho) if root else loss)
     return loss - cross_entropy * (of_class * q * log_p).sum(-1) if cross_entropy else loss
 
