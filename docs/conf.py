@@ -55,6 +55,7 @@ _FLAT = [
     "frameworks",
     "boosting",
     "losses",
+    "crps",
     "development",
     "changelog",
 ]

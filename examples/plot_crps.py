@@ -124,8 +124,9 @@ for name, results in trained.items():
 # %%
 # The sum is best in every column, and the CRPS alone is the worst, even by the CRPS. Its gradient
 # hardly distinguishes neighbouring bins, so the densities become thin spikes, and values between
-# them have a bad log density. The cross entropy alone does not know which bins are near: the network
-# overfits after 90 steps. The order by CRPS was the same for learning rates from 0.001 to 0.03.
+# them have a bad log density. The cross entropy alone does not know which bins are near, and the
+# network overfits after 90 steps. The order by CRPS was the same for learning rates from 0.001 to
+# 0.03.
 #
 # The predicted densities, the probability of a bin divided by its width, of the first seed.
 
