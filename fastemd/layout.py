@@ -79,6 +79,12 @@ class EdgeLayout:
             self._raised[exponent] = layout
         return layout
 
+    def with_lengths(self, length: Any) -> "EdgeLayout":
+        """Return the layout "full" with other lengths of the edges above all nodes but the root."""
+        lengths = np.zeros(self.n_edges)
+        lengths[self.n_edges - 1 - len(length) : -1] = length
+        return EdgeLayout(self.n_bins, self.edges.parent, lengths, self.edges.share)
+
     @functools.cached_property
     def cuda(self) -> CudaTables:
         """The tables for CUDA kernels."""

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fastemd.jax.programs import values
+from fastemd.jax.programs import losses_of_lengths, values
 from fastemd.jax.registry import number_of, number_of_weights
 from fastemd.losses import Loss
 from fastemd.spaces import GroundSpace
@@ -124,6 +124,7 @@ def emd_loss(
     ignore_index: int | None = None,
     reduction: str = "mean",
     axis: int = -1,
+    length: ArrayLike | None = None,
 ) -> jax.Array:
     """Return the EMD^rho loss between normalised predictions and targets.
 
@@ -143,6 +144,11 @@ def emd_loss(
     sample_weight : array_like, (...), optional
         Weight of every row, >= 0 (not checked); broadcasts to the rows. A row of weight 0 is not
         read: its loss and its derivatives, also in the weight, are 0, even if it contains NaN.
+    length : array_like, (n_nodes - 1,), optional
+        Lengths to learn, which replace those of `space`, in the order of `fastemd.emd_flow`. Their
+        absolute values are taken, so that an optimiser may change them freely; a length of 0 has
+        the derivative 0. Alone the loss is smallest without lengths: learn them with a term that
+        holds them, as :doc:`/losses` shows.
 
     Returns
     -------
@@ -168,6 +174,9 @@ def emd_loss(
     -----
     Loss and gradient take one pass. Transforms as for `emd`; third derivatives do not exist.
 
+    With `length` the loss is differentiable once, by reverse mode, in `x` and in `length`. It is
+    computed on the CPU, also for arrays on CUDA, and ``vmap`` computes one element after the other.
+
     Examples
     --------
     >>> import jax, fastemd, fastemd.jax
@@ -189,6 +198,12 @@ def emd_loss(
         class_weight = views.as_array("class_weight", class_weight)
         validation.check_class_weight_shape(class_weight.shape, space.n_bins)
         class_weight = validation.check_class_weights(class_weight)
+    if length is not None:
+        length = _array("length", length)
+        validation.check_length_shape(length.shape, space.n_nodes)
+        dtype = adapters.computing_type(_FRAMEWORK, length, length)
+        length = _FRAMEWORK.cast(length, dtype)
+        length = length * jnp.sign(length)  # the absolute value; its derivative at 0 is 0
     tolerance = adapters.mass_tolerance(_FRAMEWORK, x, target)
     x, target, counted, weight, counts = _loss_rows(
         x, target, kept, sample_weight, class_weight, axis, "axis"
@@ -197,7 +212,10 @@ def emd_loss(
     of_classes = number_of_weights(class_weight)
     constants = loss.cost.rho, tolerance, of_classes, ignored, *loss[1:5], axis
     second = (target,) if counted is None else (target, counted)
-    losses = values(x, second, "loss", number_of(space), *constants)
+    if length is None:
+        losses = values(x, second, "loss", number_of(space), *constants)
+    else:
+        losses = losses_of_lengths(x, second, length, number_of(space), *constants)
     result: jax.Array = _reduced(losses, weight, counts, reduction)
     return result
 

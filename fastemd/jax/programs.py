@@ -16,6 +16,8 @@ from fastemd.call import Output, resolve, run
 from fastemd.jax import c_api, xla
 from fastemd.jax.registry import space_of, weights_of
 from fastemd.kernels.edges import power
+from fastemd.layout import EdgeLayout
+from fastemd.length_gradients import loss_length_gradient
 from fastemd.losses import Loss, resolve_loss, run_loss
 
 Array = NDArray[Any]
@@ -38,14 +40,37 @@ def values(first: Any, second: tuple[Any, ...], operation: str, *constants: Any)
     *constants
         What that function reads from its text.
     """
-    for array in second:
-        first = _spread_as(array, first)
-    second = tuple(_spread_as(first, array) for array in second)
-    traced = any(isinstance(array, jax.core.Tracer) for array in (first, *second))
+    first, second = _spread_alike(first, second)
     # Without a transform there is nothing to differentiate, and JAX's rules take half of the time.
-    run = _values if traced else _launch_values
+    run = _values if _are_traced(first, *second) else _launch_values
     value: jax.Array = run(first, second, operation, constants)
     return value
+
+
+def losses_of_lengths(x: Any, second: tuple[Any, ...], length: Any, *constants: Any) -> jax.Array:
+    """Return the loss of every row, differentiable once, by reverse mode, in `x` and `length`.
+
+    The arguments are those of `values` for "loss", and the lengths >= 0, (n_nodes - 1,), that
+    replace those of the space.
+    """
+    x, second = _spread_alike(x, second)
+    if _is_spread(x):
+        length = length + jnp.zeros_like(x, length.dtype).sum()
+    traced = _are_traced(x, *second, length)
+    run = _losses_of_lengths if traced else _launch_losses_of_lengths
+    losses: jax.Array = run(x, length, second, constants)
+    return losses
+
+
+def _are_traced(*arrays: Any) -> bool:
+    return any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def _spread_alike(first: Any, second: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """Spread all arrays over the axes of a mesh over which one of them is."""
+    for array in second:
+        first = _spread_as(array, first)
+    return first, tuple(_spread_as(first, array) for array in second)
 
 
 def _differentiable(function: Callable[..., Any], jvp: Callable[..., Any]) -> Any:
@@ -141,6 +166,41 @@ def _constant_jvp(operation: str, rho: float, at: Any, tangents: Any) -> NoRetur
     validation.no_third_derivative(operation, rho)
 
 
+def _launch_losses_of_lengths(x: Any, length: Any, second: Any, constants: Any) -> Any:
+    return _launch("loss_of_lengths", constants, x, *second, length)[0]
+
+
+_losses_of_lengths = jax.custom_vjp(_launch_losses_of_lengths, nondiff_argnums=(3,))
+
+
+def _forward_of_lengths(x: Any, length: Any, second: Any, constants: Any) -> tuple[Any, Any]:
+    x, length, second = _differentiated((x, length, second))
+    losses, grad = _launch("loss_of_lengths", constants, x, *second, length)
+    return losses, (x, length, second, losses, grad)
+
+
+def _backward_of_lengths(constants: Any, saved: Any, to_losses: Any) -> tuple[Any, Any, None]:
+    (x, length, second, losses, grad), to_losses = saved, _differentiated(to_losses)
+    to_x = jnp.expand_dims(to_losses, _axis_of("loss", constants)) * grad
+    # `losses` is an argument so that XLA keeps their computation, which validates the rows.
+    arguments = length, x, *second, losses, to_losses
+    return to_x, _launch("loss_length_gradient", constants, *arguments)[0], None
+
+
+_losses_of_lengths.defvjp(_forward_of_lengths, _backward_of_lengths)
+
+
+@jax.custom_jvp
+def _differentiated(arrays: Any) -> Any:
+    """Return the arrays that a first derivative depends on, which has no derivatives itself."""
+    return arrays
+
+
+@_differentiated.defjvp
+def _differentiated_jvp(at: Any, tangents: Any) -> NoReturn:
+    validation.no_second_derivative_in_lengths("length")
+
+
 # -- the kernels in JAX's programs -----------------------------------------------------------------
 
 
@@ -156,6 +216,9 @@ def _run_emd(operation: str, arguments: list[Any], results: list[Any], constants
 def _run_loss(operation: str, arguments: list[Any], results: list[Any], constants: str) -> None:
     number, rho, tolerance, of_classes, ignored, *options = json.loads(constants)
     layout, loss = space_of(number).layout("levels"), Loss(power(rho), *options)
+    if operation == "loss_of_lengths":
+        operation, (*arguments, length) = "loss", arguments
+        layout = _layout_of_lengths(number, length)
     x, target, *others = arguments
     v = others.pop() if operation == "loss_product" else None
     counted = others[0] if others else None
@@ -167,16 +230,32 @@ def _run_loss(operation: str, arguments: list[Any], results: list[Any], constant
         batch.backend.assign(results[0], losses)
 
 
-_RUN = {
+def _run_loss_length_gradient(arguments: list[Any], results: list[Any], constants: str) -> None:
+    number, rho, _, of_classes, *options = json.loads(constants)
+    layout, loss = _layout_of_lengths(number, arguments[0]), Loss(power(rho), *options)
+    _, x, target, *others, _, upstream = arguments
+    counted = others[0] if others else None
+    weights = weights_of(of_classes)
+    results[0][...] = loss_length_gradient(layout, loss, upstream, x, target, counted, weights)
+
+
+def _layout_of_lengths(number: int, length: Array) -> EdgeLayout:
+    return space_of(number).layout("full").with_lengths(length)
+
+
+_RUN: dict[str, xla.Function] = {
     "emd": functools.partial(_run_emd, "gradient"),
     "emd_product": functools.partial(_run_emd, "hvp"),
     "loss": functools.partial(_run_loss, "loss"),
     "loss_product": functools.partial(_run_loss, "loss_product"),
+    "loss_of_lengths": functools.partial(_run_loss, "loss_of_lengths"),
+    "loss_length_gradient": _run_loss_length_gradient,
 }
+_ON_HOST = "loss_of_lengths", "loss_length_gradient"  # those that have no handler for CUDA
 HANDLERS = {
     (name, platform): xla.handler(run, on_device=platform == "CUDA")
     for name, run in _RUN.items()
-    for platform in ("cpu", "CUDA")
+    for platform in (("cpu",) if name in _ON_HOST else ("cpu", "CUDA"))
 }
 KNOWN = c_api.version(jax.ffi.include_dir()) in c_api.KNOWN
 if KNOWN:
@@ -203,7 +282,7 @@ def _launch(operation: str, constants: tuple[Any, ...], *arguments: Any) -> Any:
 def _program(operation: str, constants: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
     def results(kind: Any, like: Any) -> list[Any]:
         rows = kind(like.shape, like.dtype)
-        if operation in ("emd_product", "loss_product"):
+        if operation in ("emd_product", "loss_product", "loss_length_gradient"):
             return [rows]
         shape = validation.without_axis(like.shape, _axis_of(operation, constants))
         return [kind(shape, like.dtype), rows]
@@ -214,19 +293,21 @@ def _program(operation: str, constants: tuple[Any, ...], *arguments: Any) -> tup
         return out
 
     def directly(*traced: Any) -> Any:
-        launch = jax.ffi.ffi_call(f"fastemd_{operation}", kinds, vmap_method="broadcast_all")
+        launch = jax.ffi.ffi_call(f"fastemd_{operation}", kinds, vmap_method=vmap_method)
         return launch(*traced, constants=text)
 
     def by_host(*traced: Any) -> Any:
-        return jax.pure_callback(call_back, kinds, *traced, vmap_method="broadcast_all")
+        return jax.pure_callback(call_back, kinds, *traced, vmap_method=vmap_method)
 
     kinds, text = results(jax.ShapeDtypeStruct, arguments[0]), json.dumps(constants)
+    vmap_method = "sequential" if operation in _ON_HOST else "broadcast_all"
     if not KNOWN:
         out = by_host(*arguments)
     elif only_the_cpu():
         out = directly(*arguments)
     else:
-        out = jax.lax.platform_dependent(*arguments, cpu=directly, cuda=directly, default=by_host)
+        on_cuda = by_host if operation in _ON_HOST else directly
+        out = jax.lax.platform_dependent(*arguments, cpu=directly, cuda=on_cuda, default=by_host)
     return tuple(_spread_as(arguments[0], array) for array in out)
 
 
@@ -242,7 +323,7 @@ def _spread_as(other: Any, array: Any) -> Any:
     JAX does so in its own operations, such as the addition of zeros, which costs nothing in a
     compiled program but does elsewhere: without a mesh it is left out.
     """
-    if jax.typeof(other) == jax.core.ShapedArray(other.shape, other.dtype):
+    if not _is_spread(other):
         return array
     zeros = jnp.zeros_like(other, array.dtype)
     if array.ndim < other.ndim:
@@ -250,3 +331,8 @@ def _spread_as(other: Any, array: Any) -> Any:
     elif array.ndim > other.ndim:
         zeros = zeros[..., None]
     return array + zeros
+
+
+def _is_spread(array: Any) -> bool:
+    """Return whether an array is spread over axes of a mesh."""
+    return bool(jax.typeof(array) != jax.core.ShapedArray(array.shape, array.dtype))

@@ -56,6 +56,14 @@ def check_class_weights(weights: Array) -> Array:
     return np.ascontiguousarray(weights, np.float64)
 
 
+def check_length_shape(shape: tuple[int, ...], n_nodes: int) -> None:
+    if shape != (n_nodes - 1,):
+        raise ValueError(
+            f"length: expected one number for each of the {n_nodes - 1} edges of the ground space, "
+            f"in the order of fastemd.emd_flow, got an array of shape {shape}"
+        )
+
+
 def check_normalize(value: object) -> None:
     if value is not None and not (isinstance(value, str) and value in ("softmax", "l1")):
         raise ValueError(f"normalize: expected 'softmax', 'l1' or None, got {value!r:.60}")
