@@ -231,10 +231,13 @@ def _run_loss(operation: str, arguments: list[Any], results: list[Any], constant
 
 
 def _run_loss_length_gradient(arguments: list[Any], results: list[Any], constants: str) -> None:
-    number, rho, _, of_classes, *options = json.loads(constants)
+    number, rho, _, of_classes, ignored, *options = json.loads(constants)
     layout, loss = _layout_of_lengths(number, arguments[0]), Loss(power(rho), *options)
     _, x, target, *others, _, upstream = arguments
     counted = others[0] if others else None
+    if ignored is not None:
+        kept = target != ignored
+        counted = kept if counted is None else counted & kept
     weights = weights_of(of_classes)
     results[0][...] = loss_length_gradient(layout, loss, upstream, x, target, counted, weights)
 
