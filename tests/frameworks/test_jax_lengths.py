@@ -248,9 +248,22 @@ def test_emd_loss_of_lengths_with_other_default_device(known, monkeypatch, rng):
     for transform in (lambda f: f, jax.jit):
         assert_close(transform(function)(x, _lengths(TREE)), ref)
     text = str(jax.make_jaxpr(function)(x, _lengths(TREE)))
-    # Two launches, each with branches for the CPU, CUDA and all others.
     assert text.count("ffi_call[") == (2 if known else 0)
-    assert text.count("pure_callback[") == (4 if known else 2)
+    assert text.count("pure_callback[") == 2
+    jax.clear_caches()
+
+
+def test_emd_loss_of_lengths_computes_on_host_for_cuda(monkeypatch, rng):
+    def on_cuda(*arguments, cpu, cuda, default):
+        return cuda(*arguments)
+
+    monkeypatch.setattr(programs, "only_the_cpu", lambda: False)
+    monkeypatch.setattr(jax.lax, "platform_dependent", on_cuda)
+    jax.clear_caches()
+    x, target = _case(rng, "labels", {})
+    text = str(jax.make_jaxpr(jax.grad(_loss_of(target, TREE), 1))(x, _lengths(TREE)))
+    assert text.count("pure_callback[") == 2
+    assert "ffi_call" not in text
     jax.clear_caches()
 
 
