@@ -96,6 +96,9 @@ class Operations:
     def time_hessian_vector_product(self, *_):
         fastemd.emd_hvp(self.p, self.q, self.v, self.tree, self.rho)
 
+    def time_length_gradient(self, *_):
+        fastemd.emd_length_grad(self.p, self.q, self.tree, self.rho)
+
     def time_flow(self, *_):
         fastemd.emd_flow(self.p, self.q, self.tree)
 

@@ -246,7 +246,7 @@ class EMDLoss(torch.nn.Module):
     >>> loss = fastemd.torch.EMDLoss(fastemd.Chain(3), cross_entropy=1.0)
     >>> logits = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0]], requires_grad=True)
     >>> loss(logits, torch.tensor([0, 1]))
-    tensor(2.8032, grad_fn=<MeanBackward0>)
+    tensor(2.8032, grad_fn=<DivBackward0>)
     """
 
     parents: Tensor
