@@ -97,7 +97,8 @@ def loss_rows(
         counted = weight != 0 if counts is None else counts & (weight != 0)
         counts = weight = xp.where(counted, weight, 0)
     if labelled and class_weight is not None:
-        of_class = framework.cast(class_weight, dtype)[target.clip(0, len(class_weight) - 1)]
+        labels = framework.cast(target, xp.int32)  # torch takes uint8 for a mask
+        of_class = framework.cast(class_weight, dtype)[labels.clip(0, len(class_weight) - 1)]
         counts = of_class if counts is None else counts * of_class
     return x, target, counted, weight, counts
 

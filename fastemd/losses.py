@@ -147,10 +147,8 @@ class Loss(NamedTuple):
     ) -> "Loss":  # fmt: skip
         """Return the options, or raise; the axis is checked when there is an array."""
         options = rho, normalize, cross_entropy, label_smoothing, root, axis
-        try:
-            return _checked_loss(*options)
-        except TypeError:  # some are not hashable
-            return _checked_loss.__wrapped__(*options)
+        hashable = all(getattr(type(option), "__hash__", None) for option in options)
+        return (_checked_loss if hashable else _checked_loss.__wrapped__)(*options)
 
 
 @functools.lru_cache(maxsize=256, typed=True)  # the checks take a quarter of a small call

@@ -228,7 +228,8 @@ def emd_scorer(space: GroundSpace, rho: float = 2) -> Any:
     Parameters
     ----------
     space : Chain or Tree
-        The ground space. The labels of the data must be its bins, 0 to N - 1.
+        The ground space. The labels of the data must be its bins, 0 to N - 1, unless the estimator
+        is one of `fastemd.boosting`, which knows the bins of its labels.
     rho : float
         The power of the flow, >= 1.
 
@@ -262,7 +263,12 @@ def emd_scorer(space: GroundSpace, rho: float = 2) -> Any:
 def _score(
     estimator: Any, x: Any, y: Any, sample_weight: Any = None, *, space: GroundSpace, rho: float
 ) -> float:
-    bins = validation.check_classifier(estimator, space.n_bins)
+    model = estimator[-1] if hasattr(estimator, "steps") else estimator  # of a Pipeline
+    if hasattr(model, "bins_"):  # one of fastemd.boosting, whose labels may be anything
+        bins, classes = np.asarray(model.bins_), np.asarray(model.classes_)
+        y = bins[validation.bins_of_labels("y", np.asarray(y), classes)]
+    else:
+        bins = validation.check_classifier(estimator, space.n_bins)
     columns = np.asarray(estimator.predict_proba(x))
     prob = np.zeros((len(columns), space.n_bins), columns.dtype)
     prob[:, bins] = columns

@@ -131,6 +131,7 @@ def test_emd_loss_axis_does_not_copy_x(rng):
     [
         ((2, 5, 3, 4), (2, 3, 4), -1, ValueError, "x: the last axis .* is axis 1: pass axis=1"),
         ((2, 5, 3, 4), (2, 3, 4), 0, ValueError, "x: axis -4 must hold the 5 bins"),
+        ((), (), 0, ValueError, "axis: expected an axis of x, but it has none"),
         ((2, 5, 3, 4), (2, 3, 4), 4, ValueError, "axis: .* from -4 to 3, got 4"),
         ((2, 5, 3, 4), (2, 3, 4), 1.0, TypeError, "axis: expected an integer, got"),
         ((2, 5, 3, 4), (2, 4, 3), 1, ValueError, r"target: labels of shape \(2, 4, 3\) do not"),

@@ -131,7 +131,10 @@ class _BoostedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if eval_set is not None:
             validation.check_eval_set(eval_set)
             eval_set = [  # the libraries recognise the rows of the training by their identity
-                (rows if x is X else x, bins if other is y else _bins_of(i, other, classes))
+                (
+                    rows if x is X else validate_data(self, x, reset=False, **_options(x)),
+                    bins if other is y else _bins_of(i, other, classes),
+                )
                 for i, (x, other) in enumerate(eval_set)
             ]
         fit_params |= {"sample_weight": weight, "eval_set": eval_set}
@@ -203,8 +206,8 @@ class LightGBMClassifier(_BoostedClassifier):
         The ground space of N >= 2 bins.
     classes : array_like of str or number, (N,), optional
         The label of every bin, in the order of the bins. By default the integers 0 to N - 1; or,
-        if `y` holds strings, the names of the bins of a tree. For a tree of
-        `fastemd.Tree.from_paths`, these are the ends of the paths.
+        on a tree whose bins have strings as names, these names. For a tree of
+        `fastemd.Tree.from_paths`, they are the ends of the paths.
     rho : float
         The power of the flow, >= 1.
     cross_entropy : float

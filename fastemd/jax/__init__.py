@@ -98,7 +98,7 @@ def emd(
     """
     adapters.check_space(space)
     p, q = _array("p", p, space), _array("q", q, space)
-    axis = validation.check_axis("axis", axis, p.ndim)
+    axis = validation.check_axis("axis", axis, p.ndim, "p")
     for name, array in {"p": p, "q": q}.items():
         validation.check_bins_axis(name, array.shape, space.n_bins, axis, "axis")
     if axis != -1:
@@ -140,7 +140,8 @@ def emd_loss(
     rho, normalize, cross_entropy, label_smoothing, root, ignore_index, reduction, axis
         As for `fastemd.emd_loss`.
     class_weight : array_like, (N,), optional
-        As for `fastemd.emd_loss`: numbers that are known when the program is traced.
+        As for `fastemd.emd_loss`: numbers that are known when the program is traced. They stay in
+        memory until the process ends.
     sample_weight : array_like, (...), optional
         Weight of every row, >= 0 (not checked); broadcasts to the rows. A row of weight 0 is not
         read: its loss and its derivatives, also in the weight, are 0, even if it contains NaN.
@@ -195,6 +196,8 @@ def emd_loss(
     if sample_weight is not None:
         sample_weight = _array("sample_weight", sample_weight)
     if class_weight is not None:
+        if isinstance(class_weight, jax.core.Tracer):
+            validation.traced_class_weight()
         class_weight = views.as_array("class_weight", class_weight)
         validation.check_class_weight_shape(class_weight.shape, space.n_bins)
         class_weight = validation.check_class_weights(class_weight)

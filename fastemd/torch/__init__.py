@@ -90,7 +90,7 @@ def emd(
     """
     adapters.check_space(space)
     _check_tensor("p", p)
-    dim = validation.check_axis("dim", dim, p.ndim)
+    dim = validation.check_axis("dim", dim, p.ndim, "p")
     _check_tensors(space.n_bins, dim, p=p, q=q)
     _check_devices(p=p, q=q)
     if dim != -1:
@@ -274,17 +274,13 @@ class EMDLoss(torch.nn.Module):
         adapters.check_space(space)
         validation.check_choice("reduction", reduction, ("mean", "sum", "none"))
         loss = Loss.checked(rho, normalize, cross_entropy, label_smoothing, root)
-        self.rho, self.root, self.dim = loss.cost.rho, loss.root, dim
+        self.rho, self.root = loss.cost.rho, loss.root
+        self.dim = validation.check_axis("dim", dim, None)
         self.cross_entropy, self.label_smoothing = loss.cross_entropy, loss.label_smoothing
         self.space, self.normalize, self.reduction = space, normalize, reduction
         self.ignore_index = ignore_index
-        validation.check_axis("dim", dim, 0)
-        if class_weight is not None:
-            if not isinstance(class_weight, Tensor):
-                class_weight = torch.tensor(views.as_array("class_weight", class_weight))
-            validation.check_class_weight_shape(tuple(class_weight.shape), space.n_bins)
-            validation.check_class_weights(class_weight.detach().cpu().numpy())
-        self.register_buffer("class_weight", class_weight, persistent=False)
+        self._class_weight = _class_weights(class_weight, space.n_bins)
+        self.register_buffer("class_weight", self._new_class_weight(), persistent=False)
         validation.check_flag("learn_lengths", learn_lengths)
         self._kind = "full" if learn_lengths else "levels"
         length = torch.tensor(space.weight[:-1], dtype=torch.get_default_dtype())
@@ -301,12 +297,18 @@ class EMDLoss(torch.nn.Module):
         """
         device = torch.device("cpu") if self.lengths.is_meta else self.lengths.device
         device = fn(torch.empty(0, device=device)).device
-        self._buffers.update(dict.fromkeys(_BUFFERS))
+        self._buffers.update(dict.fromkeys((*_BUFFERS, "class_weight")))
         super()._apply(fn, recurse)
+        self._buffers["class_weight"] = self._new_class_weight(device)
         edges = edges_of(self.space, device, self._kind)
         for name, tensor in zip(_BUFFERS, edges, strict=True):
             self._buffers[name] = tensor
         return self
+
+    def _new_class_weight(self, device: torch.device | None = None) -> Tensor | None:
+        if self._class_weight is None:
+            return None
+        return torch.tensor(self._class_weight, device=device)
 
     def extra_repr(self) -> str:
         """Return the options that `print` shows."""
@@ -341,7 +343,9 @@ class EMDLoss(torch.nn.Module):
         if sample_weight is not None:
             _check_tensor("sample_weight", sample_weight)
         class_weight = self.class_weight
-        _check_devices(x=x, target=target, sample_weight=sample_weight, class_weight=class_weight)
+        if class_weight is not None and class_weight.device != x.device:
+            class_weight = self._new_class_weight(x.device)
+        _check_devices(x=x, target=target, sample_weight=sample_weight)
         if target.dtype == torch.bool:
             validation.check_target(np.dtype(bool))
         ignore_index = self.ignore_index
@@ -372,6 +376,19 @@ class EMDLoss(torch.nn.Module):
 
 
 _BUFFERS = "parents", "lengths", "shares"
+
+
+def _class_weights(value: Any, n_bins: int) -> Any:
+    """Return weights of classes as float64 of NumPy, or raise."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            validation.no_gradient("class_weight")
+        value = value.double().cpu()
+    weights = views.as_array("class_weight", value)
+    validation.check_class_weight_shape(weights.shape, n_bins)
+    return validation.check_class_weights(weights).copy()
 
 
 def _check_tensors(n_bins: int, dim: int, **tensors: Any) -> None:

@@ -290,17 +290,18 @@ def check_classifier(estimator: Any, n_bins: int) -> Array:
     return classes
 
 
-def check_axis(keyword: str, axis: object, n_axes: int) -> int:
-    """Return an axis of an array as a number < 0."""
-    if axis == -1 and type(axis) is int:  # the usual case
+def check_axis(keyword: str, axis: object, n_axes: int | None, name: str = "x") -> int:
+    """Return an axis of an array as a number < 0; without an array, check its type only."""
+    if type(axis) is int and axis == -1:  # the usual case
         return -1
     if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
         raise TypeError(f"{keyword}: expected an integer, got {_kind(axis)}")
     number = int(axis)
-    if n_axes and not -n_axes <= number < n_axes:
-        raise ValueError(
-            f"{keyword}: expected an axis of x, from {-n_axes} to {n_axes - 1}, got {number}"
-        )
+    if n_axes is None:
+        return number
+    if not -n_axes <= number < n_axes:
+        allowed = f"from {-n_axes} to {n_axes - 1}" if n_axes else "but it has none"
+        raise ValueError(f"{keyword}: expected an axis of {name}, {allowed}, got {number}")
     return number if number < 0 else number - n_axes
 
 

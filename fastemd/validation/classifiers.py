@@ -30,6 +30,11 @@ def check_classes(classes: Any, bins: Sequence[Hashable], labels: Array) -> Arra
             "classes: needed for labels that are no integers, since their order is not known; "
             "pass the label of every bin, in the order of the bins"
         )
+    if all(isinstance(name, str) for name in names):
+        raise ValueError(
+            "classes: needed for labels that are numbers, since the bins of the space have names, "
+            f"{_listed(names)}; pass classes=range({len(bins)}) if they are numbers of bins"
+        )
     if not is_numbered and any(isinstance(name, int | np.integer) for name in names):
         raise ValueError(
             f"classes: needed for this space, whose bins have numbers as names, {_listed(names)}; "
@@ -56,11 +61,9 @@ def _check_listed(classes: Any, n_bins: int) -> list[Any]:
         raise TypeError(
             f"classes: expected labels that are all strings or all numbers, got {', '.join(kinds)}"
         )
-    for i, label in enumerate(listed):
-        if label in listed[:i]:
-            raise ValueError(
-                f"classes: duplicate label {label!r}; every bin has a label of its own"
-            )
+    if len(set(listed)) < len(listed):
+        label = next(label for i, label in enumerate(listed) if label in listed[:i])
+        raise ValueError(f"classes: duplicate label {label!r}; every bin has a label of its own")
     return listed
 
 
@@ -87,9 +90,15 @@ def check_boosted_space(n_bins: int) -> None:
         raise ValueError("space: expected two or more bins for a classifier, got 1")
 
 
+_SET_BY_CLASSIFIER = (  # and their aliases in LightGBM
+    "objective", "objective_type", "app", "application", "loss", "num_class", "num_classes",
+    "metric", "metrics", "metric_types",
+)  # fmt: skip
+
+
 def check_boosting_parameters(parameters: Mapping[str, Any]) -> None:
     """Refuse parameters of a library that are set by the classifier, or contradict it."""
-    for name in ("objective", "num_class", "metric"):
+    for name in _SET_BY_CLASSIFIER:
         if name in parameters:
             raise ValueError(
                 f"{name}: the classifier sets it by its space, rho and cross_entropy; remove it"

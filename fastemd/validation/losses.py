@@ -7,7 +7,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd.validation.arguments import _kind, broadcasts, check_amount, check_bins_axis
+from fastemd.validation.arguments import (
+    _kind,
+    as_float,
+    broadcasts,
+    check_amount,
+    check_bins_axis,
+)
 from fastemd.validation.histograms import _check_masses, _check_vector, _not_one, _row_name
 
 Array = NDArray[Any]
@@ -33,12 +39,20 @@ def check_cross_entropy(value: object, normalize: str | None = "softmax") -> flo
     return amount
 
 
-def check_label_smoothing(value: object) -> float:
+def check_label_smoothing(value: Any) -> float:
     """Return a number from 0 to 1."""
-    amount = check_amount("label_smoothing", value, zero=True)
-    if amount > 1.0:
-        raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {amount:g}")
-    return amount
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"label_smoothing: expected a number from 0 to 1, got {_kind(value)}")
+    share = as_float(value)
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {share:g}")
+    return share
+
+
+def traced_class_weight() -> NoReturn:
+    raise TypeError(
+        "class_weight: it is being traced; pass a NumPy array, known when the function is compiled"
+    )
 
 
 def check_class_weight_shape(shape: tuple[int, ...], n_bins: int) -> None:

@@ -158,7 +158,7 @@ def test_labels_may_be_names_of_bins_of_tree(library, space, rng):
     half, _ = split_halves(rng)
     y = np.minimum(half.y, 2)
     model = library.new(space=space).fit(half.x, np.array(["b", "d", "a"])[y])
-    wanted = library.new(space=space).fit(half.x, y)
+    wanted = library.new(space=space, classes=range(3)).fit(half.x, y)
     assert model.classes_.tolist() == ["a", "b", "d"]
     assert wanted.classes_.tolist() == [0, 1, 2]
     np.testing.assert_array_equal(_of_bins(model, half.x), _of_bins(wanted, half.x))
@@ -567,3 +567,38 @@ def test_check_estimator_passes(classifier):
     failed = {x["check_name"]: x["exception"] for x in results if x["status"] != "passed"}
     assert {name: x for name, x in failed.items() if name not in EXCLUDED} == {}
     assert len(results) > 50
+
+
+@pytest.mark.parametrize("classes", [[1, 0, 2], ["low", "middle", "high"]], ids=str)
+def test_emd_scorer_knows_the_bins_of_labels(classes, rng):
+    chain, x = fastemd.Chain(3, [1, 10]), rng.standard_normal((60, 2))
+    bins = np.digitize(x[:, 0], [-0.5, 0.5])
+    y = np.array(classes)[bins]
+    model = boosting.LightGBMClassifier(chain, classes, n_estimators=3, verbose=-1, n_jobs=1)
+    model.fit(x, y)
+    prob = np.zeros((60, 3))
+    prob[:, model.bins_] = model.predict_proba(x)
+    expected = -fastemd.metrics.emd_score(bins, prob, chain)
+    assert fastemd.metrics.emd_scorer(chain)(model, x, y) == pytest.approx(expected)
+
+
+def test_fit_refuses_eval_set_of_other_features(rng):
+    x, y = rng.standard_normal((60, 3)), rng.integers(0, 3, 60)
+    model = boosting.LightGBMClassifier(fastemd.Chain(3), n_estimators=2, verbose=-1)
+    with pytest.raises(ValueError, match="X has 2 features"):
+        model.fit(x, y, eval_set=[(x[:, :2], y)])
+
+
+def test_fit_refuses_numbers_where_bins_have_names(rng):
+    tree = fastemd.Tree.from_paths([("a", "low"), ("a", "mid"), ("high",)])
+    x, y = rng.standard_normal((60, 3)), rng.integers(0, 3, 60)
+    with pytest.raises(ValueError, match=r"classes: needed .* pass classes=range\(3\)"):
+        boosting.LightGBMClassifier(tree).fit(x, y)
+    boosting.LightGBMClassifier(tree, range(3), n_estimators=2, verbose=-1).fit(x, y)
+
+
+@pytest.mark.parametrize("name", ["app", "num_classes", "metrics"])
+def test_fit_refuses_aliases_of_what_the_classifier_sets(name, rng):
+    x, y = rng.standard_normal((60, 3)), rng.integers(0, 3, 60)
+    with pytest.raises(ValueError, match=f"{name}: the classifier sets it"):
+        boosting.LightGBMClassifier(fastemd.Chain(3), **{name: 3}).fit(x, y)

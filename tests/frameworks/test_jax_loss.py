@@ -103,7 +103,7 @@ def test_emd_loss_options_reject(arguments, error, message):
 
 def test_emd_loss_class_weight_is_constant(rng):
     x, target = _case(rng, "labels", {})
-    with pytest.raises(TypeError, match=r"class_weight: .* it is being traced"):
+    with pytest.raises(TypeError, match="class_weight: it is being traced"):
         jax.jit(lambda w: adapter.emd_loss(x, target, TREE, class_weight=w))(jnp.ones(5))
 
 

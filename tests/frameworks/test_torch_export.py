@@ -185,7 +185,7 @@ def test_emd_first_called_under_a_mode_works_after_it(first, rng):
 
 def test_edges_are_cached_as_long_as_the_space_lives(rng):
     p, q = _histograms(rng)
-    gc.collect()  # what other tests have left
+    gc.collect()  # of other tests
     n_cached = len(operators._layouts)
     space = fastemd.Chain(5, [1, 2, 3, 0.25])
     device = torch.device("cpu")

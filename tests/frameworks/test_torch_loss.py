@@ -299,6 +299,34 @@ def test_emd_loss_ignores_the_label_that_torch_ignores(rng):
         assert_close(comp(x, target), ref(x, target))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64"])
+def test_emd_loss_takes_labels_of_any_type_with_class_weight(dtype):
+    """As many rows as classes: torch takes an index of uint8 for a mask."""
+    x, weight = torch.eye(5)[:, [1, 0, 2, 4, 3]], [1.0, 0.5, 2.0, 0.0, 3.0]
+    labels = torch.tensor([0, 1, 1, 4, 2])
+    loss = adapter.EMDLoss(TREE, class_weight=weight)
+    assert_close(loss(x, labels.to(getattr(torch, dtype))), loss(x, labels))
+
+
+def test_emd_loss_keeps_its_class_weight():
+    x, y = torch.eye(5), torch.tensor([0, 1, 1, 4, 2])
+    given = torch.tensor([1e5, 0.5, 2.0, 0.0, 3.0], dtype=torch.bfloat16)
+    loss = adapter.EMDLoss(TREE, class_weight=given)
+    expected = loss(x, y)
+    for change in (
+        lambda loss: loss.half(), lambda loss: loss.to("meta").to_empty(device="cpu"),
+        copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss)),
+    ):  # fmt: skip
+        assert_close(change(adapter.EMDLoss(TREE, class_weight=given))(x, y), expected)
+    with torch.device("meta"):
+        on_meta = adapter.EMDLoss(TREE, class_weight=[1e5, 0.5, 2.0, 0.0, 3.0])
+    assert_close(on_meta(x, y), expected, rtol=1e-2)
+    given.zero_()
+    assert_close(loss(x, y), expected)
+    with pytest.raises(TypeError, match="class_weight: it requires grad"):
+        adapter.EMDLoss(TREE, class_weight=torch.ones(5, requires_grad=True))
+
+
 def test_emd_loss_does_not_store_its_class_weight():
     loss = adapter.EMDLoss(TREE, class_weight=[1, 2, 3, 4, 5])
     assert loss.state_dict() == {}
