@@ -385,7 +385,7 @@ def _class_weights(value: Any, n_bins: int) -> Any:
     if isinstance(value, Tensor):
         if value.requires_grad:
             validation.no_gradient("class_weight")
-        value = value.double().cpu()
+        value = value.double().cpu().numpy()
     weights = views.as_array("class_weight", value)
     validation.check_class_weight_shape(weights.shape, n_bins)
     return validation.check_class_weights(weights).copy()
