@@ -75,6 +75,6 @@ plt.show()
 print(f"largest error of a length: {np.abs(lengths[-1] - true).max():.1e}")
 
 # %%
-# Some lengths cannot be told apart by distances. If a node has one child and no bin, the same mass
+# Distances do not determine all lengths. If a node has one child and no bin, the same mass
 # flows through the edges above and below it. If the root has two children and no bin, what leaves
 # one enters the other. In both cases only the sum of the two lengths is determined.

@@ -135,7 +135,7 @@ class DeviceArray:
     def moved(self, axis: int) -> "DeviceArray":
         """Return a view of the same memory with an axis (< 0) moved to the end."""
         shape, strides = (
-            (*numbers[:axis], *numbers[len(numbers) + axis + 1 :], numbers[axis])
+            (*validation.without_axis(numbers, axis), numbers[axis])
             for numbers in (self.shape, self.strides)
         )
         array, dtype, pointer = self.array, self.dtype, self.pointer

@@ -13,14 +13,17 @@ from fastemd.losses import Loss
 
 def loss_length_gradient(
     layout: EdgeLayout, loss: Loss, upstream: Any, x: Any, target: Any, counted: Any = None,
-    class_weight: Any = None,
+    class_weight: Any = None, *, ignored: int | None = None,
 ) -> Any:  # fmt: skip
     """Return the derivatives of ``sum(upstream * losses)`` in the lengths, (n_nodes - 1,).
 
     The arrays are valid arguments of a loss, broadcast to its rows: of NumPy, or of another library
-    on a CUDA device. Rows that are not `counted` may contain anything. `layout` is the layout
-    "full" with the lengths of the loss.
+    on a CUDA device. Rows that are not `counted`, or have the `ignored` label, may contain
+    anything. `layout` is the layout "full" with the lengths of the loss.
     """
+    if ignored is not None:
+        kept = target != ignored
+        counted = kept if counted is None else counted & kept
     xp, n_bins = array_api_compat.array_namespace(x), x.shape[loss.axis]
     with np.errstate(all="ignore"):  # in rows that are not counted
         p = xp.moveaxis(x, loss.axis, -1)

@@ -226,13 +226,13 @@ def _class_weights(class_weight: Any, n_bins: int, backend: Any) -> Any:
     For arrays on a CUDA device they may be on the host.
     """
     own = backends.backend_for("class_weight", class_weight)
-    weights = views.as_array("class_weight", class_weight)
-    validation.check_class_weight_shape(weights.shape, n_bins)
     if isinstance(own, CudaBackend):
         if own.name != backend.name:
             validation.mixed_backends({"x": backend.name, "class_weight": own.name})
+        weights = views.as_array("class_weight", class_weight)
+        validation.check_class_weight_shape(weights.shape, n_bins)
         return backend.cast(weights, _FLOAT64)
-    weights = validation.check_class_weights(weights)
+    weights = views.as_class_weights(class_weight, n_bins)
     if isinstance(backend, CudaBackend):
         return cuda_driver().uploaded(weights.tobytes(), backend.index)
     return weights
@@ -324,9 +324,10 @@ def row_weights(
     n_rows, weighted = math.prod(shape), sample_weight is not None
     weights = np.ones(n_rows)
     by_class = None if labels is None else class_weight
-    if (
-        not weighted and ignore_index is None and by_class is None
-    ):  # the rest gives the same, in 7 us
+    if ignore_index is not None and not (labels == ignore_index).any():
+        ignore_index = None
+    # Without weights the rest gives the same, in 7 us.
+    if not weighted and ignore_index is None and by_class is None:
         mean = reduction == "mean" and n_rows
         return np.full(n_rows, 1.0 / n_rows) if mean else weights, weights
     with np.errstate(all="ignore"):

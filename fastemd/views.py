@@ -50,6 +50,13 @@ def over_bins(name: str, value: object, view: Any, space: Any, axis: int | None 
     return view if axis in (None, -1) else bins_last(view, axis)
 
 
+def as_class_weights(value: object, n_bins: int) -> Array:
+    """Return weights of classes on the host as float64, or raise."""
+    weights = as_array("class_weight", value)
+    validation.check_class_weight_shape(weights.shape, n_bins)
+    return validation.check_class_weights(weights)
+
+
 def check_columns(name: str, value: object, space: Any) -> None:
     """Raise if a data frame has the bins of the space as columns in another order."""
     if hasattr(value, "iloc") or hasattr(value, "columns") or hasattr(value, "column_names"):

@@ -31,7 +31,7 @@ Array = NDArray[Any]
 
 
 class _BoostedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """What the classifiers share: they train a model of a library on the bins of the labels."""
+    """Base of the classifiers, which train a model of a library on the bins of the labels."""
 
     _raw_scores: str  # the argument of the model's predict that asks for scores
 

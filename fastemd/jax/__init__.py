@@ -198,9 +198,7 @@ def emd_loss(
     if class_weight is not None:
         if isinstance(class_weight, jax.core.Tracer):
             validation.traced_class_weight()
-        class_weight = views.as_array("class_weight", class_weight)
-        validation.check_class_weight_shape(class_weight.shape, space.n_bins)
-        class_weight = validation.check_class_weights(class_weight)
+        class_weight = views.as_class_weights(class_weight, space.n_bins)
     if length is not None:
         length = _array("length", length)
         validation.check_length_shape(length.shape, space.n_nodes)

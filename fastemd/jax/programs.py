@@ -235,11 +235,8 @@ def _run_loss_length_gradient(arguments: list[Any], results: list[Any], constant
     layout, loss = _layout_of_lengths(number, arguments[0]), Loss(power(rho), *options)
     _, x, target, *others, _, upstream = arguments
     counted = others[0] if others else None
-    if ignored is not None:
-        kept = target != ignored
-        counted = kept if counted is None else counted & kept
-    weights = weights_of(of_classes)
-    results[0][...] = loss_length_gradient(layout, loss, upstream, x, target, counted, weights)
+    arrays = upstream, x, target, counted, weights_of(of_classes)
+    results[0][...] = loss_length_gradient(layout, loss, *arrays, ignored=ignored)
 
 
 def _layout_of_lengths(number: int, length: Array) -> EdgeLayout:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastemd import adapters
 from fastemd.losses import Loss
 from fastemd.spaces import GroundSpace
-from fastemd.torch.operators import Edges, distances, edges_of, new_edges, values
+from fastemd.torch.operators import Edges, distances, edges_of, new_edges, on_all_edges, values
 
 _FRAMEWORK = adapters.Framework(
     torch,
@@ -371,8 +371,7 @@ class EMDLoss(torch.nn.Module):
     def _lengths(self, given: Tensor) -> Tensor:
         """Return the lengths of the layout "full" that are learned, for those that are given."""
         learned = self.length.abs().to(given)  # type: ignore[union-attr]
-        n_before = len(given) - 1 - len(learned)  # edges of the bins, which have no length
-        return torch.cat([given.new_zeros(n_before), learned, given.new_zeros(1)])
+        return on_all_edges(learned, len(given))
 
 
 _BUFFERS = "parents", "lengths", "shares"
@@ -386,9 +385,7 @@ def _class_weights(value: Any, n_bins: int) -> Any:
         if value.requires_grad:
             validation.no_gradient("class_weight")
         value = value.double().cpu().numpy()
-    weights = views.as_array("class_weight", value)
-    validation.check_class_weight_shape(weights.shape, n_bins)
-    return validation.check_class_weights(weights).copy()
+    return views.as_class_weights(value, n_bins).copy()
 
 
 def _check_tensors(n_bins: int, dim: int, **tensors: Any) -> None:

@@ -141,16 +141,18 @@ def _emd_loss_length_grad(
     layout = _layout_of(edges, x.shape[dim])
     normalize = None if normalize == "none" else normalize
     loss = Loss(power(rho), normalize, 0.0, label_smoothing, root, dim)
-    if ignored is not None:
-        kept = target != ignored
-        counted = kept if counted is None else counted & kept
     tensors = (upstream, x, target, counted, class_weight)
     arrays: list[Any] = [None if tensor is None else tensor.detach() for tensor in tensors]
     if not x.is_cuda:
         arrays = [None if tensor is None else tensor.numpy() for tensor in arrays]
-    grad = torch.as_tensor(loss_length_gradient(layout, loss, *arrays)).to(edges[1].dtype)
-    n_before = layout.n_edges - 1 - len(grad)  # edges of the bins, which have no length
-    return torch.cat([grad.new_zeros(n_before), grad, grad.new_zeros(1)])
+    grad = torch.as_tensor(loss_length_gradient(layout, loss, *arrays, ignored=ignored))
+    return on_all_edges(grad.to(edges[1].dtype), layout.n_edges)
+
+
+def on_all_edges(of_nodes: Tensor, n_edges: int) -> Tensor:
+    """Extend a number per node but the root to all edges of the layout "full", by zeros."""
+    n_before = n_edges - 1 - len(of_nodes)  # edges of the bins, which have no length
+    return torch.cat([of_nodes.new_zeros(n_before), of_nodes, of_nodes.new_zeros(1)])
 
 
 def _keeping_threads(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -199,7 +201,8 @@ def _register(name: str, schema: str, *functions: Callable[..., Any]) -> None:
 def _fake_values(rows: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """Return tensors of the shapes of the results, without numbers."""
     dim = dim_of(rest)
-    return rows.new_empty((*rows.shape[:dim], *rows.shape[dim:][1:])), rows.new_empty(rows.shape)
+    shape = validation.without_axis(tuple(rows.shape), dim)
+    return rows.new_empty(shape), rows.new_empty(rows.shape)
 
 
 def dim_of(constants: Sequence[Any]) -> int:
