@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from fastemd.demo.common import Progress
+from fastemd.progress import Progress
 
 
 class Runs:

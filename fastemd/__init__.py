@@ -13,6 +13,7 @@ from fastemd.call import synchronize
 from fastemd.exact import exact_emd
 from fastemd.functions import *
 from fastemd.losses import emd_loss, emd_loss_hessian_diag
+from fastemd.pairwise import neighbors, pairwise
 from fastemd.sinkhorn import SinkhornResult, sinkhorn
 from fastemd.spaces import Chain, Tree
 from fastemd.warming import warm_up
@@ -35,6 +36,8 @@ __all__ = [
     "emd_loss",
     "emd_loss_hessian_diag",
     "exact_emd",
+    "neighbors",
+    "pairwise",
     "sinkhorn",
     "synchronize",
     "warm_up",

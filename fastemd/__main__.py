@@ -4,7 +4,7 @@ import importlib
 import sys
 
 from fastemd.demo import COMMANDS
-from fastemd.demo.common import show_status
+from fastemd.progress import show_status
 
 INTERRUPTED = 130  # the exit code that a shell reports after SIGINT
 

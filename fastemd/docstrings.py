@@ -82,6 +82,23 @@ _SHARED = {
             The power of the flow, >= 1. 1 is the Earth Mover's Distance itself, 2 its smooth
             variant. It is not the p of the Wasserstein-p distance.
     """,
+    "P": """
+        P : array_like, sparse array or data frame, (n, N)
+            Histograms over the N bins of `space`, one per row: finite, >= 0 and all of equal mass
+            (see `validate`). Arrays of NumPy or any library with DLPack, or sparse arrays or
+            matrices of SciPy, which stay sparse. Columns of data frames are matched with
+            ``space.bins`` by name, unless they are only numbered, or those of a chain have names.
+    """,
+    "progress": """
+        progress : bool, optional
+            False for no progress bar. By default it is shown on a terminal, if the work takes more
+            than a few seconds.
+    """,
+    "validate_rows": """
+        validate : bool or float, optional
+            Whether to validate the numbers, by default True. A float is the relative tolerance
+            between the masses of all rows, by default 1e-5 for float64 and 3.5e-4 for float32.
+    """,
     "out": """
         out : array, optional
             Array for the result, with its shape and dtype and the backend of `p`. If an error is

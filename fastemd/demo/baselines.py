@@ -17,8 +17,8 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from fastemd.demo.common import show_status
 from fastemd.functions import emd_value_and_grad
+from fastemd.progress import show_status
 from fastemd.sinkhorn import sinkhorn
 from fastemd.spaces import Chain, GroundSpace
 

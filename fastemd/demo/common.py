@@ -1,9 +1,7 @@
-"""Shared by the commands: random predictions, options, the progress bar, CSV files."""
+"""Shared by the commands: random predictions, options, CSV files."""
 
 import argparse
 import csv
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,36 +40,6 @@ def parse_options(
     if not options.folder.is_dir():
         parser.error(f"--folder: there is no folder {options.folder}")
     return options
-
-
-def show_status(text: str = "") -> None:
-    """Replace the status line of the terminal; without a text, remove it."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-class Progress:
-    """A progress bar with the time left, on a terminal."""
-
-    def __init__(self, total: float) -> None:
-        self.total, self.done, self.skipped = total, 0.0, 0.0
-        self.start = time.perf_counter()
-
-    def skip(self, work: float) -> None:
-        """Count work that was done before, in no time."""
-        self.skipped += work
-        self.done += work
-
-    def add(self, work: float) -> None:
-        """Count work that has just been done, and show the bar."""
-        self.done += work
-        if self.done >= self.total:
-            show_status()
-            return
-        part = self.done / self.total
-        spent = time.perf_counter() - self.start
-        left = spent * (self.total - self.done) / (self.done - self.skipped)
-        show_status(f"[{'#' * round(30 * part):30}] {part:4.0%}, {left:.0f} s left")
 
 
 def save_rows(path: Path, header: Sequence[str], rows: Iterable[Row]) -> Iterator[Row]:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastemd import datasets
-from fastemd.demo.common import Progress, parse_options, predictions, save_rows, show_status
+from fastemd.demo.common import parse_options, predictions, save_rows
 from fastemd.functions import emd_value_and_grad
+from fastemd.progress import Progress, show_status
 from fastemd.sinkhorn import sinkhorn
 
 Array = NDArray[Any]

@@ -12,8 +12,9 @@ import numpy as np
 
 from fastemd import datasets
 from fastemd.demo.baselines import SINKHORN_BASELINES, Baseline, Run
-from fastemd.demo.common import Progress, parse_options, predictions, save_rows, show_status
+from fastemd.demo.common import parse_options, predictions, save_rows
 from fastemd.functions import emd_grad
+from fastemd.progress import Progress, show_status
 from fastemd.spaces import GroundSpace
 
 LAM = 1.0  # nothing underflows, so that every iteration is computed in full

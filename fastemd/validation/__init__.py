@@ -4,3 +4,4 @@ from fastemd.validation.arguments import *
 from fastemd.validation.classifiers import *
 from fastemd.validation.histograms import *
 from fastemd.validation.losses import *
+from fastemd.validation.tables import *

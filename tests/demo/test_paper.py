@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fastemd import __main__ as command_line
-from fastemd.demo import COMMANDS, common, figure3, table1
+from fastemd.demo import COMMANDS, figure3, table1
+from fastemd.progress import Progress
 
 
 def _table(path):
@@ -70,14 +71,14 @@ def test_commands_reject_invalid_options(command, capsys):
 
 def test_progress_shows_remaining_time_on_terminal(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    progress = common.Progress(4)
+    progress = Progress(4)
     progress.add(1)
     progress.add(3)
     shown = capsys.readouterr().err
     assert " 25%" in shown
     assert "s left" in shown
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
-    common.Progress(4).add(1)
+    Progress(4).add(1)
     assert capsys.readouterr().err == ""
 
 

@@ -17,6 +17,7 @@ from fastemd.kernels.cpu import (
     checks,
     hessian,
     losses,
+    pairwise,
     powers,
     references,
     row_io,
@@ -35,8 +36,8 @@ from fastemd.kernels.operations import OPERATIONS
 
 # A part of the cache's key: the code of this module and of those whose functions kernels call.
 SOURCES = (
-    checks, hessian, losses, powers, references, row_io, simd, sweeps, threads, tiles, edges,
-    jitables, operations, layouts,
+    checks, hessian, losses, pairwise, powers, references, row_io, simd, sweeps, threads, tiles,
+    edges, jitables, operations, layouts,
 )  # fmt: skip
 DIGEST = caching.digest_of_code(__name__, *(module.__name__ for module in SOURCES))
 
@@ -50,6 +51,8 @@ def kernel(operation, is_chain, cost, narrow, char):
     """
     if operation == "hessian":
         function = hessian_kernel()
+    elif operation in PAIRWISE:
+        function = PAIRWISE[operation](cost)
     else:
         place = simd.at(1 if narrow else 8, char == "f")
         function = tile_kernel(operation, is_chain, cost, place)
@@ -168,6 +171,39 @@ def hessian_kernel():
     return kernel
 
 
+def counting_kernel(cost):
+    process = pairwise.count_entries
+
+    def kernel(launcher, n_threads, n_chunks, masses, sparse, counts):
+        return run_chunks(launcher, n_threads, n_chunks, process, (masses, sparse, counts))
+
+    return kernel
+
+
+def filling_kernel(cost):
+    process = pairwise.fill_rows
+
+    def kernel(launcher, n_threads, n_chunks, masses, dense, sparse, panels, end_of, row, mass):
+        arguments = masses, dense, sparse, panels, end_of, row, mass
+        return run_chunks(launcher, n_threads, n_chunks, process, arguments)
+
+    return kernel
+
+
+def pairs_kernel(cost):
+    process = pairwise.sums_over_edges(*pairwise.TERMS[cost])
+
+    def kernel(launcher, n_threads, n_chunks, a, b, lengths, exponent, same, sums, norms):
+        arguments = a, b, lengths, exponent, same, sums, norms
+        return run_chunks(launcher, n_threads, n_chunks, process, arguments)
+
+    return kernel
+
+
+# The kernels for all pairs, which read float64 only.
+PAIRWISE = {"count": counting_kernel, "fill": filling_kernel, "pairs": pairs_kernel}
+
+
 # ------------------------------------------------------------------------------------------- types
 
 
@@ -182,6 +218,12 @@ def _indices():
 _LENGTHS = _array(np.float64, 1, readonly=True)
 _EDGES = types.NamedTuple([_indices(), _LENGTHS, _LENGTHS], layouts.Edges)
 _BIN_ORDER = types.NamedUniTuple(_indices(), 3, layouts.BinOrder)
+_REALS, _ROW_NUMBERS = _array(np.float64, 1), _array(np.int32, 1)
+_ROWS = types.NamedTuple(
+    [_array(np.float64, 3), _array(np.int64, 1), _ROW_NUMBERS, _REALS, _REALS, _REALS, _REALS],
+    pairwise.Rows,
+)
+_PAIR_LENGTHS = types.NamedUniTuple(_REALS, 2, pairwise.Lengths)
 _INTS = (types.intp,) * 3
 _NUMBERS = (types.float64,) * 4  # the first four of `Numbers`
 
@@ -192,6 +234,21 @@ def _signature(operation, dtype):
     rows, out = _array(dtype, 3, "A", readonly=True), _array(dtype, 3, "A")
     if operation == "hessian":
         arguments = _EDGES, _BIN_ORDER, _array(np.float64, 2), out, real
+    elif operation in PAIRWISE:
+        square, integers = _array(np.float64, 2), _array(np.int64, 1)
+        arguments = {
+            "count": (square, integers, integers),
+            "fill": (
+                square,
+                integers,
+                integers,
+                _array(np.float64, 3),
+                integers,
+                _ROW_NUMBERS,
+                _REALS,
+            ),
+            "pairs": (_ROWS, _ROWS, _PAIR_LENGTHS, real, types.intp, square, square),
+        }[operation]
     elif operation in LOSSES:
         numbers = _array(np.float64, 1)
         start = _EDGES, rows, rows, rows, _array(np.int64, 1, readonly=True)

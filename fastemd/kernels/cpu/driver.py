@@ -4,6 +4,7 @@ Arrays without elements stand for what an operation does not have.
 """
 
 import functools
+import math
 import os
 import threading
 from time import perf_counter
@@ -13,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd.kernels.cpu import compiling
+from fastemd.kernels.cpu import compiling, pairwise
 from fastemd.kernels.cpu.losses import LOSSES
 from fastemd.kernels.edges import Cost
 from fastemd.kernels.operations import NORMALIZATIONS, variant
@@ -157,6 +158,74 @@ def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: boo
         arguments = layout.edges, layout.bin_order, curvatures, matrices, float(project)
         # Not counted as rows: for a chunk of few matrices the kernel walks over the whole tree.
         _launch(kernel, 0, out.size, arguments)
+
+
+def pack_masses(masses: Array, dense: Array, sparse: Array) -> tuple[Array, Array, Array, Array]:
+    """Sort the masses of rows below edges for `sum_over_edges`.
+
+    Parameters
+    ----------
+    masses : ndarray of float64 (R, E)
+    dense, sparse : ndarray of int64
+        Which edges are stored for all rows, and which for the rows with mass alone.
+
+    Returns
+    -------
+    panels, start, row, mass
+        Fields of `pairwise.Rows`.
+    """
+    n_rows, n_panels = len(masses), -(-len(masses) // pairwise.LANES)
+    panels = _on_cache_lines(n_panels, dense.size, pairwise.LANES)
+    counts = np.zeros(sparse.size, np.int64)
+    _launch(_pairwise_kernel("count"), n_rows, masses.size, (masses, sparse, counts))
+    start = np.zeros(sparse.size + 1, np.int64)
+    np.cumsum(counts, out=start[1:])
+    row, mass = np.empty(start[-1], np.int32), np.empty(start[-1])
+    arguments = masses, dense, sparse, panels, start[:-1].copy(), row, mass
+    _launch(_pairwise_kernel("fill"), n_rows, masses.size, arguments)
+    return panels, start, row, mass
+
+
+def sum_over_edges(
+    term: str, exponent: float, a: pairwise.Rows, b: pairwise.Rows, lengths: pairwise.Lengths
+) -> tuple[Array, Array]:
+    """Sum the terms of all edges for all pairs of rows of `a` and `b`.
+
+    Parameters
+    ----------
+    term : str
+        A name of `pairwise.TERMS`.
+    exponent : float
+        A parameter of the term.
+    a, b : Rows
+        If they are the same, only the sums of pairs ``i < j`` are computed.
+    lengths : Lengths
+
+    Returns
+    -------
+    sums, norms : ndarray of float64, (rows of a, rows of b)
+        Rounded up to whole panels. The norms are the sums if the term has one sum.
+    """
+    shape = a.own.size, b.own.size
+    sums = norms = _on_cache_lines(*shape)
+    if pairwise.TERMS[term][1] == 2:
+        norms = _on_cache_lines(*shape)
+    n_terms = shape[0] * shape[1] * max(1, lengths.dense.size)
+    arguments = a, b, lengths, exponent, int(a is b), sums, norms
+    _launch(_pairwise_kernel("pairs", term), shape[0], n_terms, arguments)
+    return sums, norms
+
+
+def _pairwise_kernel(operation: str, term: str = "any") -> Any:
+    return compiling.kernel(operation, False, term, False, "d")
+
+
+def _on_cache_lines(*shape: int) -> Array:
+    """Return zeros whose first one starts a cache line."""
+    n = math.prod(shape)
+    numbers = np.zeros(n + 8)
+    first = -numbers.ctypes.data % 64 // 8
+    return numbers[first : first + n].reshape(shape)
 
 
 def keys(operation: str, layout: EdgeLayout, cost: Cost, char: str) -> list[tuple[Any, ...]]:

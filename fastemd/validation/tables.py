@@ -1,0 +1,82 @@
+"""Bad tables of histograms, and bad arguments of functions on all their pairs."""
+
+import numbers
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastemd.validation.arguments import _kind
+
+Array = NDArray[Any]
+
+
+def check_table_shape(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 2:
+        raise ValueError(f"{name}: shape {shape}; expected two axes, (rows, bins)")
+
+
+def columns_of(name: str, names: Sequence[Hashable], bins: Sequence[Hashable]) -> list[int] | None:
+    """Return where the bins are among the names of columns; None if in the same order."""
+    if list(names) == list(bins):
+        return None
+    index = {label: i for i, label in enumerate(names)}
+    known = set(bins)
+    problem = next((f"there is no column {label!r}" for label in bins if label not in index), "")
+    for label in names:
+        problem = problem or ("" if label in known else f"column {label!r} is not a bin")
+    if not problem and len(names) > len(bins):
+        repeated = next(label for i, label in enumerate(names) if index[label] != i)
+        problem = f"duplicate column {repeated!r}"
+    if problem:
+        raise ValueError(f"{name}: {problem}; expected one column for each of space.bins")
+    return [index[label] for label in bins]
+
+
+def check_equal_masses(masses: Mapping[str, Array], tolerance: float) -> None:
+    """Raise if the rows of all tables do not have the same mass."""
+    if tolerance < 0.0 or not any(each.size for each in masses.values()):
+        return
+    rows = [(name, i) for name, each in masses.items() for i in range(each.size)]
+    mass = np.concatenate(list(masses.values()))
+    if not np.isfinite(mass).all():
+        return  # the rows are validated one by one
+    low, high = int(mass.argmin()), int(mass.argmax())
+    if mass[high] - mass[low] > tolerance * mass[high]:
+        (a, i), (b, j) = rows[low], rows[high]
+        names = a if a == b else f"{a} and {b}"
+        raise ValueError(
+            f"{names}: unequal masses, row {i} of {a} sums to {mass[low]} and row {j} of {b} to "
+            f"{mass[high]}; normalise all rows, for example by P / P.sum(-1, keepdims=True) "
+            f"(relative tolerance {tolerance:.1e})"
+        )
+
+
+def condensed_with_two_tables() -> NoReturn:
+    raise ValueError("condensed: expected False for the pairs of two tables; leave out Q")
+
+
+def check_neighbors(k: object, n_rows: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, numbers.Integral):
+        raise TypeError(f"k: expected an integer, got {_kind(k)}")
+    count = int(k)
+    if not 1 <= count <= n_rows:
+        raise ValueError(f"k: expected 1 to {n_rows}, the number of rows of P, got {count}")
+    return count
+
+
+def check_pairs_out(out: Any, shape: tuple[int, ...]) -> None:
+    found = getattr(out, "shape", None)
+    if found != shape:
+        what = f"shape {found}" if isinstance(found, tuple) else _kind(out)
+        raise ValueError(f"out: {what}; expected an array of shape {shape}")
+    if np.dtype(out.dtype).kind != "f":
+        raise TypeError(f"out: expected an array of floating point numbers, got {out.dtype}")
+
+
+def only_squares_on_cuda(rho: float) -> NoReturn:
+    raise TypeError(
+        f"P: all pairs on a CUDA device are computed for rho=2 only, got rho={rho:g}; "
+        "copy the arrays to the CPU first"
+    )
