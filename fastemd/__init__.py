@@ -16,6 +16,7 @@ from fastemd.losses import emd_loss, emd_loss_hessian_diag
 from fastemd.pairwise import neighbors, pairwise
 from fastemd.sinkhorn import SinkhornResult, sinkhorn
 from fastemd.spaces import Chain, Tree
+from fastemd.unifrac import unifrac
 from fastemd.warming import warm_up
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "pairwise",
     "sinkhorn",
     "synchronize",
+    "unifrac",
     "warm_up",
 ]
 __all__ += functions.__all__

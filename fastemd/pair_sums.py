@@ -88,17 +88,18 @@ RESULTS: dict[str, Callable[[Sums], Array]] = {
 
 
 class PairSums:
-    """The sums of a measure for all pairs of rows of `a` and `b`, or of `a` alone."""
+    """The sums of a measure for all pairs of rows of two tables, or of one.
+
+    The tables have the bins of the layout. `totals` are the counts of the rows of a table, for
+    "variance_adjusted".
+    """
 
     def __init__(
-        self, measure: Measure, space: GroundSpace, a: Table, b: Table | None, tolerance: float,
+        self, measure: Measure, layout: EdgeLayout, tables: list[Table], tolerance: float,
         totals: Array | None = None,
     ) -> None:  # fmt: skip
         self.measure, self.tolerance, self.totals = measure, tolerance, totals
-        tables = [a] if b is None else [a, b]
-        layout, tables = _used_part(space, tables)
-        self.a, self.b = tables[0], tables[-1]
-        self.is_same = b is None
+        self.a, self.b, self.is_same = tables[0], tables[-1], len(tables) == 1
         self.lengths = layout.edges.length[:-1]  # the last edge is above the root
         self.layout = layout.raised(measure.root)
         self._split(tables)
@@ -213,15 +214,25 @@ class PairSums:
                     bar.add(twice * (i.stop - i.start) * (j.stop - j.start))
 
 
-def _used_part(space: GroundSpace, tables: list[Table]) -> tuple[EdgeLayout, list[Table]]:
-    """Return the edges above the bins in which a table has mass, and the tables of these bins."""
+def used_part(
+    space: GroundSpace, tables: list[Table], bins: Array | None = None
+) -> tuple[EdgeLayout, list[Table]]:
+    """Return the edges above the bins in which a table has mass, and the tables of these bins.
+
+    `bins` are those of the tables' columns, by default all.
+    """
     if all(table.is_sparse for table in tables):
         used = np.unique(np.concatenate([table.used_bins() for table in tables]))
-        if 0 < used.size < space.n_bins // 2:
-            layout = contracted_layout(space.parent, space.weight, space.bin_node[used])
-            return by_levels(layout), [table.with_columns(used) for table in tables]
-    return space.layout("levels"), tables
+        if 0 < used.size < tables[0].n_bins // 2:
+            tables = [table.with_columns(used) for table in tables]
+            bins = used if bins is None else bins[used]
+    if bins is None:
+        return space.layout("levels"), tables
+    layout = contracted_layout(space.parent, space.weight, space.bin_node[bins])
+    return by_levels(layout), tables
 
 
 def _padded(values: Array, n: int) -> Array:
-    return np.concatenate([values, np.zeros(n - len(values))])
+    padded = driver.on_cache_lines(n)
+    padded[: len(values)] = values
+    return padded

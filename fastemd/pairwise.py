@@ -12,7 +12,7 @@ from fastemd.backends import CudaBackend
 from fastemd.call import edge_cost, result_type
 from fastemd.docstrings import documented
 from fastemd.functions import embed
-from fastemd.pair_sums import PairSums, distance
+from fastemd.pair_sums import PairSums, distance, used_part
 from fastemd.spaces import GroundSpace
 from fastemd.tables import Table
 
@@ -101,8 +101,8 @@ def pairwise(
         if rho != 2.0:
             validation.only_squares_on_cuda(rho)
         return _squares_on_device(backend, P, Q, space, condensed, out, validate)
-    a, b = Table("P", P, space), None if Q is None else Table("Q", Q, space)
-    return collect(_distances(a, b, space, rho, validate), condensed, out, progress)
+    tables = [Table("P", P)] if Q is None else [Table("P", P), Table("Q", Q)]
+    return collect(_distances(tables, space, rho, validate), condensed, out, progress)
 
 
 @documented
@@ -170,9 +170,9 @@ def neighbors(
     backend = backends.backend_of({"queries": queries, "P": P})
     if isinstance(backend, CudaBackend):
         validation.only_on_cpu("nearest neighbours")
-    a, b = Table("queries", queries, space), Table("P", P, space)
+    a, b = Table("queries", queries), Table("P", P)
     k = validation.check_neighbors(k, b.n_rows)
-    sums = _distances(a, b, space, rho, validate)
+    sums = _distances([a, b], space, rho, validate)
     distances = np.full((a.n_rows, k), np.inf)
     indices = np.full((a.n_rows, k), b.n_rows)
     for rows, columns, block in sums.all_blocks(progress):
@@ -184,14 +184,14 @@ def neighbors(
 
 
 def _distances(
-    a: Table, b: Table | None, space: GroundSpace, rho: float, validate: bool | float | None
+    tables: list[Table], space: GroundSpace, rho: float, validate: bool | float | None
 ) -> PairSums:
     """Return the sums that are the distances, of validated masses."""
-    tables = [a] if b is None else [a, b]
+    tables = [table.over(space) for table in tables]
     default = validation.mass_tolerance(*(table.values.dtype.char for table in tables))
     tolerance = validation.check_validate(validate, default)
     validation.check_equal_masses({table.name: table.masses() for table in tables}, tolerance)
-    return PairSums(distance(rho), space, a, b, tolerance)
+    return PairSums(distance(rho), *used_part(space, tables), tolerance)
 
 
 def keep_nearest(distances: Array, indices: Array, block: Array, first: int) -> None:

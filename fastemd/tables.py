@@ -1,6 +1,7 @@
 """Tables of histograms, one per row: arrays, sparse arrays and data frames, read in blocks."""
 
-from collections.abc import Hashable, Sequence
+import copy
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,38 @@ Array = NDArray[Any]
 
 
 class Table:
-    """Histograms over the bins of a space: a NumPy array or a sparse array of SciPy, (n, N)."""
+    """Rows of masses, (n, N): a NumPy array or a sparse array of SciPy."""
 
-    def __init__(self, name: str, values: Any, space: GroundSpace) -> None:
+    def __init__(self, name: str, values: Any) -> None:
         self.name = name
         self.backend: Backend = NUMPY
-        names = column_names(values)
+        self.names = column_names(values)
         self.values = as_matrix(name, values)
         if self.values is None:
             self.backend = backends.backend_of({name: values})
             self.values = views.as_array(name, values)
         validation.check_table_shape(name, self.values.shape)
-        is_unnamed = isinstance(space, Chain) and not set(names or ()).intersection(space.bins)
-        if names is not None and not is_unnamed:
-            columns = validation.columns_of(name, names, space.bins)
-            if columns is not None:
-                self.values = self.values[:, columns]
-        validation.check_bins_axis(name, self.values.shape, space.n_bins)
-        self.n_rows, self.n_bins = self.values.shape
+        self.divisors: Array | None = None  # of the rows
+
+    def over(self, space: GroundSpace) -> "Table":
+        """Return the table with the bins of a space as columns, in their order."""
+        names, columns = self.names, None
+        if isinstance(space, Chain) and not set(space.bins).intersection(names or ()):
+            names = None  # the bins of a chain are numbered, so the names are the user's
+        if names is not None:
+            columns = validation.columns_of(self.name, names, space.bins)
+        validation.check_bins_axis(self.name, self.values.shape, space.n_bins)
+        return self if columns is None else self.with_columns(np.array(columns))
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows."""
+        return int(self.values.shape[0])
+
+    @property
+    def n_bins(self) -> int:
+        """The number of columns."""
+        return int(self.values.shape[1])
 
     @property
     def is_sparse(self) -> bool:
@@ -50,17 +65,24 @@ class Table:
 
     def with_columns(self, columns: Array) -> "Table":
         """Return a table of some columns."""
-        other = object.__new__(Table)
-        other.__dict__.update(self.__dict__, values=self.values[:, columns], n_bins=columns.size)
+        other = copy.copy(self)
+        other.values, other.names = self.values[:, columns], None
+        return other
+
+    def divided_by(self, divisors: Array) -> "Table":
+        """Return a table whose rows are divided by numbers; rows of 0 stay 0."""
+        other = copy.copy(self)
+        other.divisors = np.where(divisors == 0.0, 1.0, divisors)
         return other
 
     def rows(self, part: Any) -> Array:
         """Return some rows as a dense, contiguous array of float64."""
         rows = self.values[part]
-        return np.ascontiguousarray(rows.toarray() if self.is_sparse else rows, np.float64)
+        rows = np.ascontiguousarray(rows.toarray() if self.is_sparse else rows, np.float64)
+        return rows if self.divisors is None else rows / self.divisors[part, None]
 
 
-def column_names(values: Any) -> Sequence[Hashable] | None:
+def column_names(values: Any) -> list[Hashable] | None:
     """Return the names of a data frame's columns, None if it has none."""
     names = getattr(values, "column_names", getattr(values, "columns", None))
     if names is None or type(names).__name__ == "RangeIndex" or callable(names):

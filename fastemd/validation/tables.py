@@ -80,3 +80,41 @@ def only_squares_on_cuda(rho: float) -> NoReturn:
         f"P: all pairs on a CUDA device are computed for rho=2 only, got rho={rho:g}; "
         "copy the arrays to the CPU first"
     )
+
+
+def unknown_metric(metric: object, known: Sequence[str]) -> NoReturn:
+    raise ValueError(f"metric: expected one of {', '.join(known)}, got {metric!r}")
+
+
+def check_alpha(alpha: object) -> float:
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
+        raise TypeError(f"alpha: expected a number from 0 to 1, got {_kind(alpha)}")
+    if not 0.0 <= float(alpha) <= 1.0:
+        raise ValueError(f"alpha: expected a number from 0 to 1, got {alpha}")
+    return float(alpha)
+
+
+def check_names(argument: str, names: Sequence[Hashable], count: int, what: str) -> None:
+    """Raise unless there is one name for each of the table's rows or columns, all different."""
+    if len(names) != count:
+        raise ValueError(
+            f"{argument}: {len(names)} names; expected {count}, as the table has {what}"
+        )
+    if len(set(names)) < count:
+        seen: set[Hashable] = set()
+        repeated = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{argument}: duplicate name {repeated!r}; each may appear once")
+
+
+def bins_of_taxa(taxa: Sequence[Hashable], bins: Sequence[Hashable]) -> Array:
+    """Return which bins of a tree the taxa are."""
+    index = {label: i for i, label in enumerate(bins)}
+    missing = [taxon for taxon in taxa if taxon not in index]
+    if missing:
+        named = ", ".join(repr(taxon) for taxon in missing[:3])
+        raise ValueError(
+            f"taxa: {len(missing)} of {len(taxa)} are not bins of the tree: {named}"
+            f"{', ...' if len(missing) > 3 else ''}; expected names such as {bins[0]!r}; "
+            "remove these columns, or take the tree that they were placed on"
+        )
+    return np.array([index[taxon] for taxon in taxa], np.intp)

@@ -175,7 +175,7 @@ def pack_masses(masses: Array, dense: Array, sparse: Array) -> tuple[Array, Arra
         Fields of `pairwise.Rows`.
     """
     n_rows, n_panels = len(masses), -(-len(masses) // pairwise.LANES)
-    panels = _on_cache_lines(n_panels, dense.size, pairwise.LANES)
+    panels = on_cache_lines(n_panels, dense.size, pairwise.LANES)
     counts = np.zeros(sparse.size, np.int64)
     _launch(_pairwise_kernel("count"), n_rows, masses.size, (masses, sparse, counts))
     start = np.zeros(sparse.size + 1, np.int64)
@@ -207,9 +207,9 @@ def sum_over_edges(
         Rounded up to whole panels. The norms are the sums if the term has one sum.
     """
     shape = a.own.size, b.own.size
-    sums = norms = _on_cache_lines(*shape)
+    sums = norms = on_cache_lines(*shape)
     if pairwise.TERMS[term][1] == 2:
-        norms = _on_cache_lines(*shape)
+        norms = on_cache_lines(*shape)
     n_terms = shape[0] * shape[1] * max(1, lengths.dense.size)
     arguments = a, b, lengths, exponent, int(a is b), sums, norms
     _launch(_pairwise_kernel("pairs", term), shape[0], n_terms, arguments)
@@ -220,8 +220,8 @@ def _pairwise_kernel(operation: str, term: str = "any") -> Any:
     return compiling.kernel(operation, False, term, False, "d")
 
 
-def _on_cache_lines(*shape: int) -> Array:
-    """Return zeros whose first one starts a cache line."""
+def on_cache_lines(*shape: int) -> Array:
+    """Return zeros, the first of which starts a cache line, as the vectors of a kernel do."""
     n = math.prod(shape)
     numbers = np.zeros(n + 8)
     first = -numbers.ctypes.data % 64 // 8

@@ -1,0 +1,179 @@
+"""UniFrac: distances of samples of taxa on a phylogeny."""
+
+import importlib.util
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastemd import validation
+from fastemd.eager import eager
+from fastemd.pair_sums import Measure, PairSums, used_part
+from fastemd.pairwise import collect
+from fastemd.spaces import GroundSpace
+from fastemd.tables import Table, column_names
+
+Array = NDArray[Any]
+
+
+@eager
+def unifrac(
+    table: Any,
+    tree: Any,
+    *,
+    metric: str = "weighted",
+    alpha: float = 1.0,
+    ids: Iterable[Hashable] | None = None,
+    taxa: Iterable[Hashable] | None = None,
+    out: Any = None,
+    progress: bool | None = None,
+) -> Any:
+    """Compute UniFrac between all pairs of samples.
+
+    Parameters
+    ----------
+    table : array_like, sparse array, data frame or biom.Table, (n_samples, n_taxa)
+        Counts or frequencies, finite and >= 0. Samples are rows, except in a ``biom.Table``, which
+        has them as columns.
+    tree : Tree
+        The phylogeny, see `Tree.from_newick` and `Tree.from_skbio`. The length above its root is
+        not counted.
+    metric : {"weighted", "weighted_normalized", "unweighted", "generalized", "variance_adjusted"}
+        See Notes.
+    alpha : float
+        From 0 to 1, how much "generalized" depends on abundant lineages.
+    ids : iterable of Hashable, (n_samples,), optional
+        The names of the samples; by default those of the table, if it has names.
+    taxa : iterable of Hashable, (n_taxa,), optional
+        The names of the columns, which are bins of `tree`; by default those of the table, or
+        ``tree.bins`` if it has no names. Bins that are not in the table are pruned.
+    out : array, optional
+        Array for the distances, (n_samples, n_samples), as of `pairwise`. It is returned as it is.
+    progress : bool, optional
+        False for no progress bar. By default it is shown on a terminal, if the work takes more
+        than a few seconds.
+
+    Returns
+    -------
+    skbio.DistanceMatrix, pandas.DataFrame or array, (n_samples, n_samples)
+        With the names of the samples: a ``DistanceMatrix`` if scikit-bio is installed, otherwise a
+        data frame if pandas is. Without names, and for `out`, an array.
+
+    Raises
+    ------
+    ValueError
+        If a taxon is not a bin of the tree, names are repeated, shapes do not fit, a count is
+        negative or not finite, `metric` is unknown, or `alpha` is out of range.
+    TypeError
+        If an argument has an unsupported type.
+
+    See Also
+    --------
+    pairwise : EMD^rho between all pairs of histograms.
+
+    Notes
+    -----
+    ``a`` and ``b`` are the shares of two samples below an edge of length ``l``. All sums are over
+    the edges.
+
+    - "weighted": ``sum(l |a - b|)`` [1]_, the Earth Mover's Distance of the samples.
+    - "weighted_normalized": the same divided by ``sum(l (a + b))``, from 0 to 1.
+    - "unweighted" [2]_: the length below which one sample has taxa, divided by the length below
+      which at least one has.
+    - "generalized" [3]_: ``sum(l (a + b)^alpha |a - b| / (a + b)) / sum(l (a + b)^alpha)``.
+      ``alpha=1`` is "weighted_normalized".
+    - "variance_adjusted" [4]_: the terms of both sums of "weighted_normalized" divided by
+      ``sqrt(m (M - m))``, where of the ``M`` counts of both samples ``m`` are below the edge.
+
+    A sample without counts has the distance of the formula, and 0 to another one.
+
+    References
+    ----------
+    .. [1] Lozupone et al., "Quantitative and qualitative beta diversity measures lead to different
+       insights into factors that structure microbial communities", 2007.
+    .. [2] Lozupone and Knight, "UniFrac: a new phylogenetic method for comparing microbial
+       communities", 2005.
+    .. [3] Chen et al., "Associating microbiome composition with environmental covariates using
+       generalized UniFrac distances", 2012.
+    .. [4] Chang et al., "Variance adjusted weighted UniFrac: a powerful beta diversity measure for
+       comparing communities based on phylogeny", 2011.
+
+    Examples
+    --------
+    >>> import fastemd
+    >>> tree = fastemd.Tree.from_parents([-1, 0, 0, 1, 1], [0, 1, 3, 1, 1], bins=[3, 4, 2])
+    >>> counts = [[5, 5, 0], [10, 0, 0], [0, 0, 4]]
+    >>> fastemd.unifrac(counts, tree, metric="unweighted")
+    array([[0.        , 0.33333333, 1.        ],
+           [0.33333333, 0.        , 1.        ],
+           [1.        , 1.        , 0.        ]])
+    """
+    if not isinstance(tree, GroundSpace):
+        validation.not_a_space(tree)
+    measure = _measure(metric, alpha)
+    values, known_ids, known_taxa = _with_names(table)
+    counts = Table("table", values)
+    names = known_ids if ids is None else list(ids)
+    columns = known_taxa if taxa is None else list(taxa)
+    if names is not None:
+        validation.check_names("ids", names, counts.n_rows, "samples")
+    bins = None
+    if columns is None:
+        counts = counts.over(tree)
+    else:
+        validation.check_names("taxa", columns, counts.n_bins, "columns")
+        bins = validation.bins_of_taxa(columns, tree.bins)
+    totals = counts.masses()
+    if metric != "unweighted":
+        counts = counts.divided_by(totals)
+    layout, tables = used_part(tree, [counts], bins)
+    sums = PairSums(measure, layout, tables, 0.0, totals)
+    distances = collect(sums, out=out, progress=progress)
+    return distances if out is not None or names is None else _named(distances, names)
+
+
+def _length_times_power(mass: Array, length: Array, exponent: float) -> Array:
+    return length * mass**exponent
+
+
+def _measure(metric: str, alpha: float) -> Measure:
+    alpha = validation.check_alpha(alpha)
+    if metric == "generalized" and alpha == 1.0:
+        metric = "weighted_normalized"
+    measures = {
+        "weighted": Measure("difference"),
+        "weighted_normalized": Measure("difference", result="of both"),
+        "unweighted": Measure("difference", root=0.0, presence=True, result="of union"),
+        "generalized": Measure(
+            "generalized", alpha, root=0.0, single=_length_times_power, result="of norm"
+        ),
+        "variance_adjusted": Measure("variance_adjusted", root=0.0, result="of norm"),
+    }
+    if metric not in measures:
+        validation.unknown_metric(metric, list(measures))
+    return measures[metric]
+
+
+def _with_names(table: Any) -> tuple[Any, list[Hashable] | None, list[Hashable] | None]:
+    """Return the values of a table, samples as rows, and the names of its rows and columns."""
+    if hasattr(table, "matrix_data") and callable(getattr(table, "ids", None)):  # biom.Table
+        return table.matrix_data.T, list(table.ids("sample")), list(table.ids("observation"))
+    columns = column_names(table)
+    rows = getattr(table, "index", None)
+    if columns is None or rows is None or type(rows).__name__ == "RangeIndex":
+        return table, None, columns
+    return table, list(rows), columns
+
+
+def _named(distances: Array, ids: list[Hashable]) -> Any:
+    """Return distances with the names of the samples, as the best type that is installed."""
+    if importlib.util.find_spec("skbio"):
+        from skbio import DistanceMatrix
+
+        return DistanceMatrix(np.asarray(distances, np.float64), [str(each) for each in ids])
+    if importlib.util.find_spec("pandas"):
+        from pandas import DataFrame
+
+        return DataFrame(distances, ids, ids)
+    return distances
