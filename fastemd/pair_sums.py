@@ -170,10 +170,10 @@ class PairSums:
         length = (panels.sum(axis=1).reshape(-1) + own)[:n_rows]
         return Packed(rows, matrix, length)
 
-    def blocks(self, a: Table, n_rows: int = BLOCK_ROWS) -> list[slice]:
+    def blocks(self, table: Table) -> list[slice]:
         """Return consecutive blocks of the rows of a table."""
-        step = min(n_rows, max(LANES, BLOCK_NUMBERS // max(1, self.lengths.size)))
-        return [slice(i, min(i + step, a.n_rows)) for i in range(0, a.n_rows, step)]
+        step = min(BLOCK_ROWS, max(LANES, BLOCK_NUMBERS // max(1, self.lengths.size)))
+        return [slice(i, min(i + step, table.n_rows)) for i in range(0, table.n_rows, step)]
 
     def block(self, i: slice, j: slice) -> Array:
         """Return the results for a block of pairs; of the same rows, both triangles."""
@@ -202,16 +202,22 @@ class PairSums:
             result += result.T
         return result
 
-    def all_blocks(self, progress: bool | None = None) -> Iterator[tuple[slice, slice, Array]]:
-        """Yield the rows of both tables and the results of every block; of one table, i <= j."""
+    def block_pairs(self) -> list[tuple[slice, slice]]:
+        """Return the rows of both tables of every block; of one table, those with i <= j."""
         rows, columns = self.blocks(self.a), self.blocks(self.b)
-        bar = Progress(self.a.n_rows * self.b.n_rows, after=PROGRESS_AFTER)
-        for n, i in enumerate(rows):
-            for j in columns[n if self.is_same else 0 :]:
-                yield i, j, self.block(i, j)
-                if progress is not False:
-                    twice = 2 if self.is_same and i != j else 1
-                    bar.add(twice * (i.stop - i.start) * (j.stop - j.start))
+        return [(i, j) for n, i in enumerate(rows) for j in columns[n if self.is_same else 0 :]]
+
+    def results(
+        self, pairs: list[tuple[slice, slice]] | None = None, progress: bool | None = None
+    ) -> Iterator[tuple[slice, slice, Array]]:
+        """Yield blocks of pairs, by default all, and their results."""
+        pairs = self.block_pairs() if pairs is None else pairs
+        sizes = [(i.stop - i.start) * (j.stop - j.start) for i, j in pairs]
+        bar = Progress(sum(sizes), after=PROGRESS_AFTER)
+        for (i, j), size in zip(pairs, sizes, strict=True):
+            yield i, j, self.block(i, j)
+            if progress is not False:
+                bar.add(size)
 
 
 def used_part(

@@ -175,7 +175,7 @@ def neighbors(
     sums = _distances([a, b], space, rho, validate)
     distances = np.full((a.n_rows, k), np.inf)
     indices = np.full((a.n_rows, k), b.n_rows)
-    for rows, columns, block in sums.all_blocks(progress):
+    for rows, columns, block in sums.results(progress=progress):
         keep_nearest(distances[rows], indices[rows], block, columns.start)
     found = backend.empty(distances.shape, result_type([a.values, b.values]))
     rows = backend.empty(indices.shape, np.dtype(np.int64))
@@ -223,21 +223,31 @@ def collect(
     else:
         target = views.writable_view("out", out, backend)
         validation.check_pairs_out(target, shape)
-    for i, j, block in sums.all_blocks(progress):
+    for i, j, block in sums.results(progress=progress):
         if condensed:
-            for row in range(i.start, i.stop):
-                first = max(j.start, row + 1)
-                part = block[row - i.start, first - j.start :]
-                place = n * row - row * (row + 1) // 2 + first - row - 1
-                target[place : place + part.size] = part
+            assign_condensed(target, n, i, j, block)
         else:
-            target[i, j] = block
-            if sums.is_same and i != j:
-                target[j, i] = block.T
+            assign_square(target, i, j, block, sums.is_same)
     if out is None:
         return backend.wrap(target)
     backend.mark_written(out)
     return out
+
+
+def assign_square(target: Any, i: slice, j: slice, block: Array, mirrored: bool) -> None:
+    """Write a block of pairs, and its mirror image if the rows are those of one table."""
+    target[i, j] = block
+    if mirrored and i != j:
+        target[j, i] = block.T
+
+
+def assign_condensed(target: Any, n: int, i: slice, j: slice, block: Array) -> None:
+    """Write a block of pairs of n rows to where SciPy's `pdist` has them."""
+    for row in range(i.start, i.stop):
+        first = max(j.start, row + 1)
+        part = block[row - i.start, first - j.start :]
+        place = n * row - row * (row + 1) // 2 + first - row - 1
+        target[place : place + part.size] = part
 
 
 def _squares_on_device(

@@ -16,6 +16,8 @@ from fastemd.tables import Table, column_names
 
 Array = NDArray[Any]
 
+METRICS = ("weighted", "weighted_normalized", "unweighted", "generalized", "variance_adjusted")
+
 
 @eager
 def unifrac(
@@ -109,6 +111,16 @@ def unifrac(
            [0.33333333, 0.        , 1.        ],
            [1.        , 1.        , 0.        ]])
     """
+    sums, names = unifrac_sums(table, tree, metric, alpha, ids, taxa)
+    distances = collect(sums, out=out, progress=progress)
+    return distances if out is not None or names is None else _named(distances, names)
+
+
+def unifrac_sums(
+    table: Any, tree: Any, metric: str, alpha: float, ids: Iterable[Hashable] | None = None,
+    taxa: Iterable[Hashable] | None = None,
+) -> tuple[PairSums, list[Hashable] | None]:  # fmt: skip
+    """Validate the arguments of `unifrac`; return its sums, and the names of the samples."""
     if not isinstance(tree, GroundSpace):
         validation.not_a_space(tree)
     measure = _measure(metric, alpha)
@@ -117,7 +129,7 @@ def unifrac(
     names = known_ids if ids is None else list(ids)
     columns = known_taxa if taxa is None else list(taxa)
     if names is not None:
-        validation.check_names("ids", names, counts.n_rows, "samples")
+        validation.check_names("ids", names, counts.n_rows, "rows")
     bins = None
     if columns is None:
         counts = counts.over(tree)
@@ -128,9 +140,7 @@ def unifrac(
     if metric != "unweighted":
         counts = counts.divided_by(totals)
     layout, tables = used_part(tree, [counts], bins)
-    sums = PairSums(measure, layout, tables, 0.0, totals)
-    distances = collect(sums, out=out, progress=progress)
-    return distances if out is not None or names is None else _named(distances, names)
+    return PairSums(measure, layout, tables, 0.0, totals), names
 
 
 def _length_times_power(mass: Array, length: Array, exponent: float) -> Array:
@@ -141,7 +151,9 @@ def _measure(metric: str, alpha: float) -> Measure:
     alpha = validation.check_alpha(alpha)
     if metric == "generalized" and alpha == 1.0:
         metric = "weighted_normalized"
-    measures = {
+    if metric not in METRICS:
+        validation.unknown_metric(metric, METRICS)
+    return {
         "weighted": Measure("difference"),
         "weighted_normalized": Measure("difference", result="of both"),
         "unweighted": Measure("difference", root=0.0, presence=True, result="of union"),
@@ -149,10 +161,7 @@ def _measure(metric: str, alpha: float) -> Measure:
             "generalized", alpha, root=0.0, single=_length_times_power, result="of norm"
         ),
         "variance_adjusted": Measure("variance_adjusted", root=0.0, result="of norm"),
-    }
-    if metric not in measures:
-        validation.unknown_metric(metric, list(measures))
-    return measures[metric]
+    }[metric]
 
 
 def _with_names(table: Any) -> tuple[Any, list[Hashable] | None, list[Hashable] | None]:

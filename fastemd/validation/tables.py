@@ -98,7 +98,7 @@ def check_names(argument: str, names: Sequence[Hashable], count: int, what: str)
     """Raise unless there is one name for each of the table's rows or columns, all different."""
     if len(names) != count:
         raise ValueError(
-            f"{argument}: {len(names)} names; expected {count}, as the table has {what}"
+            f"{argument}: {len(names)} names; expected one for each of the table's {count} {what}"
         )
     if len(set(names)) < count:
         seen: set[Hashable] = set()
