@@ -100,7 +100,7 @@ def write_distances(path: Path, ids: list[str], blocks: Iterable[Block]) -> None
             for name, row in zip(ids, matrix, strict=True):
                 print(name, *map(repr, row.tolist()), sep="\t", file=file)
     elif path.suffix == ".npy":
-        target = np.lib.format.open_memmap(path, "w+", np.float64, (n, n))  # type: ignore[no-untyped-call]
+        target = np.lib.format.open_memmap(path, "w+", np.float64, (n, n))
         for block in blocks:
             assign_square(target, *block, mirrored=True)
         target.flush()
