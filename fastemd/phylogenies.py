@@ -55,7 +55,9 @@ def _text(source: Any) -> str:
         )
     text = source.read()
     if not isinstance(text, str):
-        raise TypeError("source: a file in binary mode; expected a text file, open it with mode 'r'")
+        raise TypeError(
+            "source: a file in binary mode; expected a text file, open it with mode 'r'"
+        )
     return text
 
 
@@ -75,7 +77,10 @@ def _parse(text: str) -> Nodes:
         # The package takes a backslash for an escape character, which Newick does not have.
         tokens = newick.NewickString(text.replace("\\", "\0"))
     except ValueError as error:
-        raise _syntax_error(f"{str(error).rstrip('!').lower()}; close or quote it") from error
+        reason = str(error).rstrip("!").lower()
+        raise _syntax_error(
+            f"{reason}; expected quotes, parentheses and the brackets of comments in pairs"
+        ) from error
 
     def unexpected(i: int) -> ValueError:
         context = "".join(token.char for token in tokens[max(0, i - 12) : i + 1])
@@ -115,7 +120,11 @@ def _parse(text: str) -> Nodes:
             siblings.append([])
         else:
             is_complete = kind is kinds.SEMICOLON
-            if state == COLON or is_complete == bool(siblings):
+            if is_complete and siblings:
+                raise _syntax_error(
+                    f"';' before the last {len(siblings)} ')'; expected it after them"
+                )
+            if state == COLON or not (is_complete or siblings):
                 raise unexpected(i)
             number = len(nodes.parent)
             for child in children:
@@ -235,7 +244,8 @@ def _with_lengths(
     for node in missing:
         lengths[node] = for_missing
     for node, length in enumerate(lengths):
-        if isinstance(length, numbers.Real) and -math.inf < length < 0:
+        is_real = type(length) is float or isinstance(length, numbers.Real)  # the first is fast
+        if is_real and -math.inf < length < 0:
             if for_negative is None:
                 raise ValueError(
                     f"{argument}: the length above node {_place(nodes, labels, node)} is {length}; "
@@ -249,10 +259,10 @@ def _place(nodes: Nodes, labels: Sequence[Hashable], node: int) -> str:
     """Return the label of a node, and for an unnamed node also a tip below it."""
     if isinstance(labels[node], str):
         return quoted(labels[node])
-    top, tip = node, node
-    while (tip := nodes.parent.index(tip)) and not isinstance(labels[tip], str):
-        pass
-    return f"{top} (above {quoted(labels[tip])})"
+    below = node
+    while not isinstance(labels[below], str):
+        below = nodes.parent.index(below)
+    return f"{node} (above {quoted(labels[below])})"
 
 
 def _replacement(keyword: str, value: Any) -> float | None:

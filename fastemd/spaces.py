@@ -607,10 +607,10 @@ class Tree(GroundSpace):
         Notes
         -----
         The format is that of [1]_, read with the package newick. Names with blanks or punctuation
-        are in single quotes, in which ``''`` is a quote. Underscores in names are kept; the standard
-        reads those of unquoted names as blanks. Comments in brackets are ignored, also ``[&U]``:
-        the tree is rooted where the text begins, which changes no distance. The length of the root
-        is ignored.
+        are in single quotes, in which ``''`` is a quote. Underscores are kept; the standard reads
+        those of unquoted names as blanks. Comments in brackets are ignored, also ``[&U]``: the tree
+        is rooted where the text begins, which changes no distance. The length of the root is
+        ignored.
 
         References
         ----------
