@@ -64,8 +64,8 @@ def _text(source: Any) -> str:
 def _parse(text: str) -> Nodes:
     """Return the nodes of a text with one tree.
 
-    The package newick splits the text into tokens. Its reader of whole trees is recursive, and
-    slower by a factor of 5.
+    The package newick splits the text into tokens. Its reader of whole trees is recursive,
+    and takes more than twice as long.
     """
     try:
         import newick
