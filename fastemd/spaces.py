@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd import backends, tree_input, validation, views
+from fastemd import backends, phylogenies, tree_input, validation, views
 from fastemd.layout import EdgeLayout, by_levels, chain_layout, contracted_layout, full_layout
 from fastemd.tree_input import bins_below, freeze
 
 if TYPE_CHECKING:
+    import os
+    from typing import TextIO
+
     import networkx as nx
 
 
@@ -371,13 +374,14 @@ def _restore_chain(fields: Any, edges: NDArray[np.float64] | None) -> Chain:
 class Tree(GroundSpace):
     """A tree with bins on its leaves or on any of its nodes: hierarchical classes, taxonomies.
 
-    Build one with `from_networkx`, `from_parents`, `from_paths` or `from_linkage`.
+    Build one with `from_networkx`, `from_parents`, `from_paths`, `from_linkage`, `from_newick` or
+    `from_skbio`.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         raise TypeError(
-            "build a Tree with Tree.from_networkx, Tree.from_parents, Tree.from_paths or "
-            "Tree.from_linkage"
+            "build a Tree with Tree.from_networkx, Tree.from_parents, Tree.from_paths, "
+            "Tree.from_linkage, Tree.from_newick or Tree.from_skbio"
         )
 
     @classmethod
@@ -551,3 +555,160 @@ class Tree(GroundSpace):
                [4., 4., 0.]])
         """
         return restore(cls, *tree_input.from_linkage(Z))
+
+    @classmethod
+    def from_newick(
+        cls,
+        source: "str | os.PathLike[str] | TextIO",
+        *,
+        bins: Iterable[Hashable] | None = None,
+        missing_length: float | None = None,
+        negative_length: float | None = None,
+    ) -> Self:
+        """Build a tree from a phylogeny in Newick format.
+
+        Parameters
+        ----------
+        source : str, path or text file
+            One tree. A string that contains ``(`` or ``;`` is Newick text, any other string is the
+            path of a file in UTF-8; so is every `os.PathLike`.
+        bins : iterable of labels, optional
+            The nodes that carry mass, in column order; inner nodes may. By default the tips, in
+            the order of the text.
+        missing_length : float, optional
+            Length >= 0 of the edges without one. By default they are an error.
+        negative_length : float, optional
+            Length >= 0 that replaces negative ones. By default they are an error.
+
+        Returns
+        -------
+        Tree
+            The label of a tip is its name. An inner node keeps its name if no other node has it;
+            otherwise, and without a name, its label is an integer, its index in `nodes`.
+
+        Raises
+        ------
+        ValueError
+            If the text is not one tree in Newick format, a tip has no name or that of another tip,
+            a length is missing, negative or not finite, or a bin is not a node or appears twice;
+            the message names the node.
+        TypeError
+            If `source` is neither text, path nor text file, or a keyword is not a number.
+        FileNotFoundError
+            If there is no such file.
+        ModuleNotFoundError
+            If the package newick is missing, which ``pip install 'fastemd[bio]'`` installs.
+
+        See Also
+        --------
+        to_newick : The inverse.
+        from_skbio : The same for a tree of scikit-bio.
+
+        Notes
+        -----
+        The format is that of [1]_, read with the package newick. Names with blanks or punctuation
+        are in single quotes, in which ``''`` is a quote. Underscores are kept; the standard reads
+        those of unquoted names as blanks. Comments in brackets are ignored, also ``[&U]``: the tree
+        is rooted where the text begins, which changes no distance. The length of the root is
+        ignored.
+
+        References
+        ----------
+        .. [1] J. Felsenstein, "The Newick tree format",
+           https://phylipweb.github.io/phylip/newicktree.html
+
+        Examples
+        --------
+        >>> import fastemd
+        >>> tree = fastemd.Tree.from_newick("((cat:1,dog:1)pets:2,'wild boar':3);")
+        >>> tree.bins
+        ('cat', 'dog', 'wild boar')
+        >>> tree.cost_matrix()
+        array([[0., 2., 6.],
+               [2., 0., 6.],
+               [6., 6., 0.]])
+        """
+        fields = phylogenies.from_newick(source, bins, missing_length, negative_length)
+        return restore(cls, *fields)
+
+    @classmethod
+    def from_skbio(
+        cls,
+        node: Any,
+        *,
+        bins: Iterable[Hashable] | None = None,
+        missing_length: float | None = None,
+        negative_length: float | None = None,
+    ) -> Self:
+        """Build a tree from a phylogeny of scikit-bio.
+
+        Parameters
+        ----------
+        node : skbio.TreeNode
+            The root of the tree, or of a subtree: only the nodes below it are read.
+        bins, missing_length, negative_length
+            As for `from_newick`.
+
+        Returns
+        -------
+        Tree
+            Labels are those of `from_newick`.
+
+        Raises
+        ------
+        ValueError
+            If a tip has no name or that of another tip, a length is missing, negative or not
+            finite, or a bin is not a node or appears twice; the message names the node.
+        TypeError
+            If `node` is not a TreeNode, a name is not a string or a length is not a number.
+
+        See Also
+        --------
+        from_newick : The same for text and files.
+
+        Notes
+        -----
+        The length of `node` is ignored. scikit-bio is not imported: any object with the attributes
+        `children`, `name` and `length` is a node.
+
+        Examples
+        --------
+        >>> import fastemd, io, skbio
+        >>> node = skbio.TreeNode.read(io.StringIO("((a:1,b:2):0.5,c:4);"))
+        >>> fastemd.Tree.from_skbio(node)
+        Tree(n_bins=3, n_nodes=5, depth=2, diameter=6.5)
+        """
+        return restore(cls, *phylogenies.from_skbio(node, bins, missing_length, negative_length))
+
+    def to_newick(self) -> str:
+        """Return the tree in Newick format.
+
+        Returns
+        -------
+        str
+            One line that ends with ``;``. Children are in the order of `nodes`, lengths are exact.
+            Names are `str` of the labels, in quotes if they contain blanks, punctuation or
+            underscores. Inner nodes with an integer label are unnamed.
+
+        Raises
+        ------
+        ValueError
+            If two labels are the same as text, or one is empty.
+
+        See Also
+        --------
+        from_newick : The inverse.
+
+        Notes
+        -----
+        The format has no bins. ``Tree.from_newick(text, bins=tree.bins)`` reads the text of a tree
+        of `from_newick` or `from_skbio` as the same tree; `bins` is not necessary if the bins are
+        the tips in the order of `nodes`. Labels of other types come back as strings.
+
+        Examples
+        --------
+        >>> import fastemd
+        >>> fastemd.Tree.from_parents([4, 3, 3, 4, -1], [3.0, 1.0, 1.5, 2.0, 0.0]).to_newick()
+        '(0:3.0,(1:1.0,2:1.5):2.0);'
+        """
+        return phylogenies.to_newick(self.parent, self.weight, self.nodes)

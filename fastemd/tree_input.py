@@ -341,7 +341,7 @@ def check_lengths(
     if root is not None:
         entries[root] = 0.0
     for owner, value in zip(owners, entries, strict=True):
-        if not isinstance(value, numbers.Real | Decimal):
+        if type(value) is not float and not isinstance(value, numbers.Real | Decimal):
             kind = "None or masked" if value is None else f"of type {type(value).__name__}"
             raise TypeError(
                 f"{argument}: the length {place} {quoted(owner)} is {kind}; expected a real number"

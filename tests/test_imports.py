@@ -34,7 +34,7 @@ def _run(code):
     ],
 )
 def test_import_loads_no_framework(statement):
-    frameworks = ["torch", "jax", "matplotlib", "networkx", "pandas"]
+    frameworks = ["torch", "jax", "matplotlib", "networkx", "pandas", "newick", "skbio"]
     modules = [*frameworks, *BOOSTING, *(f"fastemd.{name}" for name in LAZY)]
     code = f"{statement}\nimport sys\nprint([name for name in {modules} if name in sys.modules])"
     assert _run(code) == "[]\n"
@@ -82,6 +82,24 @@ def test_classifier_names_extra_of_missing_package(name, library):
         f"install it by pip install 'fastemd[boosting]' {missing}\n"
     )
     assert _run(code) == wanted
+
+
+def test_from_newick_names_extra_of_missing_package():
+    code = MISSING.format(names=["newick"]) + (
+        "import fastemd\ntry:\n    fastemd.Tree.from_newick('(a:1,b:1);')\n"
+        "except ModuleNotFoundError as error:\n    print(error)"
+    )
+    missing = "fastemd.Tree.from_newick: the package newick is not installed"
+    assert _run(code) == f"{missing}; install it by pip install 'fastemd[bio]'\n"
+
+
+def test_from_skbio_imports_no_package():
+    code = MISSING.format(names=["newick", "skbio"]) + (
+        "import fastemd, types\n"
+        "node = types.SimpleNamespace(children=[], name='a', length=None)\n"
+        "print(fastemd.Tree.from_skbio(node).to_newick())"
+    )
+    assert _run(code) == "a;\n"
 
 
 def test_boosting_raises_attribute_error_for_unknown_name():
