@@ -103,7 +103,7 @@ def scikit_bio(counts, ground, metric, engine, root_length=""):
 
 
 def ssu(folder, counts, tree, taxa, metric, alpha=1.0):
-    """Return the distances of ssu."""
+    """Return the distances of ssu, which reads lengths in float32."""
     biom = needed("biom")
     h5py = needed("h5py")
     ids = [f"s{i}" for i in range(len(counts))]
