@@ -1,6 +1,7 @@
 """UniFrac: distances of samples of taxa on a phylogeny."""
 
 import importlib.util
+import os
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastemd import validation
 from fastemd.eager import eager
 from fastemd.pair_sums import Measure, PairSums, used_part
 from fastemd.pairwise import collect
-from fastemd.spaces import GroundSpace
+from fastemd.spaces import GroundSpace, Tree
 from fastemd.tables import Table, column_names
 
 Array = NDArray[Any]
@@ -38,9 +39,10 @@ def unifrac(
     table : array_like, sparse array, data frame or biom.Table, (n_samples, n_taxa)
         Counts or frequencies, finite and >= 0. Samples are rows, except in a ``biom.Table``, which
         has them as columns.
-    tree : Tree
-        The phylogeny, see `Tree.from_newick` and `Tree.from_skbio`. The length above its root is
-        not counted.
+    tree : Tree, skbio.TreeNode, str, path or file
+        The phylogeny, or what `Tree.from_skbio` or `Tree.from_newick` build it from. Their options
+        are a policy for missing and negative lengths, which are errors here. The length above the
+        root is not counted.
     metric : {"weighted", "weighted_normalized", "unweighted", "generalized", "variance_adjusted"}
         See Notes.
     alpha : float
@@ -69,6 +71,8 @@ def unifrac(
         negative or not finite, `metric` is unknown, or `alpha` is out of range.
     TypeError
         If an argument has an unsupported type.
+    ModuleNotFoundError
+        If `tree` is Newick text and the package of the extra ``bio`` is missing.
 
     See Also
     --------
@@ -88,7 +92,10 @@ def unifrac(
     - "variance_adjusted" [4]_: the terms of both sums of "weighted_normalized" divided by
       ``sqrt(m (M - m))``, where of the ``M`` counts of both samples ``m`` are below the edge.
 
-    A sample without counts has the distance of the formula, and 0 to another one.
+    Where numerator and denominator are 0, as for two samples without counts, the distance is 0.
+    Samples without counts have no share of any edge. The metrics equal those of scikit-bio for a
+    root without a length, and those of unifrac-binaries ("variance_adjusted": its
+    ``weighted_normalized`` with ``--vaw``).
 
     References
     ----------
@@ -121,9 +128,7 @@ def unifrac_sums(
     taxa: Iterable[Hashable] | None = None,
 ) -> tuple[PairSums, list[Hashable] | None]:  # fmt: skip
     """Validate the arguments of `unifrac`; return its sums, and the names of the samples."""
-    if not isinstance(tree, GroundSpace):
-        validation.not_a_space(tree)
-    measure = _measure(metric, alpha)
+    tree, measure = _as_tree(tree), _measure(metric, alpha)
     values, known_ids, known_taxa = _with_names(table)
     counts = Table("table", values)
     names = known_ids if ids is None else list(ids)
@@ -141,6 +146,16 @@ def unifrac_sums(
         counts = counts.divided_by(totals)
     layout, tables = used_part(tree, [counts], bins)
     return PairSums(measure, layout, tables, 0.0, totals), names
+
+
+def _as_tree(tree: Any) -> GroundSpace:
+    if isinstance(tree, GroundSpace):
+        return tree
+    if hasattr(tree, "is_tip"):
+        return Tree.from_skbio(tree)
+    if not (isinstance(tree, str | os.PathLike) or hasattr(tree, "read")):
+        validation.not_a_phylogeny(tree)
+    return Tree.from_newick(tree)
 
 
 def _length_times_power(mass: Array, length: Array, exponent: float) -> Array:

@@ -118,3 +118,10 @@ def bins_of_taxa(taxa: Sequence[Hashable], bins: Sequence[Hashable]) -> Array:
             "remove these columns, or take the tree that they were placed on"
         )
     return np.array([index[taxon] for taxon in taxa], np.intp)
+
+
+def not_a_phylogeny(tree: object) -> NoReturn:
+    raise TypeError(
+        f"tree: expected a fastemd.Tree, a skbio.TreeNode or a tree in Newick format, got "
+        f"{_kind(tree)}"
+    )
