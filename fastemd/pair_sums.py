@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from fastemd import validation
 from fastemd.kernels.cpu import driver
 from fastemd.kernels.cpu.pairwise import LANES, Lengths, Rows
-from fastemd.kernels.edges import power
 from fastemd.layout import EdgeLayout, by_levels, contracted_layout
 from fastemd.progress import Progress
 from fastemd.spaces import GroundSpace
@@ -33,7 +32,7 @@ Array = NDArray[Any]
 DENSE_SHARE = 1 / 24
 MOST_SPARSE = 0.5  # of the rows of a table have mass below a sparse edge: see above
 
-SAMPLE, BLOCK_ROWS = 512, 512
+SAMPLE, BLOCK_ROWS = 128, 512
 BLOCK_NUMBERS = 1 << 25  # at most so many masses of a block are held
 CACHE_BYTES = 1 << 30  # packed blocks of this size are kept; others are packed again for each pair
 PROGRESS_AFTER = 3.0  # seconds
@@ -47,7 +46,7 @@ class Measure(NamedTuple):
     root: float = 1.0  # masses are multiplied by the length to this power
     presence: bool = False  # positive masses count as 1
     single: Callable[[Array, Array, float], Array] = lambda mass, length, exponent: np.abs(mass)
-    result: str = "sum"  # a name of `RESULTS`
+    denominator: str = ""  # "both" or "union": a length; or "norm": the second sum of the term
 
 
 def _power_of(mass: Array, length: Array, exponent: float) -> Array:
@@ -67,24 +66,7 @@ class Packed(NamedTuple):
 
     rows: Rows
     matrix: Array  # (n, D) of the dense edges, minus their mean, for products
-    length: Array  # (n,) sum over all edges, for results
-
-
-class Sums(NamedTuple):
-    """What the kernels have summed for a block of pairs, and the sums of each row."""
-
-    sums: Array  # (n, m)
-    norms: Array
-    length_a: Array  # (n, 1)
-    length_b: Array  # (m,)
-
-
-RESULTS: dict[str, Callable[[Sums], Array]] = {
-    "sum": lambda s: s.sums,
-    "of both": lambda s: s.sums / (s.length_a + s.length_b),
-    "of union": lambda s: s.sums / ((s.length_a + s.length_b + s.sums) / 2.0),
-    "of norm": lambda s: s.sums / s.norms,
-}
+    length: Array  # (n,) the sum over all edges, for denominators
 
 
 class PairSums:
@@ -102,44 +84,43 @@ class PairSums:
         self.a, self.b, self.is_same = tables[0], tables[-1], len(tables) == 1
         self.lengths = layout.edges.length[:-1]  # the last edge is above the root
         self.layout = layout.raised(measure.root)
+        self._buffer = np.empty((0, 0, LANES))
         self._split(tables)
         self._packed: dict[tuple[int, int], Packed] = {}
         self._room = CACHE_BYTES
 
     def _split(self, tables: list[Table]) -> None:
-        shares, mean = [], np.zeros(0)
+        shares = []
         for table in tables:
             sample = np.linspace(0, table.n_rows - 1, min(SAMPLE, table.n_rows)).astype(np.intp)
-            masses = (
-                self._masses(table, sample) if sample.size else np.zeros((1, self.lengths.size))
-            )
-            shares.append(np.count_nonzero(masses, axis=0) / len(masses))
-            mean = masses.mean(axis=0)
-        is_dense = (shares[0] * shares[-1] >= DENSE_SHARE) | (
-            np.maximum(shares[0], shares[-1]) > MOST_SPARSE
-        )
+            masses = self._masses(table, sample)
+            shares.append(driver.rows_below(masses) / max(1, sample.size))
+        is_dense = shares[0] * shares[-1] >= DENSE_SHARE
+        is_dense |= np.maximum(shares[0], shares[-1]) > MOST_SPARSE
         if self.measure.term == "variance_adjusted":  # depends on the totals of both rows
             is_dense[:] = True
         self.dense, self.sparse = np.flatnonzero(is_dense), np.flatnonzero(~is_dense)
-        self.mean = mean[self.dense]
-        in_panels = self.dense[: 0 if self.measure.term == "square" else None]
-        self.edge_lengths = Lengths(self.lengths[in_panels], self.lengths[self.sparse])
-        self.in_panels = in_panels
+        self.in_panels = self.dense
+        if self.measure.term == "square":
+            self.in_panels = self.dense[:0]
+            self.mean = masses[:, self.dense].sum(axis=(0, 2)) / max(1, sample.size)
+        self.edge_lengths = Lengths(self.lengths[self.in_panels], self.lengths[self.sparse])
 
     def _masses(self, table: Table, part: Any) -> Array:
-        """Return the masses of some rows below all edges, (rows, edges)."""
-        rows = table.rows(part)[None]
-        masses = np.empty((1, rows.shape[1], self.lengths.size))
-        none, zeros = np.empty((1, 1, 0)), np.broadcast_to(np.zeros(rows.shape[2]), rows.shape)
-        arguments = (rows, zeros, none), power(1.0), none[0, 0], masses, True, self.tolerance
-        invalid = driver.run("embed", self.layout, *arguments)
-        if invalid < rows.shape[1]:
-            row = np.arange(table.n_rows)[part][invalid]
-            everywhere = {
-                table.name: np.broadcast_to(rows[0, invalid], (table.n_rows, rows.shape[2]))
-            }
-            validation.raise_invalid_row(everywhere, (table.n_rows,), int(row), self.tolerance)
-        return masses.reshape(masses.shape[1:])
+        """Return the masses of some rows below all edges as panels, until the next call."""
+        rows = table.rows(part)
+        n_rows, n_panels = len(rows), -(-len(rows) // LANES)
+        if len(self._buffer) < n_panels:  # new memory for each block took a tenth of the time
+            self._buffer = driver.on_cache_lines(n_panels, self.lengths.size, LANES)
+        masses = self._buffer[:n_panels]
+        if not n_rows:
+            return masses
+        invalid = driver.masses_below(self.layout, rows, self.tolerance, masses)
+        if invalid < n_rows:
+            row = int(np.arange(table.n_rows)[part][invalid])
+            alike = np.broadcast_to(rows[invalid], (table.n_rows, rows.shape[1]))
+            validation.raise_invalid_row({table.name: alike}, alike.shape[:1], row, self.tolerance)
+        return masses
 
     def packed(self, table: Table, block: slice) -> Packed:
         """Return a block of rows, sorted for the kernels."""
@@ -154,21 +135,27 @@ class PairSums:
         return self._packed[key]
 
     def _pack(self, table: Table, block: slice) -> Packed:
-        measure, masses = self.measure, self._masses(table, block)
+        measure, n_rows = self.measure, block.stop - block.start
+        masses = self._masses(table, block)
         panels, start, row, mass = driver.pack_masses(masses, self.in_panels, self.sparse)
-        matrix = masses[:, self.dense] - self.mean if measure.term == "square" else np.empty((0, 0))
+        matrix = np.empty((0, 0))
+        if measure.term == "square":
+            columns = (masses[:, self.dense] - self.mean[:, None]).transpose(0, 2, 1)
+            matrix = columns.reshape(-1, self.dense.size)[:n_rows]
         entry_lengths = np.repeat(self.edge_lengths.sparse, np.diff(start))
         if measure.presence:
             np.multiply(panels > 0.0, self.edge_lengths.dense[:, None], out=panels)
             mass = entry_lengths
         single = measure.single(mass, entry_lengths, measure.exponent)
-        n_rows, n_all = len(masses), LANES * len(panels)
+        n_all = LANES * len(panels)
         own, totals = _padded(np.bincount(row, single, n_rows), n_all), np.zeros(n_rows)
         if self.totals is not None:
             totals = self.totals[block]
         rows = Rows(panels, start, row, mass, single, own, _padded(totals, n_all))
-        length = (panels.sum(axis=1).reshape(-1) + own)[:n_rows]
-        return Packed(rows, matrix, length)
+        length = np.zeros(n_all)
+        if measure.denominator in ("both", "union"):
+            length = panels.sum(axis=1).reshape(-1) + own
+        return Packed(rows, matrix, length[:n_rows])
 
     def blocks(self, table: Table) -> list[slice]:
         """Return consecutive blocks of the rows of a table."""
@@ -193,10 +180,14 @@ class PairSums:
             products += squares[0][:, None]
             products += squares[1]
             sums += np.maximum(products, 0.0, out=products)
-        with np.errstate(all="ignore"):  # 0 / 0 for two rows without mass
-            result = RESULTS[measure.result](Sums(sums, norms, a.length[:, None], b.length))
-        if measure.result != "sum":
-            result[~(sums > 0.0)] = 0.0
+        result = sums
+        if measure.denominator:
+            denominator = norms
+            if measure.denominator != "norm":
+                denominator = a.length[:, None] + b.length
+            if measure.denominator == "union":
+                denominator = (denominator + sums) / 2.0
+            result = np.divide(sums, denominator, out=np.zeros((n, m)), where=sums > 0.0)
         if same:
             result = np.triu(result, 1)
             result += result.T

@@ -71,15 +71,23 @@ class Table:
 
     def divided_by(self, divisors: Array) -> "Table":
         """Return a table whose rows are divided by numbers; rows of 0 stay 0."""
+        divisors = np.where(divisors == 0.0, 1.0, divisors)
         other = copy.copy(self)
-        other.divisors = np.where(divisors == 0.0, 1.0, divisors)
+        if self.is_sparse:
+            other.values = self.values.copy()
+            other.values.data = self.values.data / np.repeat(divisors, np.diff(self.values.indptr))
+        else:
+            other.divisors = divisors
         return other
 
     def rows(self, part: Any) -> Array:
-        """Return some rows as a dense, contiguous array of float64."""
+        """Return some rows as a dense, contiguous array of float32 or float64."""
         rows = self.values[part]
-        rows = np.ascontiguousarray(rows.toarray() if self.is_sparse else rows, np.float64)
-        return rows if self.divisors is None else rows / self.divisors[part, None]
+        rows = rows.toarray() if self.is_sparse else rows
+        if self.divisors is not None:
+            rows = rows / self.divisors[part, None]
+        single = rows.dtype.type is np.float32
+        return np.require(rows, np.float32 if single else np.float64, ("C", "A"))
 
 
 def column_names(values: Any) -> list[Hashable] | None:

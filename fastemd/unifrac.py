@@ -170,12 +170,12 @@ def _measure(metric: str, alpha: float) -> Measure:
         validation.unknown_metric(metric, METRICS)
     return {
         "weighted": Measure("difference"),
-        "weighted_normalized": Measure("difference", result="of both"),
-        "unweighted": Measure("difference", root=0.0, presence=True, result="of union"),
+        "weighted_normalized": Measure("difference", denominator="both"),
+        "unweighted": Measure("difference", root=0.0, presence=True, denominator="union"),
         "generalized": Measure(
-            "generalized", alpha, root=0.0, single=_length_times_power, result="of norm"
+            "generalized", alpha, root=0.0, single=_length_times_power, denominator="norm"
         ),
-        "variance_adjusted": Measure("variance_adjusted", root=0.0, result="of norm"),
+        "variance_adjusted": Measure("variance_adjusted", root=0.0, denominator="norm"),
     }[metric]
 
 

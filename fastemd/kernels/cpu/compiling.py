@@ -52,7 +52,7 @@ def kernel(operation, is_chain, cost, narrow, char):
     if operation == "hessian":
         function = hessian_kernel()
     elif operation in PAIRWISE:
-        function = PAIRWISE[operation](cost)
+        function = PAIRWISE[operation](is_chain, cost)
     else:
         place = simd.at(1 if narrow else 8, char == "f")
         function = tile_kernel(operation, is_chain, cost, place)
@@ -171,16 +171,21 @@ def hessian_kernel():
     return kernel
 
 
-def counting_kernel(cost):
-    process = pairwise.count_entries
+def masses_kernel(is_chain, cost):
+    check, sweep = checks.pair_check(False), pairwise.masses_sweep(is_chain)
+    return histogram_kernel(simd.at(pairwise.LANES), 1, check, sweep)
 
-    def kernel(launcher, n_threads, n_chunks, masses, sparse, counts):
-        return run_chunks(launcher, n_threads, n_chunks, process, (masses, sparse, counts))
+
+def counting_kernel(is_chain, cost):
+    process = pairwise.count_rows
+
+    def kernel(launcher, n_threads, n_chunks, masses, counts):
+        return run_chunks(launcher, n_threads, n_chunks, process, (masses, counts))
 
     return kernel
 
 
-def filling_kernel(cost):
+def filling_kernel(is_chain, cost):
     process = pairwise.fill_rows
 
     def kernel(launcher, n_threads, n_chunks, masses, dense, sparse, panels, end_of, row, mass):
@@ -190,7 +195,7 @@ def filling_kernel(cost):
     return kernel
 
 
-def pairs_kernel(cost):
+def pairs_kernel(is_chain, cost):
     process = pairwise.sums_over_edges(*pairwise.TERMS[cost])
 
     def kernel(launcher, n_threads, n_chunks, a, b, lengths, exponent, same, sums, norms):
@@ -200,8 +205,13 @@ def pairs_kernel(cost):
     return kernel
 
 
-# The kernels for all pairs, which read float64 only.
-PAIRWISE = {"count": counting_kernel, "fill": filling_kernel, "pairs": pairs_kernel}
+# The kernels for all pairs, which compute in float64 only.
+PAIRWISE = {
+    "masses": masses_kernel,
+    "count": counting_kernel,
+    "fill": filling_kernel,
+    "pairs": pairs_kernel,
+}
 
 
 # ------------------------------------------------------------------------------------------- types
@@ -218,11 +228,9 @@ def _indices():
 _LENGTHS = _array(np.float64, 1, readonly=True)
 _EDGES = types.NamedTuple([_indices(), _LENGTHS, _LENGTHS], layouts.Edges)
 _BIN_ORDER = types.NamedUniTuple(_indices(), 3, layouts.BinOrder)
-_REALS, _ROW_NUMBERS = _array(np.float64, 1), _array(np.int32, 1)
-_ROWS = types.NamedTuple(
-    [_array(np.float64, 3), _array(np.int64, 1), _ROW_NUMBERS, _REALS, _REALS, _REALS, _REALS],
-    pairwise.Rows,
-)
+_REALS, _PANELS = _array(np.float64, 1), _array(np.float64, 3)
+_INTEGERS, _ROW_NUMBERS = _array(np.int64, 1), _array(np.int32, 1)
+_ROWS = types.NamedTuple([_PANELS, _INTEGERS, _ROW_NUMBERS, *[_REALS] * 4], pairwise.Rows)
 _PAIR_LENGTHS = types.NamedUniTuple(_REALS, 2, pairwise.Lengths)
 _INTS = (types.intp,) * 3
 _NUMBERS = (types.float64,) * 4  # the first four of `Numbers`
@@ -234,21 +242,13 @@ def _signature(operation, dtype):
     rows, out = _array(dtype, 3, "A", readonly=True), _array(dtype, 3, "A")
     if operation == "hessian":
         arguments = _EDGES, _BIN_ORDER, _array(np.float64, 2), out, real
-    elif operation in PAIRWISE:
-        square, integers = _array(np.float64, 2), _array(np.int64, 1)
-        arguments = {
-            "count": (square, integers, integers),
-            "fill": (
-                square,
-                integers,
-                integers,
-                _array(np.float64, 3),
-                integers,
-                _ROW_NUMBERS,
-                _REALS,
-            ),
-            "pairs": (_ROWS, _ROWS, _PAIR_LENGTHS, real, types.intp, square, square),
-        }[operation]
+    elif operation == "count":
+        arguments = _PANELS, _array(np.float64, 2)
+    elif operation == "fill":
+        arguments = _PANELS, _INTEGERS, _INTEGERS, _PANELS, _INTEGERS, _ROW_NUMBERS, _REALS
+    elif operation == "pairs":
+        sums = _array(np.float64, 2)
+        arguments = _ROWS, _ROWS, _PAIR_LENGTHS, real, types.intp, sums, sums
     elif operation in LOSSES:
         numbers = _array(np.float64, 1)
         start = _EDGES, rows, rows, rows, _array(np.int64, 1, readonly=True)
@@ -257,7 +257,7 @@ def _signature(operation, dtype):
         options = types.intp, real, types.intp, types.intp, real, real, real
         arguments = *start, numbers, out, class_weights, *options
     else:
-        if OPERATIONS[operation].output == "edges":
+        if operation == "masses" or OPERATIONS[operation].output == "edges":
             out = _array(np.float64, 3, "A")
         start = _EDGES, rows, rows, rows, *_NUMBERS
         arguments = *start, _array(dtype, 1), out, real, real

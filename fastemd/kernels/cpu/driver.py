@@ -160,12 +160,49 @@ def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: boo
         _launch(kernel, 0, out.size, arguments)
 
 
+def masses_below(layout: EdgeLayout, rows: Array, tolerance: float, out: Array) -> int:
+    """Compute the masses of rows below all edges, times their lengths.
+
+    Parameters
+    ----------
+    layout : EdgeLayout
+    rows : ndarray (R, N)
+    tolerance : float
+        As in `run`.
+    out : ndarray of float64 (panels, edges, 8)
+        For all edges but the last, of `on_cache_lines`. The lanes after the last row become 0.
+
+    Returns
+    -------
+    int
+        The first invalid row, or ``R``.
+    """
+    n_rows, n_bins = rows.shape
+    p, none = rows[None], np.empty((1, 1, 0), rows.dtype)
+    q = np.broadcast_to(np.zeros(n_bins, rows.dtype), p.shape)
+    numbers = 1.0, 1.0, 1.0, 1.0
+    as_rows = out.reshape(1, -1, out.shape[1])  # a panel takes the place of eight rows
+    arguments = layout.edges, p, q, none, *numbers, none[0, 0], as_rows, 1.0, tolerance
+    kernel = compiling.kernel("masses", layout.is_chain, "any", False, rows.dtype.char)
+    invalid = _launch(kernel, n_rows, n_rows * layout.n_edges, arguments)
+    out[-1, :, n_rows - pairwise.LANES * (len(out) - 1) :] = 0.0
+    return invalid
+
+
+def rows_below(masses: Array) -> Array:
+    """Return how many rows have mass below every edge, from panels."""
+    counts = on_cache_lines(masses.shape[1], pairwise.LANES)
+    _launch(_pairwise_kernel("count"), len(masses), masses.size, (masses, counts))
+    total: Array = counts.sum(axis=1)
+    return total
+
+
 def pack_masses(masses: Array, dense: Array, sparse: Array) -> tuple[Array, Array, Array, Array]:
     """Sort the masses of rows below edges for `sum_over_edges`.
 
     Parameters
     ----------
-    masses : ndarray of float64 (R, E)
+    masses : ndarray of float64 (panels, edges, 8)
     dense, sparse : ndarray of int64
         Which edges are stored for all rows, and which for the rows with mass alone.
 
@@ -174,12 +211,10 @@ def pack_masses(masses: Array, dense: Array, sparse: Array) -> tuple[Array, Arra
     panels, start, row, mass
         Fields of `pairwise.Rows`.
     """
-    n_rows, n_panels = len(masses), -(-len(masses) // pairwise.LANES)
-    panels = on_cache_lines(n_panels, dense.size, pairwise.LANES)
-    counts = np.zeros(sparse.size, np.int64)
-    _launch(_pairwise_kernel("count"), n_rows, masses.size, (masses, sparse, counts))
+    n_rows = pairwise.LANES * len(masses)
+    panels = on_cache_lines(len(masses), dense.size, pairwise.LANES)
     start = np.zeros(sparse.size + 1, np.int64)
-    np.cumsum(counts, out=start[1:])
+    start[1:] = np.cumsum(rows_below(masses)[sparse])
     row, mass = np.empty(start[-1], np.int32), np.empty(start[-1])
     arguments = masses, dense, sparse, panels, start[:-1].copy(), row, mass
     _launch(_pairwise_kernel("fill"), n_rows, masses.size, arguments)

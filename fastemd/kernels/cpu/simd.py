@@ -211,6 +211,19 @@ def lane(typingctx, a, index):
 
 
 @intrinsic
+def has_any(typingctx, a):
+    """Return whether one of the numbers in `a` is not 0."""
+
+    def codegen(context, builder, sig, args):
+        zeros = ir.Constant(args[0].type, [0.0] * a.count)
+        mask = builder.fcmp_unordered("!=", args[0], zeros)
+        bits = ir.IntType(a.count)
+        return builder.icmp_unsigned("!=", builder.bitcast(mask, bits), bits(0))
+
+    return types.boolean(a), codegen
+
+
+@intrinsic
 def splat(typingctx, place, x):
     """Return lanes for `place`, all equal to the number `x`."""
 
@@ -235,6 +248,12 @@ def at(count, single=False):
         return At(count, single)(types.intp), lambda context, builder, sig, args: args[0]
 
     return place
+
+
+@intrinsic
+def place_like(typingctx, place, address):
+    """Return a place of the same number of lanes at an address."""
+    return place(place, types.intp), lambda context, builder, sig, args: args[1]
 
 
 @intrinsic
