@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemd import validation
 from fastemd.kernels.cpu import driver
 from fastemd.kernels.cpu.pairwise import LANES, Lengths, Rows
 from fastemd.layout import EdgeLayout, by_levels, contracted_layout
@@ -118,8 +117,7 @@ class PairSums:
         invalid = driver.masses_below(self.layout, rows, self.tolerance, masses)
         if invalid < n_rows:
             row = int(np.arange(table.n_rows)[part][invalid])
-            alike = np.broadcast_to(rows[invalid], (table.n_rows, rows.shape[1]))
-            validation.raise_invalid_row({table.name: alike}, alike.shape[:1], row, self.tolerance)
+            table.raise_invalid(row, self.tolerance)
         return masses
 
     def packed(self, table: Table, block: slice) -> Packed:
@@ -188,6 +186,7 @@ class PairSums:
             if measure.denominator == "union":
                 denominator = (denominator + sums) / 2.0
             result = np.divide(sums, denominator, out=np.zeros((n, m)), where=sums > 0.0)
+            np.minimum(result, 1.0, out=result)  # rounding errors may have left > 1
         if same:
             result = np.triu(result, 1)
             result += result.T

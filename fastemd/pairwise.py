@@ -219,7 +219,8 @@ def collect(
     n, m, backend = sums.a.n_rows, sums.b.n_rows, sums.a.backend
     shape = (n * (n - 1) // 2,) if condensed else (n, m)
     if out is None:
-        target = backend.empty(shape, result_type([sums.a.values, sums.b.values]))
+        values = [table.whole.values for table in (sums.a, sums.b)]
+        target = backend.empty(shape, result_type(values))
     else:
         target = views.writable_view("out", out, backend)
         validation.check_pairs_out(target, shape)

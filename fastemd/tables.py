@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ class Table:
     """Rows of masses, (n, N): a NumPy array or a sparse array of SciPy."""
 
     def __init__(self, name: str, values: Any) -> None:
-        self.name = name
+        self.name, self.whole = name, self
         self.backend: Backend = NUMPY
         self.names = column_names(values)
         self.values = as_matrix(name, values)
@@ -58,6 +58,12 @@ class Table:
         with np.errstate(all="ignore"):
             sums = self.values.sum(axis=1, dtype=np.float64)
         return np.asarray(sums).reshape(-1)
+
+    def raise_invalid(self, row: int, tolerance: float) -> NoReturn:
+        """Raise for a row that is invalid in the user's table."""
+        values = self.whole.rows([row])[0]
+        everywhere = {self.name: np.broadcast_to(values, (self.n_rows, values.size))}
+        validation.raise_invalid_row(everywhere, (self.n_rows,), row, tolerance)
 
     def used_bins(self) -> Array:
         """Return the columns in which a row has mass, of a sparse table."""
@@ -109,5 +115,7 @@ def as_matrix(name: str, values: Any) -> Any:
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiub":
         validation.not_an_array(name, values)
     array = csr_array(matrix)
-    array.sum_duplicates()
+    if not array.has_canonical_format:  # has duplicates, which are summed in place
+        array = array.copy() if array.format == getattr(matrix, "format", "") else array
+        array.sum_duplicates()
     return array

@@ -90,7 +90,8 @@ def unifrac(
     - "generalized" [3]_: ``sum(l (a + b)^alpha |a - b| / (a + b)) / sum(l (a + b)^alpha)``.
       ``alpha=1`` is "weighted_normalized".
     - "variance_adjusted" [4]_: the terms of both sums of "weighted_normalized" divided by
-      ``sqrt(m (M - m))``, where of the ``M`` counts of both samples ``m`` are below the edge.
+      ``sqrt(m (M - m))``, where of the ``M`` counts of both samples ``m`` are below the edge. Edges
+      above all counts are ignored.
 
     Where numerator and denominator are 0, as for two samples without counts, the distance is 0.
     Samples without counts have no share of any edge. The metrics equal those of scikit-bio for a
@@ -142,7 +143,13 @@ def unifrac_sums(
         validation.check_names("taxa", columns, counts.n_bins, "columns")
         bins = validation.bins_of_taxa(columns, tree.bins)
     totals = counts.masses()
-    if metric != "unweighted":
+    invalid = ~((totals >= 0.0) & (totals < np.inf))
+    if invalid.any():
+        counts.raise_invalid(int(invalid.argmax()), tolerance=0.0)
+    if metric == "variance_adjusted":
+        scale = np.full(counts.n_rows, 2.0 ** np.frexp(totals.max(initial=0.0))[1])
+        counts, totals = counts.divided_by(scale), totals / scale  # exact
+    elif metric != "unweighted":
         counts = counts.divided_by(totals)
     layout, tables = used_part(tree, [counts], bins)
     return PairSums(measure, layout, tables, 0.0, totals), names
@@ -183,16 +190,14 @@ def _with_names(table: Any) -> tuple[Any, list[Hashable] | None, list[Hashable] 
     """Return the values of a table, samples as rows, and the names of its rows and columns."""
     if hasattr(table, "matrix_data") and callable(getattr(table, "ids", None)):  # biom.Table
         return table.matrix_data.T, list(table.ids("sample")), list(table.ids("observation"))
-    columns = column_names(table)
-    rows = getattr(table, "index", None)
-    if columns is None or rows is None or type(rows).__name__ == "RangeIndex":
-        return table, None, columns
-    return table, list(rows), columns
+    rows = getattr(table, "index", None) if hasattr(table, "columns") else None
+    is_named = rows is not None and type(rows).__name__ != "RangeIndex"
+    return table, list(rows) if is_named else None, column_names(table)
 
 
 def _named(distances: Array, ids: list[Hashable]) -> Any:
     """Return distances with the names of the samples, as the best type that is installed."""
-    if importlib.util.find_spec("skbio"):
+    if ids and importlib.util.find_spec("skbio"):  # it has no empty matrices
         from skbio import DistanceMatrix
 
         return DistanceMatrix(np.asarray(distances, np.float64), [str(each) for each in ids])

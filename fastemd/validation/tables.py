@@ -108,6 +108,8 @@ def check_names(argument: str, names: Sequence[Hashable], count: int, what: str)
 
 def bins_of_taxa(taxa: Sequence[Hashable], bins: Sequence[Hashable]) -> Array:
     """Return which bins of a tree the taxa are."""
+    if not taxa:
+        raise ValueError("table: no columns; expected one for each taxon")
     index = {label: i for i, label in enumerate(bins)}
     missing = [taxon for taxon in taxa if taxon not in index]
     if missing:

@@ -34,6 +34,9 @@ lanes_at = at(LANES)
 # 1.3 times as long.
 EDGES_AT_A_TIME = 256
 
+NO_COUNTS = 1e-12  # this share of the counts of two samples is a rounding error
+SMALLEST = 1e-300
+
 
 class Rows(NamedTuple):
     """The masses of some rows below all edges: P panels, D dense edges, S sparse ones."""
@@ -92,9 +95,16 @@ def generalized(a, b, length, exponent, total_a, total_b):
 
 @jitable
 def variance_adjusted(a, b, length, exponent, total_a, total_b):
-    """Return the terms of numerator and denominator of the variance adjusted UniFrac."""
-    count = a * total_a + b * total_b
-    weight = length * (count * (total_a + total_b - count)) ** -0.5
+    """Return the terms of numerator and denominator of the variance adjusted UniFrac, of counts.
+
+    Both terms are those of shares times both totals. So the counts that are not below the edge, a
+    small difference, have no rounding errors if counts are integers. Those of other numbers are
+    smaller than `NO_COUNTS`. The total of an empty sample is replaced by 1.
+    """
+    count, total = a + b, total_a + total_b
+    others = total - count
+    weight = length * (NO_COUNTS * total < others) * max(count * others, SMALLEST) ** -0.5
+    a, b = a * (total_b + (total_b < SMALLEST)), b * (total_a + (total_a < SMALLEST))
     return weight * abs(a - b), weight * (a + b)
 
 
