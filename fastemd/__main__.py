@@ -29,9 +29,10 @@ def _run_on_files(name: str, arguments: list[str]) -> int:
     program = importlib.import_module(f"fastemd.commands.{name}")
     try:
         return int(program.main(arguments))
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, TypeError, ValueError) as error:
         show_status()
-        print(f"fastemd {name}: error: {error}", file=sys.stderr)
+        message = " ".join(str(error).split())  # those of other packages have several lines
+        print(f"fastemd {name}: error: {message}", file=sys.stderr)
         return 1
 
 

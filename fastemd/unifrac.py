@@ -190,7 +190,7 @@ def _with_names(table: Any) -> tuple[Any, list[Hashable] | None, list[Hashable] 
     """Return the values of a table, samples as rows, and the names of its rows and columns."""
     if hasattr(table, "matrix_data") and callable(getattr(table, "ids", None)):  # biom.Table
         return table.matrix_data.T, list(table.ids("sample")), list(table.ids("observation"))
-    rows = getattr(table, "index", None) if hasattr(table, "columns") else None
+    rows: Any = getattr(table, "index", None) if hasattr(table, "columns") else None
     is_named = rows is not None and type(rows).__name__ != "RangeIndex"
     return table, list(rows) if is_named else None, column_names(table)
 

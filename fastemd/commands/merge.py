@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fastemd.commands.files import OUTPUTS, check_output, read_parts, write_distances
+from fastemd.commands.files import OUTPUTS, parse_options, read_parts, write_distances
 
 
 def main(arguments: list[str]) -> int:
@@ -14,7 +14,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "-o", "--out", type=Path, required=True, help=f"where to write the distances: {OUTPUTS}"
     )
-    options = parser.parse_args(arguments)
-    check_output(options.out)
+    options = parse_options(parser, arguments)
     write_distances(options.out, *read_parts(options.parts))
     return 0

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastemd
+from fastemd import commands
 from fastemd.demo import COMMANDS
 from fastemd.demo.baselines import (
     EMD_BASELINES,
@@ -68,13 +69,17 @@ def draw(tree: fastemd.Tree, p: Array, target: int, path: Path, n_bins: int = 30
     figure.savefig(path, dpi=110)
 
 
+def _listed(names: tuple[str, ...]) -> str:
+    return " and ".join(f"python -m fastemd {name}" for name in names)
+
+
 def parse_options(arguments: list[str]) -> argparse.Namespace:
     """Parse and validate the options of the demonstration."""
     parser = argparse.ArgumentParser(
         prog="python -m fastemd",
         description=__doc__,
-        epilog="Commands that reproduce the paper (--help lists their options): "
-        + ", ".join(f"python -m fastemd {name}" for name in COMMANDS),
+        epilog=f"Commands, whose options --help lists: {_listed(COMMANDS)} reproduce the paper; "
+        f"{_listed(commands.COMMANDS)} compute UniFrac between samples in files.",
     )
     parser.add_argument("--version", action="version", version=f"fastemd {fastemd.__version__}")
     parser.add_argument(
@@ -84,9 +89,10 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=30, help="timed runs of each (30)")
     parser.add_argument("--seed", type=int, default=0, help="of the random predictions (0)")
     if arguments and not arguments[0].startswith("-"):
-        nearest = difflib.get_close_matches(arguments[0].lower(), COMMANDS, n=1)
+        known = COMMANDS + commands.COMMANDS
+        nearest = difflib.get_close_matches(arguments[0].lower(), known, n=1)
         parser.error(
-            f"unknown command {arguments[0]!r}; expected one of {', '.join(COMMANDS)}"
+            f"unknown command {arguments[0]!r}; expected one of {', '.join(known)}"
             + "".join(f"; did you mean {name!r}?" for name in nearest)
         )
     options = parser.parse_args(arguments)

@@ -11,9 +11,10 @@ import pytest
 
 import fastemd
 from fastemd import __main__ as command_line
+from fastemd import commands
 from fastemd.demo import COMMANDS, baselines, demonstration, figure3, table1
 
-LISTED = ", ".join(COMMANDS)
+LISTED = ", ".join(COMMANDS + commands.COMMANDS)
 ARGUMENTS = ["--batch", "3", "--repeats", "2"]
 
 

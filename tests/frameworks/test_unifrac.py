@@ -458,7 +458,7 @@ def test_unifrac_rejects_totals_beyond_float64(metric):
         ({"taxa": ["x", "y", "z"]}, r"^taxa: 3 of 3 are not bins of the tree: 'x', 'y', 'z'; "),
         ({"ids": ["s", "t"]}, r"^ids: 2 names; expected one for each of the table's 3 rows"),
         ({"ids": ["s", "t", "s"]}, r"^ids: duplicate name 's'; each may appear once"),
-        ({"metric": "wighted"}, r"^metric: expected one of weighted, .*, got 'wighted'"),
+        ({"metric": "euclidean"}, r"^metric: expected one of weighted, .*, got 'euclidean'"),
         ({"metric": None}, r"^metric: expected one of weighted, .*, got None"),
         ({"alpha": 1.5}, r"^alpha: expected a number from 0 to 1, got 1.5"),
         ({"alpha": np.nan}, r"^alpha: expected a number from 0 to 1, got nan"),
