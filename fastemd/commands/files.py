@@ -80,19 +80,19 @@ def _read_biom(path: Path, tips: set[Any]) -> Counts:
 def _read_text(path: Path, tips: set[Any]) -> Counts:
     """Read text with tabs; names are read as they are, also numbers and "NA"."""
     pandas = package("pandas", f"{path}: a table of text")
-    with path.open(encoding="utf-8-sig") as file:
-        header, n_lines = file.readline(), 1
-        is_converted = header.startswith("# Constructed")  # by biom convert
-        if is_converted:
-            header, n_lines = file.readline(), 2
-    corner, *columns = header.rstrip("\r\n").split("\t")
     try:
+        with path.open(encoding="utf-8-sig") as file:
+            header, n_lines = file.readline(), 1
+            is_converted = header.startswith("# Constructed")  # by biom convert
+            if is_converted:
+                header, n_lines = file.readline(), 2
         frame = pandas.read_csv(
             path, sep="\t", header=None, skiprows=n_lines, index_col=0, dtype={0: str},
-            na_filter=False, quoting=3, float_precision="round_trip", low_memory=False,
+            na_filter=False, quoting=3, low_memory=False,
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{path}: not a table of text with tabs: {error}") from error
+    corner, *columns = header.rstrip("\r\n").split("\t")
     if frame.shape[1] != len(columns):
         raise ValueError(
             f"{path}: {len(columns)} names of columns, but {frame.shape[1]} columns; expected a "
@@ -130,7 +130,7 @@ def _are_taxa(path: Path, rows: list[str], columns: list[str], tips: set[Any]) -
 def _read_npz(path: Path, tips: set[Any]) -> Counts:
     """Read ``counts``, ``ids`` and ``taxa``, or the file of `scipy.sparse.save_npz`."""
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:
             names = [_strings(file[name]) if name in file else None for name in ("ids", "taxa")]
             if "counts" in file:
                 return Counts(file["counts"], *names)
@@ -249,7 +249,7 @@ def read_parts(paths: list[Path]) -> tuple[list[str], Iterator[Block]]:
     first = ("", 0)
     for path in paths:
         try:
-            with np.load(path) as file:
+            with path.open("rb") as opened, np.load(opened) as file:
                 problem = str(file["key"]), int(file["part"][1])
                 number, names = int(file["part"][0]), file["ids"].tolist()
         except DAMAGED:
