@@ -208,9 +208,12 @@ def write_distances(path: Path, ids: list[str], blocks: Iterable[Block]) -> None
                     print(name, *map(repr, row.tolist()), sep="\t", file=file)
         elif path.suffix == ".npy":
             target = np.lib.format.open_memmap(partial, "w+", np.float64, (n, n))
-            for block in blocks:
-                assign_square(target, *block, mirrored=True)
-            target.flush()
+            try:
+                for block in blocks:
+                    assign_square(target, *block, mirrored=True)
+                target.flush()
+            finally:
+                del target  # Windows replaces and removes closed files only
             with _complete(path.with_suffix(".ids.txt")) as partial_ids:
                 partial_ids.write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
         else:
