@@ -48,7 +48,7 @@ def random_table(n_samples, n_tips, seed=0):
 
 
 def measure(n_samples, n_tips):
-    """Return the seconds of the fastest call, and the peak resident memory of this process in bytes."""
+    """Return the seconds of the fastest call, and the peak resident bytes of this process."""
     tree, table = binary_tree(n_tips), random_table(n_samples, n_tips)
     fastemd.pairwise(table[:16], space=tree, rho=1)  # compile
     seconds = np.inf
@@ -95,9 +95,9 @@ def report(sizes, fit_from=FIT_FROM):
         extrapolated = f"{min(estimates):,.0f} to {max(estimates):,.0f} (extrapolated)"
         show(n, n_tips, extrapolated, f"matrix alone: {matrix:,.1f} GiB")
     print(
-        f"\nExtrapolated: seconds = {factor:.3g} * samples^{exponent:.2f}, fitted to "
-        f"{min(samples):,} to {max(samples):,} samples at {n_tips:,} tips, to the square of the "
-        f"samples, from {samples[-1]:,} samples. Not measured."
+        f"\nExtrapolated, not measured: seconds = {factor:.3g} * samples^{exponent:.2f}, fitted to "
+        f"{min(samples):,} to {samples[-1]:,} samples at {n_tips:,} tips; and the square of the "
+        f"samples, from {samples[-1]:,} samples."
     )
     fitted = [size for size in sizes if size[0] == 1000]
     exponent, factor = power_law([n for _, n in fitted], [seconds[size] for size in fitted])
