@@ -54,6 +54,7 @@ _FLAT = [
     "glosses",
     "frameworks",
     "boosting",
+    "clusters",
     "losses",
     "crps",
     "development",

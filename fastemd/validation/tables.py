@@ -17,6 +17,21 @@ def check_table_shape(name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: shape {shape}; expected two axes, (rows, bins)")
 
 
+def not_a_dask_array(name: str, value: object) -> NoReturn:
+    raise TypeError(
+        f"{name}: expected a dask.array.Array, got {_kind(value)}; convert an array by "
+        "dask.array.from_array, a data frame of Dask by to_dask_array(lengths=True)"
+    )
+
+
+def check_known_chunks(name: str, shape: tuple[float, ...]) -> None:
+    if any(np.isnan(length) for length in shape):
+        raise ValueError(
+            f"{name}: chunks of unknown size; expected known sizes, which "
+            f"{name}.compute_chunk_sizes() sets"
+        )
+
+
 def columns_of(name: str, names: Sequence[Hashable], bins: Sequence[Hashable]) -> list[int] | None:
     """Return where the bins are among the names of columns; None if in the same order."""
     if list(names) == list(bins):
