@@ -110,8 +110,8 @@ class PairSums:
         """Return the masses of some rows below all edges as panels, until the next call."""
         rows = table.rows(part)
         n_rows, n_panels = len(rows), -(-len(rows) // LANES)
-        if len(self._buffer) < n_panels:  # new memory for each block took a tenth of the time
-            self._buffer = driver.on_cache_lines(n_panels, self.lengths.size, LANES)
+        if len(self._buffer) < max(1, n_panels):  # new memory for each block took a tenth of the time
+            self._buffer = driver.on_cache_lines(max(1, n_panels), self.lengths.size, LANES)
         masses = self._buffer[:n_panels]
         if not n_rows:
             return masses
