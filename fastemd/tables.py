@@ -17,7 +17,7 @@ class Table:
     """Histograms over the bins of a space: a NumPy array or a sparse array of SciPy, (n, N)."""
 
     def __init__(self, name: str, values: Any, space: GroundSpace) -> None:
-        self.name = name
+        self.name, self.whole = name, self
         self.backend: Backend = NUMPY
         names = column_names(values)
         self.values = as_matrix(name, values)
@@ -79,5 +79,7 @@ def as_matrix(name: str, values: Any) -> Any:
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiub":
         validation.not_an_array(name, values)
     array = csr_array(matrix)
-    array.sum_duplicates()
+    if not array.has_canonical_format:  # has duplicates, which are summed in place
+        array = array.copy() if array.format == getattr(matrix, "format", "") else array
+        array.sum_duplicates()
     return array
