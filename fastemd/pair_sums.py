@@ -7,10 +7,15 @@ matrices.
 
 No accuracy is lost by the sums of minima in which sparse edges result. At most half of the rows
 have mass below one, so the mean distance of a row to the others is at least half of the row's sum
-over these edges: no rounding error is larger than a few times that of the largest distance. Before
-products of matrices the mean of all rows is subtracted for the same reason.
+over these edges: no rounding error is larger than a few times that of the largest distance.
+
+Where only differences of masses count, a row of the table is subtracted from all rows before the
+sweep. Otherwise the masses below edges would have rounding errors relative to the masses, which are
+larger than all distances if the rows are nearly equal. No row is further from it than the largest
+distance, so sums of squares lose nothing as products either.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -46,6 +51,7 @@ class Measure(NamedTuple):
     exponent: float = 1.0
     root: float = 1.0  # masses are multiplied by the length to this power
     presence: bool = False  # positive masses count as 1
+    relative: bool = False  # only differences of masses count
     single: Callable[[Array, Array, float], Array] = lambda mass, length, exponent: np.abs(mass)
     result: str = "sum"  # a name of `RESULTS`
 
@@ -57,16 +63,16 @@ def _power_of(mass: Array, length: Array, exponent: float) -> Array:
 def distance(rho: float) -> Measure:
     """Return the measure whose sum is EMD^rho."""
     if rho == 1.0:
-        return Measure("difference")
+        return Measure("difference", relative=True)
     term = "square" if rho == 2.0 else "power"
-    return Measure(term, rho, 1.0 / rho, single=_power_of)
+    return Measure(term, rho, 1.0 / rho, single=_power_of, relative=True)
 
 
 class Packed(NamedTuple):
     """A block of rows as the kernels read it."""
 
     rows: Rows
-    matrix: Array  # (n, D) of the dense edges, minus their mean, for products
+    matrix: Array  # (n, D) of the dense edges, for products
     length: Array  # (n,) sum over all edges, for results
 
 
@@ -106,38 +112,51 @@ class PairSums:
         self._room = CACHE_BYTES
 
     def _split(self, tables: list[Table]) -> None:
-        shares, mean = [], np.zeros(0)
+        self.reference = np.zeros(self.layout.n_bins)
+        shares, reference = [], self.reference
         for table in tables:
             sample = np.linspace(0, table.n_rows - 1, min(SAMPLE, table.n_rows)).astype(np.intp)
             masses = (
                 self._masses(table, sample) if sample.size else np.zeros((1, self.lengths.size))
             )
             shares.append(np.count_nonzero(masses, axis=0) / len(masses))
-            mean = masses.mean(axis=0)
+            finite = np.flatnonzero(np.isfinite(masses).all(axis=1))
+            if sample.size and finite.size:
+                reference = table.rows(sample[finite[:1]])[0]
         is_dense = (shares[0] * shares[-1] >= DENSE_SHARE) | (
             np.maximum(shares[0], shares[-1]) > MOST_SPARSE
         )
         if self.measure.term == "variance_adjusted":  # depends on the totals of both rows
             is_dense[:] = True
         self.dense, self.sparse = np.flatnonzero(is_dense), np.flatnonzero(~is_dense)
-        self.mean = mean[self.dense]
         in_panels = self.dense[: 0 if self.measure.term == "square" else None]
         self.edge_lengths = Lengths(self.lengths[in_panels], self.lengths[self.sparse])
         self.in_panels = in_panels
+        if self.measure.relative:
+            self.reference = np.where(self._is_below(is_dense), reference, 0.0)
+
+    def _is_below(self, chosen: Array) -> Array:
+        """Return which bins are below chosen edges, judged by the first edge that has a length."""
+        parent, length, _ = self.layout.edges
+        above = np.where(length[:-1] == 0.0, parent[:-1], np.arange(self.lengths.size))
+        above = np.append(above, self.lengths.size)  # the last edge stands for itself
+        while not np.array_equal(above, further := above[above]):
+            above = further
+        is_below: Array = np.append(chosen, True)[above[: self.layout.n_bins]]
+        return is_below
 
     def _masses(self, table: Table, part: Any) -> Array:
         """Return the masses of some rows below all edges, (rows, edges)."""
         rows = table.rows(part)[None]
         masses = np.empty((1, rows.shape[1], self.lengths.size))
-        none, zeros = np.empty((1, 1, 0)), np.broadcast_to(np.zeros(rows.shape[2]), rows.shape)
-        arguments = (rows, zeros, none), power(1.0), none[0, 0], masses, True, self.tolerance
+        none, others = np.empty((1, 1, 0)), np.broadcast_to(self.reference, rows.shape)
+        arguments = (rows, others, none), power(1.0), none[0, 0], masses, True, self.tolerance
         invalid = driver.run("embed", self.layout, *arguments)
         if invalid < rows.shape[1]:
-            row = np.arange(table.n_rows)[part][invalid]
-            everywhere = {
-                table.name: np.broadcast_to(rows[0, invalid], (table.n_rows, rows.shape[2]))
-            }
-            validation.raise_invalid_row(everywhere, (table.n_rows,), int(row), self.tolerance)
+            row = int(np.arange(table.n_rows)[part][invalid])
+            values = table.whole.rows([row])[0]
+            everywhere = {table.name: np.broadcast_to(values, (table.n_rows, values.size))}
+            validation.raise_invalid_row(everywhere, (table.n_rows,), row, self.tolerance)
         return masses.reshape(masses.shape[1:])
 
     def packed(self, table: Table, block: slice) -> Packed:
@@ -155,12 +174,13 @@ class PairSums:
     def _pack(self, table: Table, block: slice) -> Packed:
         measure, masses = self.measure, self._masses(table, block)
         panels, start, row, mass = driver.pack_masses(masses, self.in_panels, self.sparse)
-        matrix = masses[:, self.dense] - self.mean if measure.term == "square" else np.empty((0, 0))
+        matrix = masses[:, self.dense] if measure.term == "square" else np.empty((0, 0))
         entry_lengths = np.repeat(self.edge_lengths.sparse, np.diff(start))
         if measure.presence:
             np.multiply(panels > 0.0, self.edge_lengths.dense[:, None], out=panels)
             mass = entry_lengths
-        single = measure.single(mass, entry_lengths, measure.exponent)
+        with np.errstate(all="ignore"):
+            single = measure.single(mass, entry_lengths, measure.exponent)
         n_rows, n_all = len(masses), LANES * len(panels)
         own, totals = _padded(np.bincount(row, single, n_rows), n_all), np.zeros(n_rows)
         if self.totals is not None:
@@ -186,12 +206,13 @@ class PairSums:
         )
         sums, norms = sums[:n, :m], norms[:n, :m]
         if measure.term == "square" and self.dense.size:
-            products = a.matrix @ b.matrix.T
-            squares = [np.einsum("ij,ij->i", x.matrix, x.matrix) for x in (a, b)]
-            products *= -2.0
-            products += squares[0][:, None]
-            products += squares[1]
-            sums += np.maximum(products, 0.0, out=products)
+            with np.errstate(all="ignore"):  # rows that are not validated
+                products = a.matrix @ b.matrix.T
+                squares = [np.einsum("ij,ij->i", x.matrix, x.matrix) for x in (a, b)]
+                products *= -2.0
+                products += squares[0][:, None]
+                products += squares[1]
+                sums += np.maximum(products, 0.0, out=products)
         with np.errstate(all="ignore"):  # 0 / 0 for two rows without mass
             result = RESULTS[measure.result](Sums(sums, norms, a.length[:, None], b.length))
         if measure.result != "sum":
@@ -205,12 +226,13 @@ class PairSums:
         """Yield the rows of both tables and the results of every block; of one table, i <= j."""
         rows, columns = self.blocks(self.a), self.blocks(self.b)
         bar = Progress(self.a.n_rows * self.b.n_rows, after=PROGRESS_AFTER)
-        for n, i in enumerate(rows):
-            for j in columns[n if self.is_same else 0 :]:
-                yield i, j, self.block(i, j)
-                if progress is not False:
-                    twice = 2 if self.is_same and i != j else 1
-                    bar.add(twice * (i.stop - i.start) * (j.stop - j.start))
+        with contextlib.closing(bar):
+            for n, i in enumerate(rows):
+                for j in columns[n if self.is_same else 0 :]:
+                    yield i, j, self.block(i, j)
+                    if progress is not False:
+                        twice = 2 if self.is_same and i != j else 1
+                        bar.add(twice * (i.stop - i.start) * (j.stop - j.start))
 
 
 def _used_part(space: GroundSpace, tables: list[Table]) -> tuple[EdgeLayout, list[Table]]:
