@@ -71,7 +71,12 @@ def column_names(values: Any) -> Sequence[Hashable] | None:
 def as_matrix(name: str, values: Any) -> Any:
     """Return a sparse matrix, array or data frame as a sparse array; None if it is not sparse."""
     frame: Any = getattr(values, "sparse", None)
-    matrix = frame.to_coo() if hasattr(frame, "to_coo") else values
+    matrix = values
+    if hasattr(frame, "to_coo") and values.ndim == 2:
+        try:
+            matrix = frame.to_coo()
+        except ValueError:  # there are no columns, or entries that are not stored are not 0
+            return None
     if not hasattr(matrix, "tocsr"):
         return None
     from scipy.sparse import csr_array  # SciPy's sparse arrays are slow to import
