@@ -180,7 +180,8 @@ def neighbors(
         keep_nearest(distances[rows], indices[rows], block, columns.start)
     found = backend.empty(distances.shape, result_type([a.values, b.values]))
     rows = backend.empty(indices.shape, np.dtype(np.int64))
-    found[...], rows[...] = distances, indices
+    with np.errstate(over="ignore"):  # float32 may be infinite
+        found[...], rows[...] = distances, indices
     return backend.wrap(found), backend.wrap(rows)
 
 
@@ -232,17 +233,18 @@ def collect(
         dense = [each.values for each in (sums.a, sums.b) if not each.is_sparse]
         if isinstance(view, np.ndarray) and any(views.overlap(view, x) for x in dense):
             target = np.empty(shape, view.dtype)
-    for i, j, block in sums.all_blocks(progress):
-        if condensed:
-            for row in range(i.start, i.stop):
-                first = max(j.start, row + 1)
-                part = block[row - i.start, first - j.start :]
-                place = n * row - row * (row + 1) // 2 + first - row - 1
-                target[place : place + part.size] = part
-        else:
-            target[i, j] = block
-            if sums.is_same and i != j:
-                target[j, i] = block.T
+    with np.errstate(over="ignore"):  # float32 may be infinite
+        for i, j, block in sums.all_blocks(progress):
+            if condensed:
+                for row in range(i.start, i.stop):
+                    first = max(j.start, row + 1)
+                    part = block[row - i.start, first - j.start :]
+                    place = n * row - row * (row + 1) // 2 + first - row - 1
+                    target[place : place + part.size] = part
+            else:
+                target[i, j] = block
+                if sums.is_same and i != j:
+                    target[j, i] = block.T
     if out is None:
         return backend.wrap(target)
     if target is not view:
@@ -289,6 +291,6 @@ def _squares_on_device(
         return backend.finish(result)
     target = views.writable_view("out", out, backend)
     validation.check_pairs_out(target, tuple(result.shape))
-    backend.assign(target, backends.DeviceArray.of(result))
+    backend.assign(target, backend.view(result))
     backend.mark_written(out)
     return out

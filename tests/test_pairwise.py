@@ -717,6 +717,14 @@ def test_neighbors_at_infinite_distance_have_valid_indices():
     assert np.sort(indices, axis=1).tolist() == [[0, 1, 2]] * 3
 
 
+def test_pairwise_float32_may_be_infinite():
+    p = np.eye(3, dtype=np.float32) * np.float32(1e30)
+    comp = _pairwise(p, space=fastemd.Chain(3), rho=2)
+    np.testing.assert_array_equal(comp, np.where(np.eye(3), 0.0, np.inf))
+    distances, _ = fastemd.neighbors(p, p, space=fastemd.Chain(3), rho=2, k=2)
+    assert distances.tolist() == [[0.0, np.inf]] * 3
+
+
 def test_neighbors_hold_one_block_in_memory(rng, small_blocks, monkeypatch):
     sizes, block = [], pair_sums.PairSums.block
 
