@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastemd.kernels.cpu import compiling, pairwise
 from fastemd.kernels.cpu.losses import LOSSES
-from fastemd.kernels.edges import Cost
+from fastemd.kernels.edges import Cost, power
 from fastemd.kernels.operations import NORMALIZATIONS, variant
 from fastemd.layout import EdgeLayout
 
@@ -235,6 +235,13 @@ def keys(operation: str, layout: EdgeLayout, cost: Cost, char: str) -> list[tupl
     widths = {_is_narrow(operation, layout, n_rows): None for n_rows in (1, FEW_ROWS + 1)}
     operation, name, _ = variant(operation, cost)
     return [(operation, layout.is_chain, name, narrow, char) for narrow in widths]
+
+
+def pair_keys(layout: EdgeLayout, term: str) -> list[tuple[Any, ...]]:
+    """Return the same for the sums of a term over all pairs of rows."""
+    names = [("count", "any"), ("fill", "any"), ("pairs", term)]
+    kernels = [(operation, False, name, False, "d") for operation, name in names]
+    return [*keys("embed", layout, power(1.0), "d"), *kernels]
 
 
 def _is_narrow(operation: str, layout: EdgeLayout, n_rows: int) -> bool:
