@@ -111,18 +111,26 @@ class PairSums:
         self._packed: dict[tuple[int, int], Packed] = {}
         self._room = CACHE_BYTES
 
+    @property
+    def _block_size(self) -> int:
+        """How many rows are swept at a time, at most."""
+        return max(LANES, BLOCK_NUMBERS // max(1, self.lengths.size))
+
     def _split(self, tables: list[Table]) -> None:
         self.reference = np.zeros(self.layout.n_bins)
-        shares, reference = [], self.reference
+        shares, first = [], None
         for table in tables:
             sample = np.linspace(0, table.n_rows - 1, min(SAMPLE, table.n_rows)).astype(np.intp)
-            masses = (
-                self._masses(table, sample) if sample.size else np.zeros((1, self.lengths.size))
-            )
-            shares.append(np.count_nonzero(masses, axis=0) / len(masses))
-            finite = np.flatnonzero(np.isfinite(masses).all(axis=1))
-            if sample.size and finite.size:
-                reference = table.rows(sample[finite[:1]])[0]
+            counts, first = np.zeros(self.lengths.size), None
+            for start in range(0, sample.size, self._block_size):
+                part = sample[start : start + self._block_size]
+                masses = self._masses(table, part)
+                counts += np.count_nonzero(masses, axis=0)
+                finite = np.flatnonzero(np.isfinite(masses).all(axis=1))
+                if first is None and finite.size:
+                    first = part[finite[0]]
+            shares.append(counts / max(1, sample.size))
+        reference = self.reference if first is None else tables[-1].rows([first])[0]
         is_dense = (shares[0] * shares[-1] >= DENSE_SHARE) | (
             np.maximum(shares[0], shares[-1]) > MOST_SPARSE
         )
@@ -191,7 +199,7 @@ class PairSums:
 
     def blocks(self, a: Table, n_rows: int = BLOCK_ROWS) -> list[slice]:
         """Return consecutive blocks of the rows of a table."""
-        step = min(n_rows, max(LANES, BLOCK_NUMBERS // max(1, self.lengths.size)))
+        step = min(n_rows, self._block_size)
         return [slice(i, min(i + step, a.n_rows)) for i in range(0, a.n_rows, step)]
 
     def block(self, i: slice, j: slice) -> Array:

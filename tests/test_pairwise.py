@@ -725,6 +725,23 @@ def test_pairwise_float32_may_be_infinite():
     assert distances.tolist() == [[0.0, np.inf]] * 3
 
 
+def test_pairwise_sweeps_one_block_at_a_time(rng, monkeypatch):
+    """Also of the sample of rows by which edges are called dense or sparse."""
+    sizes, masses = [], pair_sums.PairSums._masses
+
+    def measured(*arguments):
+        result = masses(*arguments)
+        sizes.append(result.size)
+        return result
+
+    monkeypatch.setattr(pair_sums.PairSums, "_masses", measured)
+    monkeypatch.setattr(pair_sums, "BLOCK_NUMBERS", 10 * 4)
+    p = _masses(rng, 33, 5)
+    p[:9] = p[0]  # the first blocks have no mass below some edges
+    assert_close(_pairwise(p, space=CHAIN, rho=1), _by_emd(p, p, CHAIN, 1))
+    assert max(sizes) <= 10 * 4
+
+
 def test_neighbors_hold_one_block_in_memory(rng, small_blocks, monkeypatch):
     sizes, block = [], pair_sums.PairSums.block
 
