@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -152,6 +153,39 @@ def test_pairwise_of_any_number_of_edges(n_edges, rng):
 def test_pairwise_in_parallel_agrees_with_emd(rho, rng):
     p, chain = _uneven(rng, 300, 300), fastemd.Chain(300)
     assert_close(_pairwise(p, space=chain, rho=rho), _by_emd(p, p, chain, rho))
+
+
+def test_pairwise_in_threads_of_caller(rng):
+    p, chain = _uneven(rng, 200, 100), fastemd.Chain(100)
+    ref = _pairwise(p, space=chain, rho=1)
+    with ThreadPoolExecutor(4) as pool:
+        for comp in pool.map(lambda _: _pairwise(p, space=chain, rho=1), range(8)):
+            np.testing.assert_array_equal(comp, ref)
+
+
+@pytest.mark.parametrize(
+    "rho", [1.0, np.float32(1.5), np.int64(2), 40, 1 + 2.0**-52, 2 - 2.0**-52, 2 + 2.0**-51]
+)
+def test_pairwise_accepts_any_rho(rho, small_case, rng):
+    p = _masses(rng, 9, small_case.n_bins)
+    comp = _pairwise(p, space=small_case.space, rho=rho)
+    assert_close(comp, _reference(p, p, small_case, rho))
+
+
+@pytest.mark.parametrize("rho", [1, 1.5, 2, 1000])
+def test_pairwise_is_finite_if_power_overflows_on_edge_of_length_0(rho):
+    case = chain_case(3, [0.0, 1.0])
+    p = np.array([[3.0, 0.0, 1.0], [0.0, 3.0, 1.0], [1.0, 2.0, 1.0]])
+    assert not _pairwise(p, space=case.space, rho=rho).any()
+
+
+def test_pairwise_of_unnormalized_counts(rho, rng):
+    """Counts of many digits, in any integer type."""
+    p = rng.multinomial(1000, np.ones(30) / 30, 9)
+    ref = _by_emd(p, p, fastemd.Chain(30), rho)
+    for dtype in (np.uint8, np.int16, np.uint64):
+        comp = _pairwise(p.astype(dtype), space=fastemd.Chain(30), rho=rho)
+        assert_close(comp, ref)
 
 
 def test_pairwise_does_not_depend_on_blocks(rho, rng, monkeypatch):
@@ -343,7 +377,7 @@ def test_pairwise_float32_is_rounded_float64(rho, small_case, rng):
         lambda x: np.frombuffer(x.tobytes()).reshape(x.shape),  # read-only
         lambda x: x.astype(">f8"),
         lambda x: x.astype(object),
-        np.matrix if hasattr(np, "matrix") else np.asarray,
+        np.matrix,
         np.ma.masked_array,
     ],
     ids=["lists", "rows", "columns", "reversed", "fortran", "read-only", "bytes", "objects",
