@@ -169,7 +169,7 @@ def _measure(metric: str, alpha: float) -> Measure:
     if metric not in METRICS:
         validation.unknown_metric(metric, METRICS)
     return {
-        "weighted": Measure("difference"),
+        "weighted": Measure("difference", relative=True),
         "weighted_normalized": Measure("difference", denominator="both"),
         "unweighted": Measure("difference", root=0.0, presence=True, denominator="union"),
         "generalized": Measure(

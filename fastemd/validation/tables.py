@@ -55,7 +55,7 @@ def check_equal_masses(masses: Mapping[str, Array], tolerance: float) -> None:
         return
     rows = [(name, i) for name, each in masses.items() for i in range(each.size)]
     mass = np.concatenate(list(masses.values()))
-    if not np.isfinite(mass).all():
+    if not np.isfinite(mass).all() or mass.min() < 0.0:
         return  # the rows are validated one by one
     low, high = int(mass.argmin()), int(mass.argmax())
     if mass[high] - mass[low] > tolerance * mass[high]:
@@ -88,6 +88,8 @@ def check_pairs_out(out: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"out: {what}; expected an array of shape {shape}")
     if np.dtype(out.dtype).kind != "f":
         raise TypeError(f"out: expected an array of floating point numbers, got {out.dtype}")
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError("out: the array is read-only")
 
 
 def only_squares_on_cuda(rho: float) -> NoReturn:
