@@ -84,7 +84,7 @@ figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", nco
 plt.show()
 
 # %%
-# Most pairs of samples have hardly a taxon in common, so their Bray-Curtis distances are all near 1.
+# Most pairs of samples have hardly a taxon in common, so their Bray-Curtis distances are near 1.
 # Unweighted UniFrac depends on presence alone, and with so few taxa in a sample, the lineages that
 # it has are mostly a matter of chance.
 
