@@ -56,6 +56,8 @@ _FLAT = [
     "boosting",
     "losses",
     "crps",
+    "pairs",
+    "unifrac",
     "development",
     "changelog",
 ]
