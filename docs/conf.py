@@ -57,6 +57,8 @@ _FLAT = [
     "clusters",
     "losses",
     "crps",
+    "pairs",
+    "unifrac",
     "development",
     "changelog",
 ]
