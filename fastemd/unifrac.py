@@ -151,11 +151,11 @@ def unifrac_sums(
 def _as_tree(tree: Any) -> GroundSpace:
     if isinstance(tree, GroundSpace):
         return tree
-    is_newick = isinstance(tree, str | os.PathLike) or hasattr(tree, "read")
-    if not (is_newick or hasattr(tree, "is_tip")):
+    is_node = hasattr(tree, "is_tip")
+    if not (is_node or isinstance(tree, str | os.PathLike) or hasattr(tree, "read")):
         validation.not_a_phylogeny(tree)
     with validation.renaming({"source": "tree"}):
-        return Tree.from_newick(tree) if is_newick else Tree.from_skbio(tree)
+        return Tree.from_skbio(tree) if is_node else Tree.from_newick(tree)
 
 
 def _length_times_power(mass: Array, length: Array, exponent: float) -> Array:
