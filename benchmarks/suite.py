@@ -9,12 +9,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 
 import numpy as np
 
 import fastemd
 from benchmarks.common import histograms, logits, random_tree, timed
 from benchmarks.frameworks import binned_regression, cross_entropy, small_calls, training
+from benchmarks.unifrac import problem, scikit_bio
 from fastemd.demo.baselines import EMD_BASELINES, SINKHORN_BASELINES
 
 
@@ -270,6 +272,74 @@ class Memory:
 
     def peakmem_value_and_gradient(self, space):
         fastemd.emd_value_and_grad(self.p, self.q, self.space, 2)
+
+
+class Pairs:
+    """All pairs of sparse samples on a phylogeny, next to scikit-bio and POT."""
+
+    params, param_names = ("200 x 1000", "400 x 2000"), ("samples x taxa",)
+    timeout = 300
+
+    def setup(self, size):
+        n_samples, n_taxa = map(int, size.split(" x "))
+        self.case = problem(n_samples, n_taxa, 0.05)
+        self.tree = fastemd.Tree.from_parents(self.case.parents, self.case.lengths)
+        counts = self.case.table.toarray()
+        counts[:, 0] += counts.sum(axis=1) == 0
+        self.histograms = counts / counts.sum(axis=1, keepdims=True)
+        self.time_pairwise_of_rho_1()
+        self.time_pairwise_of_rho_2()
+        self.time_neighbors()
+        for metric in ("weighted", "unweighted"):
+            self.unifrac(metric)
+
+    def unifrac(self, metric):
+        return fastemd.unifrac(self.case.table, self.tree, metric=metric)
+
+    def time_pairwise_of_rho_1(self, *_):
+        fastemd.pairwise(self.histograms, space=self.tree, rho=1)
+
+    def time_pairwise_of_rho_2(self, *_):
+        fastemd.pairwise(self.histograms, space=self.tree, rho=2)
+
+    def time_neighbors(self, *_):
+        fastemd.neighbors(self.histograms, self.histograms, space=self.tree, rho=1, k=10)
+
+    def time_unifrac_weighted(self, *_):
+        self.unifrac("weighted")
+
+    def time_unifrac_unweighted(self, *_):
+        self.unifrac("unweighted")
+
+    def peakmem_pairwise(self, *_):
+        fastemd.pairwise(self.histograms, space=self.tree, rho=1)
+
+    def ratio_to_scikit_bio(self, metric):
+        runs = {
+            "scikit-bio": scikit_bio(self.case, metric),
+            "unifrac": partial(self.unifrac, metric),
+        }
+        times = timed(runs, seconds=0.2)
+        return times["unifrac"][0] / times["scikit-bio"][0]
+
+    def track_weighted_ratio_to_scikit_bio(self, *_):
+        return self.ratio_to_scikit_bio("weighted")
+
+    def track_unweighted_ratio_to_scikit_bio(self, *_):
+        return self.ratio_to_scikit_bio("unweighted")
+
+    def track_ratio_to_pot(self, *_):
+        """Compare the times per pair; POT solves a few."""
+        pairs, tree = self.histograms[:5], self.tree
+        runs = {"pot": EMD_BASELINES["linear programme (POT)"](tree, pairs[:-1], pairs[1:], 1)}
+        runs["pairwise"] = self.time_pairwise_of_rho_1
+        times = timed(runs, seconds=0.2)
+        n = len(self.histograms)
+        return (times["pairwise"][0] / (n * (n - 1) / 2)) / (times["pot"][0] / (len(pairs) - 1))
+
+    track_weighted_ratio_to_scikit_bio.unit = "scikit-bio"
+    track_unweighted_ratio_to_scikit_bio.unit = "scikit-bio"
+    track_ratio_to_pot.unit = "POT, per pair"
 
 
 class Growth:

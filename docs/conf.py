@@ -54,8 +54,11 @@ _FLAT = [
     "glosses",
     "frameworks",
     "boosting",
+    "clusters",
     "losses",
     "crps",
+    "pairs",
+    "unifrac",
     "development",
     "changelog",
 ]

@@ -21,6 +21,7 @@ from fastemd.warming import warm_up
 
 if TYPE_CHECKING:
     from fastemd import boosting as boosting
+    from fastemd import dask as dask
     from fastemd import jax as jax
     from fastemd import metrics as metrics
     from fastemd import plotting as plotting
@@ -46,7 +47,7 @@ __all__ = [
 ]
 __all__ += functions.__all__
 
-_FRAMEWORKS = ("jax", "torch")
+_FRAMEWORKS = ("dask", "jax", "torch")
 _LAZY = (*_FRAMEWORKS, "boosting", "metrics", "plotting")  # submodules, imported when first used
 
 

@@ -7,10 +7,15 @@ matrices.
 
 No accuracy is lost by the sums of minima in which sparse edges result. At most half of the rows
 have mass below one, so the mean distance of a row to the others is at least half of the row's sum
-over these edges: no rounding error is larger than a few times that of the largest distance. Before
-products of matrices the mean of all rows is subtracted for the same reason.
+over these edges: no rounding error is larger than a few times that of the largest distance.
+
+Where only differences of masses count, a row of the table is subtracted from all rows before the
+sweep. Otherwise the masses below edges would have rounding errors relative to the masses, which are
+larger than all distances if the rows are nearly equal. No row is further from it than the largest
+distance, so sums of squares lose nothing as products either.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -44,6 +49,7 @@ class Measure(NamedTuple):
     exponent: float = 1.0
     root: float = 1.0  # masses are multiplied by the length to this power
     presence: bool = False  # positive masses count as 1
+    relative: bool = False  # only differences of masses count
     single: Callable[[Array, Array, float], Array] = lambda mass, length, exponent: np.abs(mass)
     denominator: str = ""  # "both" or "union": a length; or "norm": the second sum of the term
 
@@ -55,16 +61,16 @@ def _power_of(mass: Array, length: Array, exponent: float) -> Array:
 def distance(rho: float) -> Measure:
     """Return the measure whose sum is EMD^rho."""
     if rho == 1.0:
-        return Measure("difference")
+        return Measure("difference", relative=True)
     term = "square" if rho == 2.0 else "power"
-    return Measure(term, rho, 1.0 / rho, single=_power_of)
+    return Measure(term, rho, 1.0 / rho, single=_power_of, relative=True)
 
 
 class Packed(NamedTuple):
     """A block of rows as the kernels read it."""
 
     rows: Rows
-    matrix: Array  # (n, D) of the dense edges, minus their mean, for products
+    matrix: Array  # (n, D) of the dense edges, for products
     length: Array  # (n,) the sum over all edges, for denominators
 
 
@@ -88,33 +94,57 @@ class PairSums:
         self._packed: dict[tuple[int, int], Packed] = {}
         self._room = CACHE_BYTES
 
+    @property
+    def _block_size(self) -> int:
+        """How many rows are swept at a time, at most."""
+        n_panels = BLOCK_NUMBERS // (LANES * max(1, self.lengths.size))
+        return LANES * max(1, n_panels)
+
     def _split(self, tables: list[Table]) -> None:
+        self.reference = np.zeros(self.layout.n_bins)
         shares = []
         for table in tables:
             sample = np.linspace(0, table.n_rows - 1, min(SAMPLE, table.n_rows)).astype(np.intp)
-            masses = self._masses(table, sample)
-            shares.append(driver.rows_below(masses) / max(1, sample.size))
+            counts = np.zeros(self.lengths.size)
+            for start in range(0, sample.size, self._block_size):
+                masses = self._masses(table, sample[start : start + self._block_size])
+                counts += driver.rows_below(masses)
+            shares.append(counts / max(1, sample.size))
         is_dense = shares[0] * shares[-1] >= DENSE_SHARE
         is_dense |= np.maximum(shares[0], shares[-1]) > MOST_SPARSE
         if self.measure.term == "variance_adjusted":  # depends on the totals of both rows
             is_dense[:] = True
         self.dense, self.sparse = np.flatnonzero(is_dense), np.flatnonzero(~is_dense)
-        self.in_panels = self.dense
-        if self.measure.term == "square":
-            self.in_panels = self.dense[:0]
-            self.mean = masses[:, self.dense].sum(axis=(0, 2)) / max(1, sample.size)
+        self.in_panels = self.dense[: 0 if self.measure.term == "square" else None]
         self.edge_lengths = Lengths(self.lengths[self.in_panels], self.lengths[self.sparse])
+        if self.measure.relative:
+            rows = (tables[-1].rows([i])[0] for i in sample)
+            finite = next((row for row in rows if np.isfinite(row).all()), 0.0)
+            reference = np.where(self._is_below(is_dense), finite, 0.0)
+            if any(table.values.dtype.type is np.float32 for table in tables):
+                reference = reference.astype(np.float32)  # the same for rows of both types
+            self.reference = reference.astype(np.float64)
+
+    def _is_below(self, chosen: Array) -> Array:
+        """Return which bins are below chosen edges, judged by the first edge that has a length."""
+        parent, length, _ = self.layout.edges
+        above = np.where(length[:-1] == 0.0, parent[:-1], np.arange(self.lengths.size))
+        above = np.append(above, self.lengths.size)  # the last edge stands for itself
+        while not np.array_equal(above, further := above[above]):
+            above = further
+        is_below: Array = np.append(chosen, True)[above[: self.layout.n_bins]]
+        return is_below
 
     def _masses(self, table: Table, part: Any) -> Array:
         """Return the masses of some rows below all edges as panels, until the next call."""
         rows = table.rows(part)
         n_rows, n_panels = len(rows), -(-len(rows) // LANES)
-        if len(self._buffer) < n_panels:  # new memory for each block took a tenth of the time
-            self._buffer = driver.on_cache_lines(n_panels, self.lengths.size, LANES)
+        if len(self._buffer) < max(1, n_panels):  # new memory per block took a tenth of the time
+            self._buffer = driver.on_cache_lines(max(1, n_panels), self.lengths.size, LANES)
         masses = self._buffer[:n_panels]
         if not n_rows:
             return masses
-        invalid = driver.masses_below(self.layout, rows, self.tolerance, masses)
+        invalid = driver.masses_below(self.layout, rows, self.reference, self.tolerance, masses)
         if invalid < n_rows:
             row = int(np.arange(table.n_rows)[part][invalid])
             table.raise_invalid(row, self.tolerance)
@@ -138,13 +168,14 @@ class PairSums:
         panels, start, row, mass = driver.pack_masses(masses, self.in_panels, self.sparse)
         matrix = np.empty((0, 0))
         if measure.term == "square":
-            columns = (masses[:, self.dense] - self.mean[:, None]).transpose(0, 2, 1)
-            matrix = columns.reshape(-1, self.dense.size)[:n_rows]
+            columns = masses[:, self.dense].transpose(0, 2, 1)
+            matrix = columns.reshape(LANES * len(masses), self.dense.size)[:n_rows]
         entry_lengths = np.repeat(self.edge_lengths.sparse, np.diff(start))
         if measure.presence:
             np.multiply(panels > 0.0, self.edge_lengths.dense[:, None], out=panels)
             mass = entry_lengths
-        single = measure.single(mass, entry_lengths, measure.exponent)
+        with np.errstate(all="ignore"):
+            single = measure.single(mass, entry_lengths, measure.exponent)
         n_all = LANES * len(panels)
         own, totals = _padded(np.bincount(row, single, n_rows), n_all), np.zeros(n_rows)
         if self.totals is not None:
@@ -152,12 +183,12 @@ class PairSums:
         rows = Rows(panels, start, row, mass, single, own, _padded(totals, n_all))
         length = np.zeros(n_all)
         if measure.denominator in ("both", "union"):
-            length = panels.sum(axis=1).reshape(-1) + own
+            length = panels.sum(axis=1).ravel() + own
         return Packed(rows, matrix, length[:n_rows])
 
     def blocks(self, table: Table) -> list[slice]:
         """Return consecutive blocks of the rows of a table."""
-        step = min(BLOCK_ROWS, max(LANES, BLOCK_NUMBERS // max(1, self.lengths.size)))
+        step = min(BLOCK_ROWS, self._block_size)
         return [slice(i, min(i + step, table.n_rows)) for i in range(0, table.n_rows, step)]
 
     def block(self, i: slice, j: slice) -> Array:
@@ -172,12 +203,13 @@ class PairSums:
         )
         sums, norms = sums[:n, :m], norms[:n, :m]
         if measure.term == "square" and self.dense.size:
-            products = a.matrix @ b.matrix.T
-            squares = [np.einsum("ij,ij->i", x.matrix, x.matrix) for x in (a, b)]
-            products *= -2.0
-            products += squares[0][:, None]
-            products += squares[1]
-            sums += np.maximum(products, 0.0, out=products)
+            with np.errstate(all="ignore"):  # rows that are not validated
+                products = a.matrix @ b.matrix.T
+                squares = [np.einsum("ij,ij->i", x.matrix, x.matrix) for x in (a, b)]
+                products *= -2.0
+                products += squares[0][:, None]
+                products += squares[1]
+                sums += np.maximum(products, 0.0, out=products)
         result = sums
         if measure.denominator:
             denominator = norms
@@ -203,11 +235,11 @@ class PairSums:
         """Yield blocks of pairs, by default all, and their results."""
         pairs = self.block_pairs() if pairs is None else pairs
         sizes = [(i.stop - i.start) * (j.stop - j.start) for i, j in pairs]
-        bar = Progress(sum(sizes), after=PROGRESS_AFTER)
-        for (i, j), size in zip(pairs, sizes, strict=True):
-            yield i, j, self.block(i, j)
-            if progress is not False:
-                bar.add(size)
+        with contextlib.closing(Progress(sum(sizes), after=PROGRESS_AFTER)) as bar:
+            for (i, j), size in zip(pairs, sizes, strict=True):
+                yield i, j, self.block(i, j)
+                if progress is not False:
+                    bar.add(size)
 
 
 def used_part(

@@ -11,7 +11,7 @@ from fastemd.array_api import computing_with, namespace_of
 from fastemd.backends import CudaBackend
 from fastemd.call import edge_cost, result_type
 from fastemd.docstrings import documented
-from fastemd.functions import embed
+from fastemd.functions import embed, emd
 from fastemd.pair_sums import PairSums, distance, used_part
 from fastemd.spaces import GroundSpace
 from fastemd.tables import Table
@@ -96,7 +96,8 @@ def pairwise(
     rho = edge_cost(rho).rho
     if condensed and Q is not None:
         validation.condensed_with_two_tables()
-    backend = backends.backend_of({"P": P} if Q is None else {"P": P, "Q": Q})
+    arrays = {"P": P, "Q": Q, "out": out}
+    backend = backends.backend_of({n: x for n, x in arrays.items() if x is not None})
     if isinstance(backend, CudaBackend):
         if rho != 2.0:
             validation.only_squares_on_cuda(rho)
@@ -179,7 +180,8 @@ def neighbors(
         keep_nearest(distances[rows], indices[rows], block, columns.start)
     found = backend.empty(distances.shape, result_type([a.values, b.values]))
     rows = backend.empty(indices.shape, np.dtype(np.int64))
-    found[...], rows[...] = distances, indices
+    with np.errstate(over="ignore"):  # float32 may be infinite
+        found[...], rows[...] = distances, indices
     return backend.wrap(found), backend.wrap(rows)
 
 
@@ -195,21 +197,26 @@ def _distances(
 
 
 def keep_nearest(distances: Array, indices: Array, block: Array, first: int) -> None:
-    """Replace the nearest columns so far by those of a block, whose first column is `first`."""
+    """Replace the nearest columns so far by those of a block, whose first column is `first`.
+
+    NaN is further than all numbers. Before it has seen k columns, a row ends with inf.
+    """
     k = distances.shape[1]
     if block.shape[1] > 2 * k:  # a bound for every row, so that few columns are sorted
-        bound = np.minimum(np.partition(block, k - 1, axis=1)[:, k - 1], distances[:, -1])
-        width = int((block <= bound[:, None]).sum(axis=1).max(initial=0))
-        chosen = np.argsort(np.where(block <= bound[:, None], 0, 1), axis=1, kind="stable")
-        chosen = chosen[:, :width]
+        bound = np.fmin(np.partition(block, k - 1, axis=1)[:, k - 1], distances[:, -1])
+        is_far = block > bound[:, None]  # false for NaN
+        width = int((~is_far).sum(axis=1).max(initial=0))
+        chosen = np.argsort(is_far, axis=1, kind="stable")[:, :width]
         block = np.take_along_axis(block, chosen, axis=1)
     else:
         chosen = np.broadcast_to(np.arange(block.shape[1]), block.shape)
-    all_distances = np.concatenate([distances, block], axis=1)
-    all_indices = np.concatenate([indices, first + chosen], axis=1)
+    known = min(k, first)
+    all_distances = np.concatenate([distances[:, :known], block], axis=1)
+    all_indices = np.concatenate([indices[:, :known], first + chosen], axis=1)
     order = np.argsort(all_distances, axis=1, kind="stable")[:, :k]  # of equal ones the first
-    distances[...] = np.take_along_axis(all_distances, order, axis=1)
-    indices[...] = np.take_along_axis(all_indices, order, axis=1)
+    n_found = order.shape[1]
+    distances[:, :n_found] = np.take_along_axis(all_distances, order, axis=1)
+    indices[:, :n_found] = np.take_along_axis(all_indices, order, axis=1)
 
 
 def collect(
@@ -222,15 +229,21 @@ def collect(
         values = [table.whole.values for table in (sums.a, sums.b)]
         target = backend.empty(shape, result_type(values))
     else:
-        target = views.writable_view("out", out, backend)
+        view = target = views.writable_view("out", out, backend)
         validation.check_pairs_out(target, shape)
-    for i, j, block in sums.results(progress=progress):
-        if condensed:
-            assign_condensed(target, n, i, j, block)
-        else:
-            assign_square(target, i, j, block, sums.is_same)
+        dense = [each.values for each in (sums.a, sums.b) if not each.is_sparse]
+        if isinstance(view, np.ndarray) and any(views.overlap(view, x) for x in dense):
+            target = np.empty(shape, view.dtype)
+    with np.errstate(over="ignore"):  # float32 may be infinite
+        for i, j, block in sums.results(progress=progress):
+            if condensed:
+                assign_condensed(target, n, i, j, block)
+            else:
+                assign_square(target, i, j, block, sums.is_same)
     if out is None:
         return backend.wrap(target)
+    if target is not view:
+        view[...] = target
     backend.mark_written(out)
     return out
 
@@ -257,15 +270,22 @@ def _squares_on_device(
 ) -> Any:  # fmt: skip
     """Compute the distances at rho = 2 by the library of the arrays, in float64."""
     xp, device = namespace_of("pairwise", P), array_api_compat.device(P)
-    single = all(x is None or x.dtype == xp.float32 for x in (P, Q))
+    for name, x in (("P", P), ("Q", Q)):
+        if x is not None:
+            validation.check_table_shape(name, tuple(x.shape))
+            validation.check_bins_axis(name, tuple(x.shape), space.n_bins)
+    tables = [x for x in (P, Q) if x is not None]
+    single = all(x.dtype == xp.float32 for x in tables)
     with computing_with(xp, P):
-        points = [
-            embed(xp.astype(x, xp.float64), space, 2, validate=validate)
-            for x in (P, Q)
-            if x is not None
-        ]
-        mean = xp.mean(points[-1], axis=0)
-        points = [each - mean for each in points]
+        points = [xp.astype(x, xp.float64) for x in tables]
+        if tables[-1].shape[0]:
+            first = tables[-1][:1, :]
+            if validate is not False:  # all masses are those of one row
+                for x in tables:
+                    emd(x, first, space, 2, validate=validate)
+            # See `fastemd.pair_sums` for why a row is subtracted.
+            points = [x - xp.astype(first, xp.float64) for x in points]
+        points = [embed(x, space, 2, validate=False) for x in points]
         a, b = points[0], points[-1]
         squares = [xp.sum(each * each, axis=1) for each in (a, b)]
         result = squares[0][:, None] + squares[1][None, :] - 2.0 * (a @ xp.matrix_transpose(b))
@@ -282,6 +302,6 @@ def _squares_on_device(
         return backend.finish(result)
     target = views.writable_view("out", out, backend)
     validation.check_pairs_out(target, tuple(result.shape))
-    backend.assign(target, backends.DeviceArray.of(result))
+    backend.assign(target, backend.view(result))
     backend.mark_written(out)
     return out

@@ -16,6 +16,7 @@ class Progress:
     def __init__(self, total: float, after: float = 0.0) -> None:
         self.total, self.done, self.skipped = total, 0.0, 0.0
         self.start, self.after = time.perf_counter(), after
+        self.is_shown = False
 
     def skip(self, work: float) -> None:
         """Count work that was done before, in no time."""
@@ -30,7 +31,15 @@ class Progress:
             return
         if self.done >= self.total:
             show_status()
+            self.is_shown = False
             return
         part = self.done / self.total
         left = spent * (self.total - self.done) / (self.done - self.skipped)
         show_status(f"[{'#' * round(30 * part):30}] {part:4.0%}, {left:.0f} s left")
+        self.is_shown = True
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self.is_shown:
+            show_status()
+        self.is_shown = False

@@ -18,7 +18,7 @@ class Table:
     """Rows of masses, (n, N): a NumPy array or a sparse array of SciPy."""
 
     def __init__(self, name: str, values: Any) -> None:
-        self.name, self.whole = name, self
+        self.name, self.whole = name, self  # `whole` has the columns that errors name
         self.backend: Backend = NUMPY
         self.names = column_names(values)
         self.values = as_matrix(name, values)
@@ -36,7 +36,9 @@ class Table:
         if names is not None:
             columns = validation.columns_of(self.name, names, space.bins)
         validation.check_bins_axis(self.name, self.values.shape, space.n_bins)
-        return self if columns is None else self.with_columns(np.array(columns))
+        table = self if columns is None else self.with_columns(np.array(columns))
+        table.whole = table
+        return table
 
     @property
     def n_rows(self) -> int:
@@ -107,7 +109,12 @@ def column_names(values: Any) -> list[Hashable] | None:
 def as_matrix(name: str, values: Any) -> Any:
     """Return a sparse matrix, array or data frame as a sparse array; None if it is not sparse."""
     frame: Any = getattr(values, "sparse", None)
-    matrix = frame.to_coo() if hasattr(frame, "to_coo") else values
+    matrix = values
+    if hasattr(frame, "to_coo") and values.ndim == 2:
+        try:
+            matrix = frame.to_coo()
+        except ValueError:  # there are no columns, or entries that are not stored are not 0
+            return None
     if not hasattr(matrix, "tocsr"):
         return None
     from scipy.sparse import csr_array  # SciPy's sparse arrays are slow to import

@@ -158,11 +158,11 @@ def unifrac_sums(
 def _as_tree(tree: Any) -> GroundSpace:
     if isinstance(tree, GroundSpace):
         return tree
-    if hasattr(tree, "is_tip"):
-        return Tree.from_skbio(tree)
-    if not (isinstance(tree, str | os.PathLike) or hasattr(tree, "read")):
+    is_node = hasattr(tree, "is_tip")
+    if not (is_node or isinstance(tree, str | os.PathLike) or hasattr(tree, "read")):
         validation.not_a_phylogeny(tree)
-    return Tree.from_newick(tree)
+    with validation.renaming({"source": "tree"}):
+        return Tree.from_skbio(tree) if is_node else Tree.from_newick(tree)
 
 
 def _length_times_power(mass: Array, length: Array, exponent: float) -> Array:
@@ -176,7 +176,7 @@ def _measure(metric: str, alpha: float) -> Measure:
     if metric not in METRICS:
         validation.unknown_metric(metric, METRICS)
     return {
-        "weighted": Measure("difference"),
+        "weighted": Measure("difference", relative=True),
         "weighted_normalized": Measure("difference", denominator="both"),
         "unweighted": Measure("difference", root=0.0, presence=True, denominator="union"),
         "generalized": Measure(

@@ -15,7 +15,9 @@ from fastemd import validation
 from fastemd.call import cuda_driver, edge_cost
 from fastemd.kernels.caching import config
 from fastemd.kernels.cpu import compiling, driver
+from fastemd.kernels.edges import Cost
 from fastemd.kernels.operations import OPERATIONS
+from fastemd.pair_sums import distance
 from fastemd.spaces import GroundSpace
 
 # The operations that each function runs.
@@ -29,6 +31,8 @@ FUNCTIONS = {
     "emd_flow": ["flow"],
     "emd_length_grad": ["flow"],
     "embed": ["embed"],
+    "pairwise": ["pairs"],
+    "neighbors": ["pairs"],
     "emd_loss": ["loss"],
     "emd_loss_hessian_diag": ["loss_diagonal"],
     "emd_loss_hvp": ["loss_product"],
@@ -67,7 +71,8 @@ def warm_up(
     functions : str or sequence of str, optional
         The names of the functions that will be called, in this package, `fastemd.torch` or
         `fastemd.jax`; for ``EMDLoss``, "emd_loss". Second derivatives in torch and JAX are
-        "emd_hvp" and "emd_loss_hvp".
+        "emd_hvp" and "emd_loss_hvp". The kernels of "pairwise" and "neighbors" are for arrays of
+        any type.
     device : int, optional
         The number of a CUDA device. Then kernels are compiled for its kind, in this process and for
         it alone, as numba-cuda does not cache them on disk, and the ground space is copied there.
@@ -105,10 +110,17 @@ def warm_up(
     for name in names:
         if name not in FUNCTIONS:
             raise ValueError(f"functions: expected names of {', '.join(FUNCTIONS)}, got {name!r}")
-    if device is not None and (isinstance(device, bool) or not isinstance(device, int)):
-        raise TypeError(f"device: expected the number of a CUDA device, got {device!r}")
+    if device is not None:
+        if isinstance(device, bool) or not isinstance(device, int):
+            raise TypeError(f"device: expected the number of a CUDA device, got {device!r}")
+        names = _on_cuda(names, costs)
     keys: dict[tuple[Any, ...], None] = {}  # in order, each once
     for operation in (each for name in names for each in FUNCTIONS[name]):
+        if operation == "pairs":
+            layout = space.layout("levels")
+            for cost, char in itertools.product(costs, chars):
+                keys |= dict.fromkeys(driver.pair_keys(layout, distance(cost.rho).term, char))
+            continue
         kind = OPERATIONS[operation].layout if operation in OPERATIONS else "subtrees"
         layout = space.layout(kind)
         for cost, char in itertools.product(costs, chars):
@@ -118,6 +130,18 @@ def warm_up(
                 cuda_driver().prepare(operation, layout, cost, char, device)
     if device is None:
         _compile(keys)
+
+
+def _on_cuda(names: list[str], costs: list[Cost]) -> list[str]:
+    """Return the functions that compute on a CUDA device, with those that they call."""
+    if "neighbors" in names:
+        validation.only_on_cpu("nearest neighbours")
+    if "pairwise" in names:
+        for cost in costs:
+            if cost.rho != 2.0:
+                validation.only_squares_on_cuda(cost.rho)
+    called = {"pairwise": ["emd", "embed"]}
+    return [each for name in names for each in called.get(name, [name])]
 
 
 def _compile(keys: Iterable[tuple[Any, ...]]) -> None:

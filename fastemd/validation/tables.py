@@ -17,6 +17,21 @@ def check_table_shape(name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: shape {shape}; expected two axes, (rows, bins)")
 
 
+def not_a_dask_array(name: str, value: object) -> NoReturn:
+    raise TypeError(
+        f"{name}: expected a dask.array.Array, got {_kind(value)}; convert an array by "
+        "dask.array.from_array, a data frame of Dask by to_dask_array(lengths=True)"
+    )
+
+
+def check_known_chunks(name: str, shape: tuple[float, ...]) -> None:
+    if any(np.isnan(length) for length in shape):
+        raise ValueError(
+            f"{name}: chunks of unknown size; expected known sizes, which "
+            f"{name}.compute_chunk_sizes() sets"
+        )
+
+
 def columns_of(name: str, names: Sequence[Hashable], bins: Sequence[Hashable]) -> list[int] | None:
     """Return where the bins are among the names of columns; None if in the same order."""
     if list(names) == list(bins):
@@ -40,7 +55,7 @@ def check_equal_masses(masses: Mapping[str, Array], tolerance: float) -> None:
         return
     rows = [(name, i) for name, each in masses.items() for i in range(each.size)]
     mass = np.concatenate(list(masses.values()))
-    if not np.isfinite(mass).all():
+    if not np.isfinite(mass).all() or mass.min() < 0.0:
         return  # the rows are validated one by one
     low, high = int(mass.argmin()), int(mass.argmax())
     if mass[high] - mass[low] > tolerance * mass[high]:
@@ -73,6 +88,8 @@ def check_pairs_out(out: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"out: {what}; expected an array of shape {shape}")
     if np.dtype(out.dtype).kind != "f":
         raise TypeError(f"out: expected an array of floating point numbers, got {out.dtype}")
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError("out: the array is read-only")
 
 
 def only_squares_on_cuda(rho: float) -> NoReturn:

@@ -34,7 +34,7 @@ def requested(monkeypatch):
 
 def test_warm_up_knows_all_functions():
     names = {name for name in fastemd.__all__ if name.startswith("emd")}
-    assert set(warming.FUNCTIONS) == names | {"embed", "emd_loss_hvp"}
+    assert set(warming.FUNCTIONS) == names | {"embed", "emd_loss_hvp", "pairwise", "neighbors"}
 
 
 @pytest.mark.parametrize("is_chain", [True, False])
@@ -109,6 +109,26 @@ print(len(compiled))
         "gradient_chain_2_narrow", "gradient_chain_2_wide", "launch",
     ]  # fmt: skip
     assert _run(code, tmp_path, NUMBA_NUM_THREADS="2").stdout == "0\n"
+
+
+def test_pairwise_compiles_nothing_after_warm_up(tmp_path):
+    code = """
+import fastemd, numpy as np
+from fastemd.kernels.jitable import KernelCompiler
+tree = fastemd.Tree.from_parents([4, 4, 5, 5, 6, 6, -1])
+fastemd.warm_up(tree, rho=[1, 2], dtype="float64", functions=["pairwise", "neighbors"])
+compiled, compile_extra = [], KernelCompiler.compile_extra
+KernelCompiler.compile_extra = lambda *args: compiled.append(args) or compile_extra(*args)
+for n_rows in (3, 600):
+    P = np.random.default_rng(0).dirichlet(np.ones(tree.n_bins), n_rows)
+    for rho in (1, 2):
+        fastemd.pairwise(P, space=tree, rho=rho)
+        fastemd.neighbors(P[:2], P, space=tree, rho=rho, k=1)
+print(len(compiled))
+fastemd.pairwise(P, space=tree, rho=3)
+print(len(compiled))
+"""
+    assert _run(code, tmp_path, NUMBA_NUM_THREADS="2").stdout == "0\n1\n"
 
 
 def test_warm_up_logs_failures_of_processes(tmp_path):

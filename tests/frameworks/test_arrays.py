@@ -117,6 +117,68 @@ def test_losses_return_arrays_of_input_library(library, reduction, rng):
 
 
 @each_library
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rho", [1, 2])
+def test_pairwise_and_neighbors_return_arrays_of_input_library(library, dtype, rho, rng):
+    theirs, keywords = framework(library), {"space": CHAIN, "rho": rho}
+    p, q = _pair(rng, dtype=dtype)
+    comp = [
+        fastemd.pairwise(theirs.of(p), **keywords),
+        fastemd.pairwise(theirs.of(p), condensed=True, **keywords),
+        fastemd.pairwise(theirs.of(p), theirs.of(q), **keywords),
+        fastemd.pairwise(theirs.of(p[:0]), **keywords),
+        *fastemd.neighbors(theirs.of(p), theirs.of(q), k=2, **keywords),
+    ]
+    ref = [
+        fastemd.pairwise(p, **keywords),
+        fastemd.pairwise(p, condensed=True, **keywords),
+        fastemd.pairwise(p, q, **keywords),
+        fastemd.pairwise(p[:0], **keywords),
+        *fastemd.neighbors(p, q, k=2, **keywords),
+    ]
+    assert theirs.holds(*comp)
+    for ours, wanted in zip(comp, ref, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), wanted, strict=True)
+
+
+@each_library
+def test_pairwise_and_neighbors_reject_arrays_of_different_libraries(library, rng):
+    theirs, keywords = framework(library), {"space": CHAIN, "rho": 1}
+    p, q = _pair(rng)
+    with pytest.raises(TypeError, match="P and Q: arrays of different libraries"):
+        fastemd.pairwise(theirs.of(p), q, **keywords)
+    with pytest.raises(TypeError, match="P and out: arrays of different libraries"):
+        fastemd.pairwise(theirs.of(p), out=np.empty((3, 3)), **keywords)
+    with pytest.raises(TypeError, match="queries and P: arrays of different libraries"):
+        fastemd.neighbors(theirs.of(p), q, k=1, **keywords)
+    p[1, 3] = np.nan
+    with pytest.raises(ValueError, match=r"^P: row 1 is not finite, nan at bin 3"):
+        fastemd.pairwise(theirs.of(p), **keywords)
+
+
+def test_pairwise_writes_to_tensors(rng):
+    torch = needed("torch")
+    p, _ = _pair(rng)
+    ref = fastemd.pairwise(p, space=CHAIN, rho=1)
+    for dtype in (torch.float32, torch.float64):
+        out = torch.full((3, 3), 7.0, dtype=dtype)
+        version = out._version
+        assert fastemd.pairwise(torch.tensor(p), space=CHAIN, rho=1, out=out) is out
+        np.testing.assert_array_equal(out.numpy(), ref.astype(out.numpy().dtype))
+        assert out._version > version
+    square = torch.tensor(np.eye(7))
+    ref = fastemd.pairwise(np.eye(7), space=CHAIN, rho=1)
+    assert fastemd.pairwise(square, space=CHAIN, rho=1, out=square) is square
+    np.testing.assert_array_equal(square.numpy(), ref)
+
+
+def test_pairwise_of_tensors_that_require_grad_asks_to_detach(rng):
+    p = needed("torch").tensor(_pair(rng)[0], requires_grad=True)
+    with pytest.raises(TypeError, match=r"P: .* requires grad; pass P.detach\(\)"):
+        fastemd.pairwise(p, space=CHAIN, rho=1)
+
+
+@each_library
 def test_functions_name_invalid_row(library, rng):
     theirs = framework(library)
     p, q = _pair(rng)

@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse
 
 import fastemd
+from fastemd import pair_sums
 from tests.support.frameworks import needed
 
 TREE = fastemd.Tree.from_paths([("a", "x"), ("a", "y"), ("b",)])
@@ -245,3 +246,137 @@ def test_jax_functions_accept_tables(dtype):
     masked = np.ma.masked_array(P, mask=[[0, 0, 0], [0, 0, 1]])
     with pytest.raises(TypeError, match=r"p: .* fill the masked entries first"):
         fastemd.jax.emd(masked, Q, STAR, 1)
+
+
+# -- all pairs -------------------------------------------------------------------------------------
+
+PAIRS = fastemd.pairwise(P, space=STAR, rho=1)
+
+
+def _frames(columns, array=P):
+    """Return tables with named columns: data frames, sparse ones, and Arrow's."""
+    frame = pd.DataFrame(array, columns=list(columns))
+    yield frame
+    yield frame.astype("Float64")
+    yield frame.astype(pd.SparseDtype(float, 0.0))
+    if len(set(columns)) == len(columns):
+        yield needed("pyarrow").table({name: frame[name] for name in columns})
+
+
+def test_pairwise_matches_columns_by_name():
+    order = [1, 2, 0]
+    names = [list(STAR.bins)[i] for i in order]
+    for frame in _frames(names, P[:, order]):
+        comp = fastemd.pairwise(frame, space=STAR, rho=1)
+        assert type(comp) is np.ndarray
+        np.testing.assert_array_equal(comp, PAIRS)
+        np.testing.assert_array_equal(fastemd.pairwise(P, frame, space=STAR, rho=1), PAIRS)
+        distances, indices = fastemd.neighbors(frame, P, space=STAR, rho=1, k=2)
+        assert indices.tolist() == [[0, 1], [1, 0]]
+        np.testing.assert_array_equal(distances, np.sort(PAIRS, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["cat", "dog"], "there is no column 'ant'"),
+        (["cat", "dog", "bee"], "there is no column 'ant'"),
+        (["cat", "dog", "ant", "bee"], "column 'bee' is not a bin"),
+        (["cat", "dog", "ant", "dog"], "duplicate column 'dog'"),
+        (["cat", "dog", "dog"], "there is no column 'ant'"),
+        ([], "there is no column 'cat'"),
+    ],
+)
+def test_pairwise_rejects_other_columns(columns, message):
+    array = np.full((2, len(columns)), 1 / max(1, len(columns)))
+    for frame in _frames(columns, array):
+        for name in ("P", "Q"):
+            tables = {"P": P, name: frame}
+            match = f"^{name}: {message}; expected one column for each of space.bins"
+            with pytest.raises(ValueError, match=match):
+                fastemd.pairwise(**tables, space=STAR, rho=1)
+
+
+def test_pairwise_names_bins_of_space_not_columns():
+    array = P.copy()
+    array[1, 1] = np.nan
+    frame = pd.DataFrame(array[:, [1, 2, 0]], columns=["dog", "ant", "cat"])
+    with pytest.raises(ValueError, match=r"P: row 1 is not finite, nan at bin 1"):
+        fastemd.pairwise(frame, space=STAR, rho=1)
+
+
+def test_pairwise_ignores_names_on_chains():
+    chain = fastemd.Chain(3)
+    ref = fastemd.pairwise(P, space=chain, rho=1)
+    for columns in (["young", "old", "older"], ["0", "1", "2"]):
+        for frame in _frames(columns):
+            np.testing.assert_array_equal(fastemd.pairwise(frame, space=chain, rho=1), ref)
+    frame = pd.DataFrame(P)
+    np.testing.assert_array_equal(fastemd.pairwise(frame, space=chain, rho=1), ref)
+    shuffled = frame[[2, 0, 1]]  # numbers of bins are names
+    np.testing.assert_array_equal(fastemd.pairwise(shuffled, space=chain, rho=1), ref)
+    with pytest.raises(ValueError, match="P: the last axis must hold the 3 bins"):
+        fastemd.pairwise(pd.DataFrame(np.eye(4), columns=list("abcd")), space=chain, rho=1)
+
+
+def test_pairwise_ignores_default_index():
+    space = fastemd.Tree.from_parents([3, 3, 3, -1], bins=[2, 0, 1])
+    ref = fastemd.pairwise(P, space=space, rho=1)
+    for frame in (pd.DataFrame(P), pd.DataFrame(P).astype(pd.SparseDtype(float, 0.0))):
+        np.testing.assert_array_equal(fastemd.pairwise(frame, space=space, rho=1), ref)
+    frame = pd.DataFrame(P[:, [1, 2, 0]], columns=pd.Index([0, 1, 2]))  # names of nodes
+    np.testing.assert_array_equal(fastemd.pairwise(frame, space=space, rho=1), ref)
+
+
+def test_pairwise_accepts_columns_named_by_paths():
+    columns = pd.Index([("a", "y"), ("a", "x"), ("b",)], tupleize_cols=False)
+    comp = fastemd.pairwise(pd.DataFrame(P[:, [1, 0, 2]], columns=columns), space=TREE, rho=1)
+    np.testing.assert_array_equal(comp, fastemd.pairwise(P, space=TREE, rho=1))
+
+
+def test_pairwise_accepts_column_named_sparse():
+    space = _star(["sparse", "columns", "to_coo"])
+    frame = pd.DataFrame(P, columns=["sparse", "columns", "to_coo"])
+    np.testing.assert_array_equal(fastemd.pairwise(frame, space=space, rho=1), PAIRS)
+
+
+def test_pairwise_accepts_sparse_data_frame_with_other_fill_value():
+    frame = pd.DataFrame(P, columns=list(STAR.bins)).astype(pd.SparseDtype(float, 0.25))
+    np.testing.assert_array_equal(fastemd.pairwise(frame, space=STAR, rho=1), PAIRS)
+
+
+def test_pairwise_rejects_series():
+    for dtype in (float, pd.SparseDtype(float, 0.0)):
+        series = pd.Series(P[0], list(STAR.bins)).astype(dtype)
+        with pytest.raises(ValueError, match=r"^P: shape \(3,\); expected two axes"):
+            fastemd.pairwise(series, space=STAR, rho=1)
+
+
+def test_pairwise_rejects_missing_entries():
+    nullable = _frame("Float64")
+    nullable.iloc[1, 2] = pd.NA
+    with pytest.raises((TypeError, ValueError), match=r"^P\b.*(index \(1, 2\)|nan at bin 2)"):
+        fastemd.pairwise(nullable, space=STAR, rho=1)
+    masked = np.ma.masked_array(P, mask=[[0, 0, 0], [0, 0, 1]])
+    with pytest.raises(TypeError, match=r"^P: .* fill the masked entries first"):
+        fastemd.pairwise(masked, space=STAR, rho=1)
+
+
+def test_pairwise_rejects_sparse_tensors():
+    torch = needed("torch")
+    with pytest.raises(TypeError, match=r"^P: sparse .* got Tensor; pass P.to_dense\(\)"):
+        fastemd.pairwise(torch.tensor(P).to_sparse(), space=STAR, rho=1)
+
+
+def test_pairwise_writes_to_zarr_array(tmp_path, monkeypatch, rng):
+    zarr = needed("zarr")
+    monkeypatch.setattr(pair_sums, "BLOCK_NUMBERS", 1)
+    p = rng.dirichlet(np.ones(3), 21)
+    for condensed in (False, True):
+        ref = fastemd.pairwise(p, space=STAR, rho=1, condensed=condensed)
+        chunks = (8,) * ref.ndim
+        folder = tmp_path / str(condensed)
+        out = zarr.create_array(folder, shape=ref.shape, dtype="f8", chunks=chunks)
+        comp = fastemd.pairwise(p, space=STAR, rho=1, condensed=condensed, out=out)
+        assert comp is out
+        np.testing.assert_array_equal(out[...], ref)

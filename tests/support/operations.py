@@ -90,4 +90,8 @@ def call_by_name(name, p, q, v, space, rho, reduction="mean"):
         return function(p, q, space)
     if name == "embed":
         return function(p, space, rho)
+    if name == "pairwise":
+        return function(p, q, space=space, rho=rho)
+    if name == "neighbors":
+        return function(p, q, space=space, rho=rho, k=1)
     return function(p, q, *([v] if name == "emd_hvp" else []), space, rho)

@@ -160,13 +160,16 @@ def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: boo
         _launch(kernel, 0, out.size, arguments)
 
 
-def masses_below(layout: EdgeLayout, rows: Array, tolerance: float, out: Array) -> int:
-    """Compute the masses of rows below all edges, times their lengths.
+def masses_below(
+    layout: EdgeLayout, rows: Array, reference: Array, tolerance: float, out: Array
+) -> int:
+    """Compute the masses of rows, minus a reference, below all edges, times their lengths.
 
     Parameters
     ----------
     layout : EdgeLayout
     rows : ndarray (R, N)
+    reference : ndarray (N,)
     tolerance : float
         As in `run`.
     out : ndarray of float64 (panels, edges, 8)
@@ -177,11 +180,12 @@ def masses_below(layout: EdgeLayout, rows: Array, tolerance: float, out: Array) 
     int
         The first invalid row, or ``R``.
     """
-    n_rows, n_bins = rows.shape
+    n_rows = len(rows)
     p, none = rows[None], np.empty((1, 1, 0), rows.dtype)
-    q = np.broadcast_to(np.zeros(n_bins, rows.dtype), p.shape)
+    q = np.broadcast_to(reference.astype(rows.dtype), p.shape)
     numbers = 1.0, 1.0, 1.0, 1.0
-    as_rows = out.reshape(1, -1, out.shape[1])  # a panel takes the place of eight rows
+    # A panel takes the place of eight rows.
+    as_rows = out.reshape(1, pairwise.LANES * len(out), out.shape[1])
     arguments = layout.edges, p, q, none, *numbers, none[0, 0], as_rows, 1.0, tolerance
     kernel = compiling.kernel("masses", layout.is_chain, "any", False, rows.dtype.char)
     invalid = _launch(kernel, n_rows, n_rows * layout.n_edges, arguments)
@@ -270,6 +274,13 @@ def keys(operation: str, layout: EdgeLayout, cost: Cost, char: str) -> list[tupl
     widths = {_is_narrow(operation, layout, n_rows): None for n_rows in (1, FEW_ROWS + 1)}
     operation, name, _ = variant(operation, cost)
     return [(operation, layout.is_chain, name, narrow, char) for narrow in widths]
+
+
+def pair_keys(layout: EdgeLayout, term: str, char: str) -> list[tuple[Any, ...]]:
+    """Return the same for the sums of a term over all pairs of rows."""
+    names = [("count", "any"), ("fill", "any"), ("pairs", term)]
+    kernels = [(operation, False, name, False, "d") for operation, name in names]
+    return [("masses", layout.is_chain, "any", False, char), *kernels]
 
 
 def _is_narrow(operation: str, layout: EdgeLayout, n_rows: int) -> bool:
