@@ -37,7 +37,7 @@ DENSE_SHARE = 1 / 24
 MOST_SPARSE = 0.5  # of the rows of a table have mass below a sparse edge: see above
 
 SAMPLE, BLOCK_ROWS = 128, 512
-BLOCK_NUMBERS = 1 << 25  # at most so many masses of a block are held
+BLOCK_NUMBERS = 5 << 20  # masses of a block: 40 MB of memory that is used again
 CACHE_BYTES = 1 << 30  # packed blocks of this size are kept; others are packed again for each pair
 PROGRESS_AFTER = 3.0  # seconds
 
@@ -48,7 +48,7 @@ class Measure(NamedTuple):
     term: str  # a name of `fastemd.kernels.cpu.pairwise.TERMS`
     exponent: float = 1.0
     root: float = 1.0  # masses are multiplied by the length to this power
-    presence: bool = False  # positive masses count as 1
+    values: str = "mass"  # a name of `fastemd.kernels.cpu.pairwise.EDGE_VALUES`
     relative: bool = False  # only differences of masses count
     single: Callable[[Array, Array, float], Array] = lambda mass, length, exponent: np.abs(mass)
     denominator: str = ""  # "both" or "union": a length; or "norm": the second sum of the term
@@ -71,6 +71,7 @@ class Packed(NamedTuple):
 
     rows: Rows
     matrix: Array  # (n, D) of the dense edges, for products
+    squares: Array  # (n,) the sums of their squares
     length: Array  # (n,) the sum over all edges, for denominators
 
 
@@ -144,7 +145,9 @@ class PairSums:
         masses = self._buffer[:n_panels]
         if not n_rows:
             return masses
-        invalid = driver.masses_below(self.layout, rows, self.reference, self.tolerance, masses)
+        invalid = driver.masses_below(
+            self.layout, rows, self.reference, self.tolerance, masses, self.measure.values
+        )
         if invalid < n_rows:
             row = int(np.arange(table.n_rows)[part][invalid])
             table.raise_invalid(row, self.tolerance)
@@ -171,9 +174,6 @@ class PairSums:
             columns = masses[:, self.dense].transpose(0, 2, 1)
             matrix = columns.reshape(LANES * len(masses), self.dense.size)[:n_rows]
         entry_lengths = np.repeat(self.edge_lengths.sparse, np.diff(start))
-        if measure.presence:
-            np.multiply(panels > 0.0, self.edge_lengths.dense[:, None], out=panels)
-            mass = entry_lengths
         with np.errstate(all="ignore"):
             single = measure.single(mass, entry_lengths, measure.exponent)
         n_all = LANES * len(panels)
@@ -184,7 +184,8 @@ class PairSums:
         length = np.zeros(n_all)
         if measure.denominator in ("both", "union"):
             length = panels.sum(axis=1).ravel() + own
-        return Packed(rows, matrix, length[:n_rows])
+        squares = np.einsum("ij,ij->i", matrix, matrix)
+        return Packed(rows, matrix, squares, length[:n_rows])
 
     def blocks(self, table: Table) -> list[slice]:
         """Return consecutive blocks of the rows of a table."""
@@ -205,10 +206,9 @@ class PairSums:
         if measure.term == "square" and self.dense.size:
             with np.errstate(all="ignore"):  # rows that are not validated
                 products = a.matrix @ b.matrix.T
-                squares = [np.einsum("ij,ij->i", x.matrix, x.matrix) for x in (a, b)]
                 products *= -2.0
-                products += squares[0][:, None]
-                products += squares[1]
+                products += a.squares[:, None]
+                products += b.squares
                 sums += np.maximum(products, 0.0, out=products)
         result = sums
         if measure.denominator:

@@ -178,7 +178,7 @@ def _measure(metric: str, alpha: float) -> Measure:
     return {
         "weighted": Measure("difference", relative=True),
         "weighted_normalized": Measure("difference", denominator="both"),
-        "unweighted": Measure("difference", root=0.0, presence=True, denominator="union"),
+        "unweighted": Measure("difference", values="presence", denominator="union"),
         "generalized": Measure(
             "generalized", alpha, root=0.0, single=_length_times_power, denominator="norm"
         ),

@@ -172,7 +172,7 @@ def hessian_kernel():
 
 
 def masses_kernel(is_chain, cost):
-    check, sweep = checks.pair_check(False), pairwise.masses_sweep(is_chain)
+    check, sweep = checks.pair_check(False), pairwise.masses_sweep(is_chain, cost)
     return histogram_kernel(simd.at(pairwise.LANES), 1, check, sweep)
 
 

@@ -161,7 +161,7 @@ def fill_hessian(layout: EdgeLayout, curvatures: Array, out: Array, project: boo
 
 
 def masses_below(
-    layout: EdgeLayout, rows: Array, reference: Array, tolerance: float, out: Array
+    layout: EdgeLayout, rows: Array, reference: Array, tolerance: float, out: Array, values: str
 ) -> int:
     """Compute the masses of rows, minus a reference, below all edges, times their lengths.
 
@@ -174,6 +174,8 @@ def masses_below(
         As in `run`.
     out : ndarray of float64 (panels, edges, 8)
         For all edges but the last, of `on_cache_lines`. The lanes after the last row become 0.
+    values : {"mass", "presence"}
+        "presence" is the length of every edge below which there is mass.
 
     Returns
     -------
@@ -187,8 +189,8 @@ def masses_below(
     # A panel takes the place of eight rows.
     as_rows = out.reshape(1, pairwise.LANES * len(out), out.shape[1])
     arguments = layout.edges, p, q, none, *numbers, none[0, 0], as_rows, 1.0, tolerance
-    kernel = compiling.kernel("masses", layout.is_chain, "any", False, rows.dtype.char)
-    invalid = _launch(kernel, n_rows, n_rows * layout.n_edges, arguments)
+    kernel = compiling.kernel("masses", layout.is_chain, values, False, rows.dtype.char)
+    invalid = _launch(kernel, ROWS_PER_CHUNK * len(out), n_rows * layout.n_edges, arguments)
     out[-1, :, n_rows - pairwise.LANES * (len(out) - 1) :] = 0.0
     return invalid
 
@@ -218,7 +220,8 @@ def pack_masses(masses: Array, dense: Array, sparse: Array) -> tuple[Array, Arra
     n_rows = pairwise.LANES * len(masses)
     panels = on_cache_lines(len(masses), dense.size, pairwise.LANES)
     start = np.zeros(sparse.size + 1, np.int64)
-    start[1:] = np.cumsum(rows_below(masses)[sparse])
+    if sparse.size:
+        start[1:] = np.cumsum(rows_below(masses)[sparse])
     row, mass = np.empty(start[-1], np.int32), np.empty(start[-1])
     arguments = masses, dense, sparse, panels, start[:-1].copy(), row, mass
     _launch(_pairwise_kernel("fill"), n_rows, masses.size, arguments)
@@ -280,7 +283,7 @@ def pair_keys(layout: EdgeLayout, term: str, char: str) -> list[tuple[Any, ...]]
     """Return the same for the sums of a term over all pairs of rows."""
     names = [("count", "any"), ("fill", "any"), ("pairs", term)]
     kernels = [(operation, False, name, False, "d") for operation, name in names]
-    return [("masses", layout.is_chain, "any", False, char), *kernels]
+    return [("masses", layout.is_chain, "mass", False, char), *kernels]
 
 
 def _is_narrow(operation: str, layout: EdgeLayout, n_rows: int) -> bool:

@@ -120,10 +120,19 @@ TERMS = {
 # ------------------------------------------------------------------------------ masses, and packing
 
 
-def masses_sweep(is_chain: bool) -> Callable[..., Any]:
-    """Make the sweep that writes the masses below all edges as panels, (panels, edges, 8)."""
+@jitable
+def presence(edge, flow):
+    """Edge function: the length of an edge below which there is mass."""
+    return edge.length * (0.0 < flow), None, None  # noqa: SIM300  # lanes have no `>`
+
+
+EDGE_VALUES = {"mass": coordinate_edge(COSTS["any"]), "presence": presence}
+
+
+def masses_sweep(is_chain: bool, name: str) -> Callable[..., Any]:
+    """Make the sweep that writes the edge values of rows as panels, (panels, edges, 8)."""
     sweep_up, _, _ = sweeps(is_chain)
-    edge_values = coordinate_edge(COSTS["any"])
+    edge_values = EDGE_VALUES[name]
 
     @jitable
     def sweep(tile):
