@@ -91,33 +91,40 @@ class PairSums:
         self.lengths = layout.edges.length[:-1]  # the last edge is above the root
         self.layout = layout.raised(measure.root)
         self._buffer = np.empty((0, 0, LANES))
+        for table in tables:
+            if table.is_sparse:
+                table.check_sparse_rows(tolerance)
         self._split(tables)
         self._packed: dict[tuple[int, int], Packed] = {}
         self._room = CACHE_BYTES
 
-    @property
-    def _block_size(self) -> int:
-        """How many rows are swept at a time, at most."""
-        n_panels = BLOCK_NUMBERS // (LANES * max(1, self.lengths.size))
+    def _block_size(self, n_edges: int) -> int:
+        """Return how many rows of numbers for so many edges are held at a time, at most."""
+        n_panels = BLOCK_NUMBERS // (LANES * max(1, n_edges))
         return LANES * max(1, n_panels)
 
     def _split(self, tables: list[Table]) -> None:
         self.reference = np.zeros(self.layout.n_bins)
+        self.dense, self.sparse = np.empty(0, np.intp), np.arange(self.lengths.size)
         shares = []
         for table in tables:
             sample = np.linspace(0, table.n_rows - 1, min(SAMPLE, table.n_rows)).astype(np.intp)
-            counts = np.zeros(self.lengths.size)
-            for start in range(0, sample.size, self._block_size):
-                masses = self._masses(table, sample[start : start + self._block_size])
-                counts += driver.rows_below(masses)
+            counts, step = np.zeros(self.lengths.size), self._block_size(self.lengths.size)
+            for first in range(0, sample.size, step):
+                part = sample[first : first + step]
+                if table.is_sparse:
+                    entries = self._sparse_masses(table, part)[1]
+                    counts += np.bincount(entries.indices, minlength=counts.size)
+                else:
+                    counts += driver.rows_below(self._masses(table, part))
             shares.append(counts / max(1, sample.size))
         is_dense = shares[0] * shares[-1] >= DENSE_SHARE
         is_dense |= np.maximum(shares[0], shares[-1]) > MOST_SPARSE
         if self.measure.term == "variance_adjusted":  # depends on the totals of both rows
             is_dense[:] = True
         self.dense, self.sparse = np.flatnonzero(is_dense), np.flatnonzero(~is_dense)
-        self.in_panels = self.dense[: 0 if self.measure.term == "square" else None]
-        self.edge_lengths = Lengths(self.lengths[self.in_panels], self.lengths[self.sparse])
+        in_panels = self.dense[: 0 if self.measure.term == "square" else None]
+        self.edge_lengths = Lengths(self.lengths[in_panels], self.lengths[self.sparse])
         if self.measure.relative:
             rows = (tables[-1].rows([i])[0] for i in sample)
             finite = next((row for row in rows if np.isfinite(row).all()), 0.0)
@@ -153,6 +160,20 @@ class PairSums:
             table.raise_invalid(row, self.tolerance)
         return masses
 
+    def _sorted(self, table: Table, part: Any) -> tuple[Array, Array, Array, Array]:
+        """Return the masses of some rows in panels, and the entries of sparse edges."""
+        if not table.is_sparse:
+            return driver.pack_masses(self._masses(table, part), self.dense, self.sparse)
+        panels, entries = self._sparse_masses(table, part)
+        by_edge = entries.tocsc()
+        start, row = by_edge.indptr.astype(np.int64), by_edge.indices.astype(np.int32)
+        return panels, start, row, by_edge.data
+
+    def _sparse_masses(self, table: Table, part: Any) -> tuple[Array, Any]:
+        rows, edges = table.values[part], (self.dense, self.sparse)
+        values = self.measure.values
+        return driver.sweep_sparse_rows(self.layout, rows, self.reference, *edges, values)
+
     def packed(self, table: Table, block: slice) -> Packed:
         """Return a block of rows, sorted for the kernels."""
         key = id(table), block.start
@@ -167,12 +188,12 @@ class PairSums:
 
     def _pack(self, table: Table, block: slice) -> Packed:
         measure, n_rows = self.measure, block.stop - block.start
-        masses = self._masses(table, block)
-        panels, start, row, mass = driver.pack_masses(masses, self.in_panels, self.sparse)
+        panels, start, row, mass = self._sorted(table, block)
         matrix = np.empty((0, 0))
         if measure.term == "square":
-            columns = masses[:, self.dense].transpose(0, 2, 1)
-            matrix = columns.reshape(LANES * len(masses), self.dense.size)[:n_rows]
+            columns = panels.transpose(0, 2, 1)
+            matrix = columns.reshape(LANES * len(panels), self.dense.size)[:n_rows]
+            panels = panels[:, :0].copy()
         entry_lengths = np.repeat(self.edge_lengths.sparse, np.diff(start))
         with np.errstate(all="ignore"):
             single = measure.single(mass, entry_lengths, measure.exponent)
@@ -183,13 +204,14 @@ class PairSums:
         rows = Rows(panels, start, row, mass, single, own, _padded(totals, n_all))
         length = np.zeros(n_all)
         if measure.denominator in ("both", "union"):
-            length = panels.sum(axis=1).ravel() + own
+            length = (np.ones(panels.shape[1]) @ panels).ravel() + own
         squares = np.einsum("ij,ij->i", matrix, matrix)
         return Packed(rows, matrix, squares, length[:n_rows])
 
     def blocks(self, table: Table) -> list[slice]:
         """Return consecutive blocks of the rows of a table."""
-        step = min(BLOCK_ROWS, self._block_size)
+        n_edges = self.dense.size if table.is_sparse else self.lengths.size
+        step = min(BLOCK_ROWS, self._block_size(n_edges))
         return [slice(i, min(i + step, table.n_rows)) for i in range(0, table.n_rows, step)]
 
     def block(self, i: slice, j: slice) -> Array:

@@ -67,6 +67,20 @@ class Table:
         everywhere = {self.name: np.broadcast_to(values, (self.n_rows, values.size))}
         validation.raise_invalid_row(everywhere, (self.n_rows,), row, tolerance)
 
+    def check_sparse_rows(self, tolerance: float) -> None:
+        """Raise for the first invalid row of a sparse table."""
+        if tolerance < 0.0:
+            return
+        with np.errstate(all="ignore"):
+            masses: Array = self.masses()
+            negative: Array = np.zeros(self.n_rows)
+            if self.values.data.size and not self.values.data.min() >= 0.0:
+                entries = np.repeat(np.arange(self.n_rows), np.diff(self.values.indptr))
+                negative = -np.bincount(entries, np.minimum(self.values.data, 0.0), self.n_rows)
+            is_valid = (2.0 * masses < np.inf) & (negative <= tolerance * masses)
+        if not is_valid.all():
+            self.raise_invalid(int(np.argmin(is_valid)), tolerance)
+
     def used_bins(self) -> Array:
         """Return the columns in which a row has mass, of a sparse table."""
         return np.flatnonzero(np.bincount(self.values.indices, minlength=self.n_bins))

@@ -114,6 +114,7 @@ print(len(compiled))
 def test_pairwise_compiles_nothing_after_warm_up(tmp_path):
     code = """
 import fastemd, numpy as np
+from scipy.sparse import csr_array
 from fastemd.kernels.jitable import KernelCompiler
 tree = fastemd.Tree.from_parents([4, 4, 5, 5, 6, 6, -1])
 fastemd.warm_up(tree, rho=[1, 2], dtype="float64", functions=["pairwise", "neighbors"])
@@ -124,6 +125,7 @@ for n_rows in (3, 600):
     for rho in (1, 2):
         fastemd.pairwise(P, space=tree, rho=rho)
         fastemd.neighbors(P[:2], P, space=tree, rho=rho, k=1)
+        fastemd.pairwise(csr_array(P), space=tree, rho=rho)
 print(len(compiled))
 fastemd.pairwise(P, space=tree, rho=3)
 print(len(compiled))

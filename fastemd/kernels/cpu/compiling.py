@@ -195,6 +195,22 @@ def filling_kernel(is_chain, cost):
     return kernel
 
 
+def sparse_kernel(is_chain, cost):
+    process = pairwise.sweep_sparse_rows
+
+    def kernel(
+        launcher, n_threads, n_chunks, parent, length, indptr, indices, data, bins, reference, slot,
+        presence, start, panels, edge, mass,
+    ):  # fmt: skip
+        arguments = (
+            parent, length, indptr, indices, data, bins, reference, slot, presence, start, panels,
+            edge, mass,
+        )  # fmt: skip
+        return run_chunks(launcher, n_threads, n_chunks, process, arguments)
+
+    return kernel
+
+
 def pairs_kernel(is_chain, cost):
     process = pairwise.sums_over_edges(*pairwise.TERMS[cost])
 
@@ -210,6 +226,7 @@ PAIRWISE = {
     "masses": masses_kernel,
     "count": counting_kernel,
     "fill": filling_kernel,
+    "sparse": sparse_kernel,
     "pairs": pairs_kernel,
 }
 
@@ -246,6 +263,9 @@ def _signature(operation, dtype):
         arguments = _PANELS, _array(np.float64, 2)
     elif operation == "fill":
         arguments = _PANELS, _INTEGERS, _INTEGERS, _PANELS, _INTEGERS, _ROW_NUMBERS, _REALS
+    elif operation == "sparse":
+        rows = _INTEGERS, _INTEGERS, _REALS, _INTEGERS, _REALS, _INTEGERS, types.intp
+        arguments = _indices(), _LENGTHS, *rows, _INTEGERS, _PANELS, _ROW_NUMBERS, _REALS
     elif operation == "pairs":
         sums = _array(np.float64, 2)
         arguments = _ROWS, _ROWS, _PAIR_LENGTHS, real, types.intp, sums, sums

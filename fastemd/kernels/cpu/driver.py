@@ -228,6 +228,53 @@ def pack_masses(masses: Array, dense: Array, sparse: Array) -> tuple[Array, Arra
     return panels, start, row, mass
 
 
+def sweep_sparse_rows(
+    layout: EdgeLayout, rows: Any, reference: Array, dense: Array, sparse: Array, values: str
+) -> tuple[Array, Any]:
+    """Do what `masses_below` does for sparse rows, and sort the masses.
+
+    The work is proportional to the number of edges below which the rows have mass. (1,000 samples
+    of 10,000 taxa, 3 % of them: a fifth of the time.)
+
+    Parameters
+    ----------
+    layout : EdgeLayout
+    rows : scipy.sparse.csr_array (R, N)
+    reference : ndarray (N,)
+    dense, sparse : ndarray of int64
+        As in `pack_masses`.
+    values : {"mass", "presence"}
+
+    Returns
+    -------
+    panels : ndarray
+        As in `pairwise.Rows`.
+    entries : scipy.sparse.csr_array (R, sparse edges)
+    """
+    n_rows = rows.shape[0]
+    n_panels = -(-n_rows // pairwise.LANES)
+    indptr, indices = (array.astype(np.int64) for array in (rows.indptr, rows.indices))
+    bins = np.flatnonzero(reference)
+    slot = np.empty(layout.n_edges - 1, np.int64)
+    slot[dense], slot[sparse] = np.arange(dense.size), -1 - np.arange(sparse.size)
+    data, presence = rows.data.astype(np.float64), int(values == "presence")
+    lengths = layout.edges.length[:-1]
+    read = layout.edges.parent, lengths, indptr, indices, data, bins, reference[bins], slot
+
+    def launch(start: Array, panels: Array, edge: Array, mass: Array) -> None:
+        arguments = *read, presence, start, panels, edge, mass
+        _launch(_pairwise_kernel("sparse"), n_rows, n_rows * lengths.size, arguments)
+
+    start = np.zeros(n_rows + 1, np.int64)
+    launch(start, np.empty((0, 0, 0)), np.empty(0, np.int32), np.empty(0))
+    np.cumsum(start, out=start)
+    panels = on_cache_lines(n_panels, dense.size, pairwise.LANES)
+    edge, mass = np.empty(start[-1], np.int32), np.empty(start[-1])
+    if panels.size or mass.size:
+        launch(start, panels, edge, mass)
+    return panels, type(rows)((mass, edge, start), shape=(n_rows, sparse.size))
+
+
 def sum_over_edges(
     term: str, exponent: float, a: pairwise.Rows, b: pairwise.Rows, lengths: pairwise.Lengths
 ) -> tuple[Array, Array]:
@@ -281,7 +328,7 @@ def keys(operation: str, layout: EdgeLayout, cost: Cost, char: str) -> list[tupl
 
 def pair_keys(layout: EdgeLayout, term: str, char: str) -> list[tuple[Any, ...]]:
     """Return the same for the sums of a term over all pairs of rows."""
-    names = [("count", "any"), ("fill", "any"), ("pairs", term)]
+    names = [("count", "any"), ("fill", "any"), ("sparse", "any"), ("pairs", term)]
     kernels = [(operation, False, name, False, "d") for operation, name in names]
     return [("masses", layout.is_chain, "mass", False, char), *kernels]
 

@@ -10,6 +10,8 @@ per row, and of ``f(a, b) - s(a) - s(b)`` over the edges below which both rows h
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fastemd.kernels.cpu.simd import (
     address,
     at,
@@ -18,8 +20,10 @@ from fastemd.kernels.cpu.simd import (
     lane,
     least,
     load,
+    lowest_bit,
     number_at,
     place_like,
+    put_number,
     splat,
     store,
 )
@@ -184,6 +188,59 @@ def fill_rows(chunk, n_chunks, masses, dense, sparse, panels, end_of, row, mass)
     return 0
 
 
+@jitable
+def add_mass(x, bits, e, mass, n_edges):
+    """Add mass below an edge, and remember it; edge `n_edges`, above the root, is not counted."""
+    if e < n_edges:
+        x[e] += mass
+        bits[e // 64] |= 1 << e % 64
+
+
+@jitable
+def sweep_sparse_rows(
+    chunk, n_chunks, parent, length, indptr, indices, data, bins, reference, slot, presence,
+    start, panels, edge, mass,
+):  # fmt: skip
+    """Sweep up sparse rows, along the edges below which they have mass alone.
+
+    A set of bits has these edges. The lowest one is next, since the parent of an edge is after it.
+    The mass of a dense edge is written to the panels, at ``slot[e]``, and that of sparse edge
+    ``-1 - slot[e]`` is appended to the entries of its row, from `start` on. Without panels, `start`
+    of the next row becomes the number of entries.
+    """
+    n_rows, n_edges, counts = indptr.size - 1, length.size, panels.size == 0 and mass.size == 0
+    x, bits = np.empty(n_edges + 1), np.empty(n_edges // 64 + 1, np.int64)
+    for e in range(x.size):
+        x[e] = 0.0
+    for word in range(bits.size):
+        bits[word] = 0
+    for r in range(chunk * n_rows // n_chunks, (chunk + 1) * n_rows // n_chunks):
+        for k in range(indptr[r], indptr[r + 1]):
+            if data[k] != 0.0:
+                add_mass(x, bits, indices[k], data[k], n_edges)
+        for k in range(bins.size):
+            add_mass(x, bits, bins[k], -reference[k], n_edges)
+        t = 0 if counts else start[r]
+        for word in range(bits.size):
+            while bits[word] != 0:
+                e = 64 * word + lowest_bit(bits[word])
+                bits[word] &= bits[word] - 1
+                flow = x[e]
+                x[e] = 0.0
+                add_mass(x, bits, parent[e], flow, n_edges)
+                value = length[e] * (flow > 0.0 if presence else flow)
+                if counts:
+                    t += slot[e] < 0
+                elif slot[e] >= 0:
+                    panels[r // LANES, slot[e], r % LANES] = value
+                else:
+                    edge[t], mass[t] = -1 - slot[e], value
+                    t += 1
+        if counts:
+            start[r + 1] = t
+    return 0
+
+
 # ------------------------------------------------------------------------------------------ sums
 
 
@@ -200,13 +257,15 @@ def sums_over_edges(term: Callable[..., Any], n_sums: int) -> Callable[..., Any]
                 t += 1
             while t < end and a.row[t] < last_row:
                 i, x, single = a.row[t], a.mass[t], a.single[t]
+                row = address(sums) + i * sums.strides[0]
+                norm_row = address(norms) + i * norms.strides[0]
                 t += 1
                 for u in range(t if same else b.start[s], end_b):
                     j, both = b.row[u], single + b.single[u]
                     f, g = term(x, b.mass[u], lengths.sparse[s], exponent, 0.0, 0.0)
-                    sums[i, j] += f - both
+                    put_number(row, j, number_at(row, j) + (f - both))
                     if two_sums:
-                        norms[i, j] += g - both
+                        put_number(norm_row, j, number_at(norm_row, j) + (g - both))
 
     @jitable
     def add_own(a, b, first_row, last_row, sums):

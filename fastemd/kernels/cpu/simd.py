@@ -224,6 +224,16 @@ def has_any(typingctx, a):
 
 
 @intrinsic
+def lowest_bit(typingctx, word):
+    """Return the place of the lowest bit that is set in an integer."""
+
+    def codegen(context, builder, sig, args):
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.intp(types.int64), codegen
+
+
+@intrinsic
 def splat(typingctx, place, x):
     """Return lanes for `place`, all equal to the number `x`."""
 
