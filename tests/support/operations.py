@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 import fastemd
 from fastemd.losses import Loss, resolve_loss, run_loss
@@ -90,8 +91,7 @@ def call_by_name(name, p, q, v, space, rho, reduction="mean"):
         return function(p, q, space)
     if name == "embed":
         return function(p, space, rho)
-    if name == "pairwise":
-        return function(p, q, space=space, rho=rho)
-    if name == "neighbors":
-        return function(p, q, space=space, rho=rho, k=1)
+    if name in ("pairwise", "neighbors"):
+        keywords = {"space": space, "rho": rho} | ({"k": 1} if name == "neighbors" else {})
+        return [function(x, y, **keywords) for x, y in ((p, q), (csr_array(p), csr_array(q)))]
     return function(p, q, *([v] if name == "emd_hvp" else []), space, rho)
