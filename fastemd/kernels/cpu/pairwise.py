@@ -286,13 +286,18 @@ def sums_over_edges(term: Callable[..., Any], n_sums: int) -> Callable[..., Any]
         m = load(total_b, 0)
         for d in range(first, last):
             x, length = load(b, d), number_at(lengths, d)
-            f, g = term(number_at(a, LANES * d), x, length, exponent, m0, m)
+            a0, a1 = number_at(a, LANES * d), number_at(a, LANES * d + 1)
+            a2, a3 = number_at(a, LANES * d + 2), number_at(a, LANES * d + 3)
+            # These terms are expensive, and 0 without mass. (Variance adjusted: 0.45 of the time.)
+            if two_sums and a0 + a1 + a2 + a3 == 0.0 and not has_any(x):
+                continue
+            f, g = term(a0, x, length, exponent, m0, m)
             f0, g0 = f0 + f, g0 + g
-            f, g = term(number_at(a, LANES * d + 1), x, length, exponent, m1, m)
+            f, g = term(a1, x, length, exponent, m1, m)
             f1, g1 = f1 + f, g1 + g
-            f, g = term(number_at(a, LANES * d + 2), x, length, exponent, m2, m)
+            f, g = term(a2, x, length, exponent, m2, m)
             f2, g2 = f2 + f, g2 + g
-            f, g = term(number_at(a, LANES * d + 3), x, length, exponent, m3, m)
+            f, g = term(a3, x, length, exponent, m3, m)
             f3, g3 = f3 + f, g3 + g
         store(sums, 0, load(sums, 0) + f0)
         store(sums, step, load(sums, step) + f1)
