@@ -452,6 +452,31 @@ def crps():
         row(device, n_rows, n_bins, *times, time_ratio, *arrays, f"{plain / ours:.2f}")
 
 
+def pairs():
+    """All pairs of 1,000 rows of 10,000 bins, against the product of matrices of `embed`."""
+    from benchmarks.unifrac import problem as samples  # which uses this module
+
+    header("rows", "rho", "pairwise", "z @ z.T, z = embed(P, tree, 2)", "ratio")
+    case = samples(1_000, 10_000, 0.03)
+    tree = fastemd.Tree.from_parents(case.parents, case.lengths, bins=range(10_000))
+    sparse = case.table / case.table.sum(axis=1)[:, None]
+    tables = {
+        "sparse, 3 % non-zero": sparse.tocsr(),
+        "the same as a dense array": sparse.toarray(),
+        "all entries > 0": histograms((1_000, 10_000), DOUBLE),
+    }
+    for name, table in tables.items():
+        dense = table if isinstance(table, np.ndarray) else table.toarray()
+        z = fastemd.embed(dense, tree, 2)
+        powers = (1, 2, 1.5) if name.startswith("sparse") else (1, 2)
+        runs = {rho: partial(fastemd.pairwise, table, space=tree, rho=rho) for rho in powers}
+        times = timed(runs | {"product": partial(np.matmul, z, z.T)}, 10.0)
+        for rho in powers:
+            ratio = times[rho][0] / times["product"][0]
+            cells = (milliseconds(times[each]) for each in (rho, "product"))
+            row(name, rho, *cells, f"{ratio:.2f}")
+
+
 def devices():
     """Return the devices of torch."""
     import torch
@@ -471,6 +496,7 @@ TABLES = [
     calls,
     train,
     crps,
+    pairs,
     one_pair,
     threads,
     baselines,
