@@ -46,7 +46,8 @@ def pairwise(
         `scipy.spatial.distance.pdist`.
     out : array, optional
         Array for the result, of its shape: any that parts of an array can be assigned to, such as
-        `numpy.memmap` or an array of zarr. If an error is raised, its contents are undefined.
+        `numpy.memmap` or an array of zarr. A condensed result is written row by row, which is slow
+        for arrays that are compressed. If an error is raised, its contents are undefined.
     {progress}
     {validate_rows}
 
@@ -156,7 +157,7 @@ def neighbors(
     Notes
     -----
     All distances are computed, block by block, and at most a block of them is in memory. A query
-    that is a row of `P` finds itself.
+    that is a row of `P` finds itself, or equal rows before it.
 
     Examples
     --------
@@ -281,8 +282,10 @@ def _squares_on_device(
         if tables[-1].shape[0]:
             first = tables[-1][:1, :]
             if validate is not False:  # all masses are those of one row
-                for x in tables:
-                    emd(x, first, space, 2, validate=validate)
+                names = ["P", "Q"][: len(tables)]
+                for name, x in zip(names, tables, strict=True):
+                    with validation.renaming({"p": name, "q": f"the first row of {names[-1]}"}):
+                        emd(x, first, space, 2, validate=validate)
             # See `fastemd.pair_sums` for why a row is subtracted.
             points = [x - xp.astype(first, xp.float64) for x in points]
         points = [embed(x, space, 2, validate=False) for x in points]

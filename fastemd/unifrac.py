@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastemd import validation
+from fastemd.backends import CudaBackend
 from fastemd.eager import eager
 from fastemd.pair_sums import Measure, PairSums, used_part
 from fastemd.pairwise import collect
@@ -62,7 +63,7 @@ def unifrac(
     -------
     skbio.DistanceMatrix, pandas.DataFrame or array, (n_samples, n_samples)
         With the names of the samples: a ``DistanceMatrix`` if scikit-bio is installed, otherwise a
-        data frame if pandas is. Without names, and for `out`, an array.
+        data frame if pandas is. Without names, and for `out`, an array, of float32 if the table is.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def unifrac(
         If a taxon is not a bin of the tree, names are repeated, shapes do not fit, a count is
         negative or not finite, `metric` is unknown, or `alpha` is out of range.
     TypeError
-        If an argument has an unsupported type.
+        If an argument has an unsupported type, or the table is on a CUDA device.
     ModuleNotFoundError
         If `tree` is Newick text and the package of the extra ``bio`` is missing.
 
@@ -132,10 +133,12 @@ def unifrac_sums(
     tree, measure = _as_tree(tree), _measure(metric, alpha)
     values, known_ids, known_taxa = _with_names(table)
     counts = Table("table", values)
+    if isinstance(counts.backend, CudaBackend):
+        validation.only_on_cpu("UniFrac distances")
     names = known_ids if ids is None else list(ids)
     columns = known_taxa if taxa is None else list(taxa)
     if names is not None:
-        validation.check_names("ids", names, counts.n_rows, "rows")
+        validation.check_names("ids", [str(name) for name in names], counts.n_rows, "rows")
     bins = None
     if columns is None:
         counts = counts.over(tree)

@@ -784,3 +784,15 @@ def test_neighbors_hold_one_block_in_memory(rng, small_blocks, monkeypatch):
     p = _masses(rng, 33, 5)
     fastemd.neighbors(p, p, space=CHAIN, rho=1, k=2)
     assert max(sizes) <= 25
+
+
+@pytest.mark.parametrize("make", [np.asarray, sp.csr_array])
+@pytest.mark.parametrize("rho", [1, 1.5, 2])
+def test_pairwise_without_validation_is_nan_if_few_rows_have_mass(make, rho):
+    """The edge of the first bin is sparse: NaN is one of its entries."""
+    p = np.zeros((40, 3))
+    p[:, 2], p[5] = 1.0, [np.nan, 0.0, 1.0]
+    distances = _pairwise(make(p), space=fastemd.Chain(3), rho=rho, validate=False)
+    others = np.arange(40) != 5
+    assert np.isnan(distances[5, others]).all()
+    assert (distances[np.ix_(others, others)] == 0.0).all()

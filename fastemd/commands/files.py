@@ -279,10 +279,13 @@ def read_parts(paths: list[Path]) -> tuple[list[str], Iterator[Block]]:
 def _blocks_of(paths: list[Path]) -> Iterator[Block]:
     for path in paths:
         with np.load(path) as file:
-            for name in file.files:
-                if name not in ("key", "part", "ids"):
+            for name in (name for name in file.files if name not in ("key", "part", "ids")):
+                try:
                     i, to, j, end = map(int, name.split())
-                    yield slice(i, to), slice(j, end), file[name]
+                    block = file[name]
+                except DAMAGED as error:
+                    raise ValueError(f"{path}: damaged: {error}; compute this part again") from None
+                yield slice(i, to), slice(j, end), block
 
 
 # ----------------------------------------------------------------------------------------- options

@@ -1,4 +1,4 @@
-"""Bad tables of histograms, and bad arguments of functions on all their pairs."""
+"""Invalid tables of histograms, and invalid arguments of functions on all their pairs."""
 
 import numbers
 from collections.abc import Hashable, Mapping, Sequence
@@ -53,12 +53,12 @@ def check_equal_masses(masses: Mapping[str, Array], tolerance: float) -> None:
     """Raise if the rows of all tables do not have the same mass."""
     if tolerance < 0.0 or not any(each.size for each in masses.values()):
         return
-    rows = [(name, i) for name, each in masses.items() for i in range(each.size)]
     mass = np.concatenate(list(masses.values()))
     if not np.isfinite(mass).all() or mass.min() < 0.0:
         return  # the rows are validated one by one
     low, high = int(mass.argmin()), int(mass.argmax())
     if mass[high] - mass[low] > tolerance * mass[high]:
+        rows = [(name, i) for name, each in masses.items() for i in range(each.size)]
         (a, i), (b, j) = rows[low], rows[high]
         names = a if a == b else f"{a} and {b}"
         raise ValueError(
@@ -134,7 +134,7 @@ def bins_of_taxa(taxa: Sequence[Hashable], bins: Sequence[Hashable]) -> Array:
         raise ValueError(
             f"taxa: {len(missing)} of {len(taxa)} are not bins of the tree: {named}"
             f"{', ...' if len(missing) > 3 else ''}; expected names such as {bins[0]!r}; "
-            "remove these columns, or take the tree that they were placed on"
+            "remove these columns, or pass the tree that they were placed on"
         )
     return np.array([index[taxon] for taxon in taxa], np.intp)
 

@@ -108,3 +108,22 @@ def test_pairwise_rejects_arrays_without_arithmetic(small_case, rng):
     p = on_device(random_pair(rng, (3, small_case.n_bins))[0])
     with pytest.raises(TypeError, match="have no arithmetic; pass arrays of PyTorch"):
         fastemd.pairwise(p, space=small_case.space, rho=2)
+
+
+@device
+def test_unifrac_on_device_asks_for_copies(small_case, rng):
+    counts = on_device(random_pair(rng, (3, small_case.n_bins))[0])
+    with pytest.raises(TypeError, match=r"^UniFrac distances are computed on the CPU only; copy"):
+        fastemd.unifrac(counts, small_case.space)
+
+
+@device
+@arithmetic
+def test_pairwise_on_device_names_arguments_in_errors(small_case, rng):
+    p, q = random_pair(rng, (3, small_case.n_bins))
+    keywords = {"space": small_case.space, "rho": 2, "validate": True}
+    with pytest.raises(ValueError, match=r"^Q and the first row of Q: row 1 has unequal masses"):
+        fastemd.pairwise(on_device(p), on_device(np.concatenate([q[:1], 2 * q])), **keywords)
+    q[1, 0] = np.nan
+    with pytest.raises(ValueError, match=r"^Q: row 1 is not finite"):
+        fastemd.pairwise(on_device(p), on_device(q), **keywords)

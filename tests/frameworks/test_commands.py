@@ -315,6 +315,20 @@ def test_merge_rejects_damaged_part(many, folder, capsys):
     assert_fails(capsys, "part2.npz: not a part")
 
 
+def test_merge_rejects_part_with_damaged_block(many, folder, capsys):
+    parts = write_parts(many, 2)
+    with np.load(parts[0]) as file:
+        block = next(name for name in file.files if name not in ("key", "part", "ids"))
+        numbers = file[block].tobytes()
+    content = (folder / parts[0]).read_bytes()
+    assert content.count(numbers) == 1
+    damaged = bytes([numbers[0] ^ 1]) + numbers[1:]
+    (folder / parts[0]).write_bytes(content.replace(numbers, damaged))
+    assert run("merge", *parts, "-o", "out.npy") == 1
+    assert_fails(capsys, "part1.npz: damaged: ")
+    assert not (folder / "out.npy").exists()
+
+
 # Errors ------------------------------------------------------------------------------------------
 
 

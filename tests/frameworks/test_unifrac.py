@@ -504,3 +504,8 @@ def test_unifrac_rejects_missing_and_negative_lengths():
         fastemd.unifrac(COUNTS, "((a:1,b:-2):3,c:4);")
     tree = fastemd.Tree.from_newick("((a:1,b:2),c:4);", missing_length=3.0)
     assert_close(fastemd.unifrac(COUNTS, tree), reference(COUNTS, SMALL, "weighted"))
+
+
+def test_unifrac_rejects_ids_that_are_the_same_text():
+    with pytest.raises(ValueError, match="ids: duplicate name '1'"):
+        fastemd.unifrac([[1, 2], [3, 4]], fastemd.Tree.from_parents([-1, 0, 0]), ids=[1, "1"])

@@ -51,7 +51,7 @@ class Rows(NamedTuple):
     mass: Any  # (entries,)
     single: Any  # (entries,) s(mass)
     own: Any  # (8 P,) sum of `single` over the entries of a row
-    total: Any  # (8 P,) what "variance_adjusted" needs to know of a row
+    total: Any  # (8 P,) the counts of a row, for "variance_adjusted"
 
 
 class Lengths(NamedTuple):
@@ -159,8 +159,8 @@ def count_rows(chunk, n_chunks, masses, counts):
     for p in range(n_panels):
         panel = lanes_at(address(masses) + p * masses.strides[0])
         for e in range(begin, end):
-            has_mass = 0.0 < abs(load(panel, e))  # noqa: SIM300  # lanes have no `>`
-            store(totals, e, load(totals, e) + has_mass)
+            has_none = 0.0 >= abs(load(panel, e))  # noqa: SIM300  # lanes have no `<=`
+            store(totals, e, load(totals, e) + (1.0 - has_none))  # 1 for NaN, as in `fill_rows`
     return 0
 
 
