@@ -243,6 +243,8 @@ def main(arguments=None):
     )
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
+    if not options.samples and (options.taxa, options.density) != (10_000, 0.03):
+        parser.error("--taxa and --density need --samples")
     sizes = [(options.samples, options.taxa, options.density)] if options.samples else SIZES
     print(machine())
     header("samples x taxa, density", "metric", "program", "time", "ratio to fastemd", "difference")

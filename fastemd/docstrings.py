@@ -87,7 +87,8 @@ _SHARED = {
             Histograms over the N bins of `space`, one per row: finite, >= 0 and all of equal mass
             (see `validate`). Arrays of NumPy or any library with DLPack, or sparse arrays or
             matrices of SciPy, which stay sparse. Columns of data frames are matched with
-            ``space.bins`` by name, unless they are only numbered, or those of a chain have names.
+            ``space.bins`` by name, unless they are a ``RangeIndex``, or those of a chain have other
+            names.
     """,
     "progress": """
         progress : bool, optional

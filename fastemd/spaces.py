@@ -609,8 +609,7 @@ class Tree(GroundSpace):
         The format is that of [1]_, read with the package newick. Names with blanks or punctuation
         are in single quotes, in which ``''`` is a quote. Underscores are kept; the standard reads
         those of unquoted names as blanks. Comments in brackets are ignored, also ``[&U]``: the tree
-        is rooted where the text begins, which changes no distance. The length of the root is
-        ignored.
+        is rooted where the text begins, which changes no EMD. The length of the root is ignored.
 
         References
         ----------

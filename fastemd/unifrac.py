@@ -164,8 +164,10 @@ def _as_tree(tree: Any) -> GroundSpace:
     is_node = hasattr(tree, "is_tip")
     if not (is_node or isinstance(tree, str | os.PathLike) or hasattr(tree, "read")):
         validation.not_a_phylogeny(tree)
-    with validation.renaming({"source": "tree"}):
-        return Tree.from_skbio(tree) if is_node else Tree.from_newick(tree)
+    build: Any = Tree.from_skbio if is_node else Tree.from_newick
+    mend = f"build the tree by Tree.{build.__name__} with"  # has the options that messages name
+    with validation.renaming({"source": "tree", "pass": mend}):
+        return build(tree)  # type: ignore[no-any-return]
 
 
 def _length_times_power(mass: Array, length: Array, exponent: float) -> Array:

@@ -62,7 +62,10 @@ def read_table(path: Path, tips: Iterable[Any]) -> Counts:
         ".biom": _read_biom, ".tsv": _read_text, ".txt": _read_text, ".npz": _read_npz,
     }  # fmt: skip
     if path.suffix not in readers:
-        raise ValueError(f"{path}: unknown kind of table; expected {', '.join(readers)}")
+        raise ValueError(
+            f"{path}: unknown kind of table; expected {', '.join(readers)}; "
+            "convert it to text with tabs"
+        )
     return readers[path.suffix](path, set(tips))
 
 

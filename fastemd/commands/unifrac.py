@@ -78,9 +78,18 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--block", type=part_of, metavar="i/n",
-        help="compute part i of n of the pairs, on any machine; write it to an .npz file for merge",
+        help="compute part i of n of the pairs, on any machine; write it to an .npz file for merge; "
+        "parts are made of blocks of 512 x 512 samples: those of small tables may be empty",
     )  # fmt: skip
-    add("--missing-length", type=length, help="use this length where the tree has none")
-    add("--negative-length", type=length, help="use this length where the tree has a negative one")
+    add(
+        "--missing-length",
+        type=length,
+        metavar="LENGTH",
+        help="use this length where the tree has none",
+    )
+    add(
+        "--negative-length", type=length, metavar="LENGTH",
+        help="use this length where the tree has a negative one",
+    )  # fmt: skip
     add("--quiet", action="store_true", help="show no progress bar")
     return parser

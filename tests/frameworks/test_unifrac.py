@@ -509,3 +509,9 @@ def test_unifrac_rejects_missing_and_negative_lengths():
 def test_unifrac_rejects_ids_that_are_the_same_text():
     with pytest.raises(ValueError, match="ids: duplicate name '1'"):
         fastemd.unifrac([[1, 2], [3, 4]], fastemd.Tree.from_parents([-1, 0, 0]), ids=[1, "1"])
+
+
+def test_unifrac_names_options_of_trees():
+    message = r"^tree: no edge has a length; .*; build the tree by Tree.from_newick with missing_le"
+    with pytest.raises(ValueError, match=message):
+        fastemd.unifrac([[1, 2]], "(a,b);")
