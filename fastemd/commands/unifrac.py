@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--block", type=part_of, metavar="i/n",
-        help="compute part i of n of the pairs, on any machine; write it to an .npz file for merge; "
+        help="compute part i of n of the pairs, on any machine, and write it to .npz for merge; "
         "parts are made of blocks of 512 x 512 samples: those of small tables may be empty",
     )  # fmt: skip
     add(
