@@ -29,6 +29,18 @@ def random_tree(n_nodes, seed=0):
     return fastemd.Tree.from_parents(parents, rng.exponential(size=n_nodes))
 
 
+def yule_tree(n_taxa, rng):
+    """Return the parents of a binary tree: two random subtrees are joined until one is left."""
+    parents, subtrees = np.full(2 * n_taxa - 1, -1), list(range(n_taxa))
+    for node in range(n_taxa, 2 * n_taxa - 1):
+        for _ in range(2):
+            drawn = rng.integers(len(subtrees))
+            subtrees[drawn], subtrees[-1] = subtrees[-1], subtrees[drawn]
+            parents[subtrees.pop()] = node
+        subtrees.append(node)
+    return parents
+
+
 def timed(runs, seconds=1.0):
     """Return median and half the interquartile range of the seconds of interleaved runs."""
     for run in runs.values():

@@ -1,8 +1,8 @@
 """Measure how time and memory of `fastemd.pairwise` grow with samples and tips.
 
 Run it by ``python -m benchmarks.growth``. The tables are random and sparse, the trees random and
-binary, and rho is 1, as for weighted UniFrac. Each size is measured in a separate process, whose
-peak resident memory is reported.
+binary, and rho is 1, as for weighted UniFrac. Each size is measured in a separate process: the
+fastest of three calls, and the peak resident memory of the process.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse
 
 import fastemd
+from benchmarks.common import yule_tree
 
 DENSITY = 0.03
 BY_SAMPLES = [(n, 10_000) for n in (250, 500, 1000, 2500, 5000)]
@@ -27,16 +28,9 @@ GIB = 2.0**30
 
 
 def binary_tree(n_tips, seed=0):
-    """Return a random binary tree: two random subtrees are joined until one is left."""
+    """Return a random binary tree."""
     rng = np.random.default_rng(seed)
-    parent = np.full(2 * n_tips - 1, -1)
-    roots = list(range(n_tips))
-    for node in range(n_tips, 2 * n_tips - 1):
-        for _ in range(2):
-            i = rng.integers(len(roots))
-            roots[i], roots[-1] = roots[-1], roots[i]
-            parent[roots.pop()] = node
-        roots.append(node)
+    parent = yule_tree(n_tips, rng)
     return fastemd.Tree.from_parents(parent, rng.exponential(size=parent.size), bins=range(n_tips))
 
 

@@ -214,11 +214,8 @@ class PairSums:
         step = min(BLOCK_ROWS, self._block_size(n_edges))
         return [slice(i, min(i + step, table.n_rows)) for i in range(0, table.n_rows, step)]
 
-    def block(self, i: slice, j: slice) -> Array:
+    def block(self, a: Packed, b: Packed) -> Array:
         """Return the results for a block of pairs; of the same rows, both triangles."""
-        a = self.packed(self.a, i)
-        same = self.is_same and i == j
-        b = a if same else self.packed(self.b, j)
         n, m = len(a.length), len(b.length)
         measure = self.measure
         sums, norms = driver.sum_over_edges(
@@ -241,7 +238,7 @@ class PairSums:
                 denominator = (denominator + sums) / 2.0
             result = np.divide(sums, denominator, out=np.zeros((n, m)), where=sums > 0.0)
             np.minimum(result, 1.0, out=result)  # rounding errors may have left > 1
-        if same:
+        if a is b:
             result = np.triu(result, 1)
             result += result.T
         return result
@@ -257,9 +254,12 @@ class PairSums:
         """Yield blocks of pairs, by default all, and their results."""
         pairs = self.block_pairs() if pairs is None else pairs
         sizes = [(i.stop - i.start) * (j.stop - j.start) for i, j in pairs]
+        last = None  # the rows `i` of the block before, which are packed once if they are the same
         with contextlib.closing(Progress(sum(sizes), after=PROGRESS_AFTER)) as bar:
             for (i, j), size in zip(pairs, sizes, strict=True):
-                yield i, j, self.block(i, j)
+                if i != last:
+                    a, last = self.packed(self.a, i), i
+                yield i, j, self.block(a, a if self.is_same and i == j else self.packed(self.b, j))
                 if progress is not False:
                     bar.add(size)
 

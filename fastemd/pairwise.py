@@ -75,7 +75,7 @@ def pairwise(
     -----
     The rows are read in blocks. In memory are the result (unless `out` is on disk), and of `P` and
     `Q` the masses below the edges: two numbers per bin of a dense row, and about one per used node
-    of a sparse one.
+    of a sparse one. At most 1 GiB of these is kept; what exceeds it is computed again.
 
     At ``rho = 2`` the distances are a product of matrices. At other powers an edge below which few
     rows have mass counts for the pairs that both have some. Rounding errors are below 1e-12 of the

@@ -755,35 +755,46 @@ def test_pairwise_float32_may_be_infinite():
     assert distances.tolist() == [[0.0, np.inf]] * 3
 
 
-def test_pairwise_sweeps_one_block_at_a_time(rng, monkeypatch):
+@pytest.fixture
+def recorded(monkeypatch):
+    """Return a function that records the results of a method of PairSums."""
+
+    def record(name):
+        results, method = [], getattr(pair_sums.PairSums, name)
+
+        def recording(*arguments):
+            results.append(method(*arguments))
+            return results[-1]
+
+        monkeypatch.setattr(pair_sums.PairSums, name, recording)
+        return results
+
+    return record
+
+
+def test_pairwise_sweeps_one_block_at_a_time(rng, monkeypatch, recorded):
     """Also of the sample of rows by which edges are called dense or sparse."""
-    sizes, masses = [], pair_sums.PairSums._masses
-
-    def measured(*arguments):
-        result = masses(*arguments)
-        sizes.append(result.size)
-        return result
-
-    monkeypatch.setattr(pair_sums.PairSums, "_masses", measured)
+    masses = recorded("_masses")
     monkeypatch.setattr(pair_sums, "BLOCK_NUMBERS", 10 * 4)
     p = _masses(rng, 33, 5)
     p[:9] = p[0]  # the first blocks have no mass below some edges
     assert_close(_pairwise(p, space=CHAIN, rho=1), _by_emd(p, p, CHAIN, 1))
-    assert max(sizes) <= 10 * 4
+    assert max(each.size for each in masses) <= 10 * 4
 
 
-def test_neighbors_hold_one_block_in_memory(rng, small_blocks, monkeypatch):
-    sizes, block = [], pair_sums.PairSums.block
+def test_pairwise_packs_rows_once_for_their_pairs(rng, small_blocks, monkeypatch, recorded):
+    """Rows beyond the cache are packed for each pair, but not for both of its sides."""
+    monkeypatch.setattr(pair_sums, "CACHE_BYTES", 0)
+    packed = recorded("_pack")
+    _pairwise(_masses(rng, 20, 5), space=CHAIN, rho=1)  # four blocks
+    assert len(packed) == 4 + 3 + 2 + 1
 
-    def measured(*arguments):
-        result = block(*arguments)
-        sizes.append(result.size)
-        return result
 
-    monkeypatch.setattr(pair_sums.PairSums, "block", measured)
+def test_neighbors_hold_one_block_in_memory(rng, small_blocks, recorded):
+    blocks = recorded("block")
     p = _masses(rng, 33, 5)
     fastemd.neighbors(p, p, space=CHAIN, rho=1, k=2)
-    assert max(sizes) <= 25
+    assert max(each.size for each in blocks) <= 25
 
 
 @pytest.mark.parametrize("make", [np.asarray, sp.csr_array])

@@ -42,8 +42,7 @@ def columns_of(name: str, names: Sequence[Hashable], bins: Sequence[Hashable]) -
     for label in names:
         problem = problem or ("" if label in known else f"column {label!r} is not a bin")
     if not problem and len(names) > len(bins):
-        repeated = next(label for i, label in enumerate(names) if index[label] != i)
-        problem = f"duplicate column {repeated!r}"
+        problem = f"duplicate column {_first_repeated(names)!r}"
     if problem:
         raise ValueError(f"{name}: {problem}; expected one column for each of space.bins")
     return [index[label] for label in bins]
@@ -118,9 +117,15 @@ def check_names(argument: str, names: Sequence[Hashable], count: int, what: str)
             f"{argument}: {len(names)} names; expected one for each of the table's {count} {what}"
         )
     if len(set(names)) < count:
-        seen: set[Hashable] = set()
-        repeated = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"{argument}: duplicate name {repeated!r}; each may appear once")
+        raise ValueError(
+            f"{argument}: duplicate name {_first_repeated(names)!r}; each may appear once"
+        )
+
+
+def _first_repeated(names: Sequence[Hashable]) -> Hashable:
+    """Return the first name that appears again."""
+    last = {name: i for i, name in enumerate(names)}
+    return next(name for i, name in enumerate(names) if last[name] != i)
 
 
 def bins_of_taxa(taxa: Sequence[Hashable], bins: Sequence[Hashable]) -> Array:
