@@ -18,7 +18,7 @@ import numpy as np
 
 from fastemd import validation
 from fastemd.tree_input import Floats, Index, TreeArrays, post_order_arrays, quoted
-from fastemd.validation.arguments import _kind, as_float
+from fastemd.validation.arguments import _kind
 
 NEEDS_QUOTES = re.compile(r"[\s()\[\]{}:;,='\"_]")  # an unquoted "_" may be read as a blank
 # What the text has described of the current node.
@@ -49,6 +49,8 @@ def _text(source: Any) -> str:
         except FileNotFoundError as error:
             reason = "source: no such file; a string without '(' and ';' is a path"
             raise FileNotFoundError(errno.ENOENT, reason, source) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"source: not UTF-8 text; {error}; save the file as UTF-8") from error
     if not hasattr(source, "read"):
         raise TypeError(
             f"source: expected Newick text, a path or an open text file, got {_kind(source)}"
@@ -226,8 +228,12 @@ def _with_lengths(
     negative_length: Any,
 ) -> list[Any]:
     """Return the lengths above all nodes, with missing and negative ones replaced."""
-    for_missing = _replacement("missing_length", missing_length)
-    for_negative = _replacement("negative_length", negative_length)
+    for_missing, for_negative = (
+        value if value is None else validation.check_amount(name, value, zero=True)
+        for name, value in (
+            ("missing_length", missing_length), ("negative_length", negative_length),
+        )
+    )  # fmt: skip
     lengths = [*nodes.lengths[:-1], 0.0]
     missing = [node for node, length in enumerate(lengths) if length is None]
     if missing and for_missing is None:
@@ -263,17 +269,6 @@ def _place(nodes: Nodes, labels: Sequence[Hashable], node: int) -> str:
     while not isinstance(labels[below], str):
         below = nodes.parent.index(below)
     return f"{node} (above {quoted(labels[below])})"
-
-
-def _replacement(keyword: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{keyword}: expected a number >= 0 or None, got {_kind(value)}")
-    length = as_float(value)
-    if not 0.0 <= length < math.inf:
-        raise ValueError(f"{keyword}: expected a finite number >= 0, got {length}")
-    return length
 
 
 def to_newick(parent: Index, length: Floats, labels: Sequence[Hashable]) -> str:

@@ -165,8 +165,8 @@ def _as_tree(tree: Any) -> GroundSpace:
     if not (is_node or isinstance(tree, str | os.PathLike) or hasattr(tree, "read")):
         validation.not_a_phylogeny(tree)
     build: Any = Tree.from_skbio if is_node else Tree.from_newick
-    mend = f"build the tree by Tree.{build.__name__} with"  # has the options that messages name
-    with validation.renaming({"source": "tree", "pass": mend}):
+    advice = f"build the tree by Tree.{build.__name__} with"  # has the options that messages name
+    with validation.renaming({"source": "tree", "pass": advice}):
         return build(tree)  # type: ignore[no-any-return]
 
 

@@ -320,6 +320,9 @@ def parse_options(parser: argparse.ArgumentParser, arguments: list[str]) -> argp
     options = parser.parse_args(arguments)
     try:
         check_output(options.out, ".npz" if getattr(options, "block", None) else OUTPUTS)
+        for path in options.parts if "parts" in options else (options.table, options.tree):
+            if path.exists() and options.out.exists() and options.out.samefile(path):
+                raise ValueError(f"{options.out}: is also an input; expected another file")
     except ValueError as error:
         parser.error(f"argument -o/--out: {error}")
     return options

@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+# A repr of text; an apostrophe within a word starts none.
+QUOTED = r"""(?<!\w)'(?:[^'\\]|\\.)*'|(?<!\w)"(?:[^"\\]|\\.)*\""""
+
+
 @contextlib.contextmanager
 def renaming(names: Mapping[str, str]) -> Iterator[None]:
-    """Replace the names of arguments in the messages of errors."""
+    """Replace the names of arguments in the messages of errors; quoted text is the user's."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        words = rf"\b({'|'.join(names)})\b"
-        text = re.sub(words, lambda match: names[match[0]], str(error))
+        words = rf"{QUOTED}|\b(?:{'|'.join(names)})\b"
+        text = re.sub(words, lambda match: names.get(match[0], match[0]), str(error))
         raise type(error)(text) from None
 
 

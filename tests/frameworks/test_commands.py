@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -313,6 +314,21 @@ def test_merge_rejects_damaged_part(many, folder, capsys):
     (folder / parts[1]).write_bytes(content[: len(content) // 2])
     assert run("merge", *parts, "-o", "out.npy") == 1
     assert_fails(capsys, "part2.npz: not a part")
+
+
+def test_commands_keep_their_input(many, folder, capsys):
+    part = write_parts(many, 2)[0]
+    content = {path: path.read_bytes() for path in folder.iterdir()}
+    message = ": is also an input; expected another file"
+    for table, out, *options in (
+        ("counts.tsv", "./counts.tsv"), (many, many, "--block", "1/2"),
+    ):  # fmt: skip
+        arguments = "unifrac", table, "tree.nwk", "-o", out, *options
+        assert_usage(capsys, f"argument -o/--out: {Path(out)}{message}", *arguments)
+    (folder / part).rename(folder / "part.npy")
+    content[folder / "part.npy"] = content.pop(folder / part)
+    assert_usage(capsys, f"part.npy{message}", "merge", "part.npy", "-o", "part.npy")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == content
 
 
 def test_merge_rejects_part_with_damaged_block(many, folder, capsys):

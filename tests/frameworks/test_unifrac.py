@@ -515,3 +515,17 @@ def test_unifrac_names_options_of_trees():
     message = r"^tree: no edge has a length; .*; build the tree by Tree.from_newick with missing_le"
     with pytest.raises(ValueError, match=message):
         fastemd.unifrac([[1, 2]], "(a,b);")
+
+
+@pytest.mark.parametrize("name", ["source", "pass", "a source", "it''s source"])
+def test_unifrac_keeps_names_of_tips_in_errors(name):
+    label = repr(name.replace("''", "'"))
+    with pytest.raises(ValueError, match=rf"^tree: the length above node {re.escape(label)} is -1"):
+        fastemd.unifrac([[1, 2]], f"('{name}':-1,b:1);")
+
+
+def test_unifrac_rejects_trees_of_other_encodings(tmp_path):
+    path = tmp_path / "tree.nwk"
+    path.write_bytes("(\u00e4:1,b:1);".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"^tree: not UTF-8 text; .*; save the file as UTF-8"):
+        fastemd.unifrac([[1, 2]], path)
