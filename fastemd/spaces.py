@@ -1,6 +1,8 @@
 """Ground spaces: rooted trees with lengths on their edges and bins on their nodes."""
 
+import copy
 import functools
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -101,6 +103,76 @@ class GroundSpace:
             diameter = max(diameter, radius[parent] + distance)
             radius[parent] = max(radius[parent], distance)
         return diameter
+
+    @functools.cached_property
+    def mean_distance(self) -> float:
+        """Mean ground distance between two different bins, over all pairs of them.
+
+        Raises
+        ------
+        ValueError
+            If there is one bin only.
+
+        Notes
+        -----
+        An edge with m of the n bins below it is on the paths of m (n - m) pairs. The time is
+        therefore linear in the number of nodes, without the matrix of the distances.
+
+        Examples
+        --------
+        >>> import fastemd
+        >>> fastemd.Chain(5).mean_distance
+        2.0
+        """
+        if self.n_bins == 1:
+            validation.no_mean_distance()
+        n_below = bins_below(self.parent, self.bin_node).astype(np.float64)
+        n_pairs = n_below * (self.n_bins - n_below)  # exact, and no overflow of 32-bit integers
+        return math.fsum(self.weight * n_pairs) / math.comb(self.n_bins, 2)
+
+    def scaled(self, *, mean_distance: float = 1.0) -> Self:
+        """Return the same space with all lengths multiplied by one factor.
+
+        Parameters
+        ----------
+        mean_distance : float
+            The `mean_distance` of the new space, finite and > 0.
+
+        Returns
+        -------
+        Chain or Tree
+            A new space of the same class, with the same nodes and bins in the same order. The
+            `bin_edges` of a chain are also the same: they are in the unit of its values.
+
+        Raises
+        ------
+        ValueError
+            If `mean_distance` is not finite and > 0, the space has one bin only or all its bins
+            are at distance 0, or the new lengths sum to more than 1e150 or are too small for
+            float64.
+        TypeError
+            If `mean_distance` is not a number.
+
+        Notes
+        -----
+        EMD^rho is linear in the lengths for every rho. A factor of the lengths is therefore a
+        factor of EMD^rho, its derivatives and the EMD^rho part of a loss: ``mean_distance=w`` is
+        `w` times the loss on the space with mean distance 1. With `root=True` the factor is the
+        rho-th root.
+
+        Examples
+        --------
+        CE + 3 EMD, the same share on every tree:
+
+        >>> import fastemd.torch
+        >>> tree = fastemd.Tree.from_paths([("animal", "cat"), ("animal", "dog"), ("car",)])
+        >>> fastemd.torch.EMDLoss(tree.scaled(mean_distance=3), rho=1, cross_entropy=1)
+        EMDLoss(Tree(n_bins=3, n_nodes=5, depth=2, diameter=3.375), rho=1, cross_entropy=1.0)
+        """
+        lengths = tree_input.scale_lengths(self.weight, self.mean_distance, mean_distance)
+        space = copy.copy(self)  # without cached attributes
+        space.__dict__["weight"] = freeze(lengths)
+        return space
 
     def cost_matrix(self) -> NDArray[np.float64]:
         """Compute the path lengths between all bins.

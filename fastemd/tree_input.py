@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastemd.validation.arguments import _kind, as_float
+from fastemd.validation.arguments import _kind, as_float, check_amount
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -358,6 +358,25 @@ def check_lengths(
             "divide all by a common unit"
         )
     return lengths
+
+
+def scale_lengths(lengths: Floats, mean_distance: float, wanted: object) -> Floats:
+    """Multiply edge lengths by one factor; see `GroundSpace.scaled`."""
+    amount = check_amount("mean_distance", wanted, zero=False)
+    if mean_distance == 0.0:
+        raise ValueError(
+            "mean_distance: all bins are at distance 0; expected two bins at a distance > 0; "
+            "build the space with other lengths"
+        )
+    factor = amount / mean_distance
+    is_normal = min(factor, amount, mean_distance) >= np.finfo(np.float64).tiny
+    if not is_normal or factor * math.fsum(lengths) > MAX_TOTAL_LENGTH:
+        raise ValueError(
+            f"mean_distance: multiplied by {amount} / {mean_distance}, the lengths sum to more "
+            f"than {MAX_TOTAL_LENGTH:g} or are too small for float64; "
+            f"expected a number nearer to {mean_distance}, the mean distance of this space"
+        )
+    return lengths * factor
 
 
 def _bin_indices(bins: object, index: Mapping[Hashable, int]) -> Index:

@@ -100,7 +100,8 @@ def test_spaces_have_arrays_of_documented_types(case):
 
 def test_spaces_are_immutable(case):
     space = case.space
-    for name in (*ARRAYS, "n_bins", "n_nodes", "bins", "depth", "diameter", "anything_new"):
+    cached = ("bins", "depth", "diameter", "mean_distance")
+    for name in (*ARRAYS, "n_bins", "n_nodes", *cached, "anything_new"):
         with pytest.raises(AttributeError):
             setattr(space, name, 1)
     for name in (*ARRAYS, "n_bins", "bins", "depth"):

@@ -226,6 +226,13 @@ def check_increasing(name: str, array: Array, n_least: int) -> Array:
     return numbers
 
 
+def no_mean_distance() -> NoReturn:
+    raise ValueError(
+        "mean_distance: 1 bin; expected a space with at least 2 bins, the ends of a distance; "
+        "build it with more bins"
+    )
+
+
 def no_bin_edges() -> NoReturn:
     raise ValueError(
         "this chain has no bin edges; build it by Chain.from_edges or Chain.from_positions"

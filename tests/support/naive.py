@@ -56,6 +56,13 @@ def cost_matrix(g):
     return np.array([[lengths[a][b] for b in g.bin_node] for a in g.bin_node], dtype=np.float64)
 
 
+def mean_distance(g):
+    """Return the mean of the shortest path lengths over all pairs of different bins."""
+    cost = cost_matrix(g)
+    lengths = [cost[pair] for pair in itertools.combinations(range(len(cost)), 2)]
+    return math.fsum(lengths) / len(lengths)
+
+
 def reroot(g, root):
     """Return the same undirected tree with another root."""
     undirected = graph(g)
