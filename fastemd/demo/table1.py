@@ -23,9 +23,14 @@ EMD2 = "EMD^2"
 PAIR_BY_PAIR = "sinkhorn, pair by pair (POT)"
 TIMED = [name for name in SINKHORN_BASELINES if name != "sinkhorn, batched (POT)"]
 NO_CUDA = "fastemd, CUDA"
-PAPER = "the paper (GPU)"
+PAPER = {"the paper (CPU)": "i5-6600K", "the paper (GPU)": "GTX 1080"}  # columns, hardware
 PAPER_BATCH = 512
-PAPER_MS = {EMD2: 25.0}  # the only one of the paper's figures that could be checked
+PAPER_MS = {  # Table 1: CPU, GPU
+    "SD, 10 iterations": (942.0, 15.1),
+    "SD, 100 iterations": (7510.0, 88.9),
+    "SD, 1000 iterations": (74500.0, 865.0),
+    EMD2: (126.0, 25.0),
+}
 
 
 class Cell(NamedTuple):
@@ -40,7 +45,7 @@ class Cell(NamedTuple):
 
 def columns(batch: int) -> list[str]:
     """Return the implementations, in the order in which `cells` yields them for every gradient."""
-    return [*TIMED, NO_CUDA, *([PAPER] if batch == PAPER_BATCH else [])]
+    return [*TIMED, NO_CUDA, *(PAPER if batch == PAPER_BATCH else [])]
 
 
 def cells(batch: int, iterations: Sequence[int], part: int, repeats: int) -> Iterator[Cell]:
@@ -74,11 +79,10 @@ def _n_rows(n_iter: int, name: str, batch: int, part: int) -> int:
 
 
 def _untimed_cells(gradient: str, batch: int) -> Iterator[Cell]:
-    yield Cell(gradient, NO_CUDA, None, 0, "not available yet")
+    yield Cell(gradient, NO_CUDA, None, 0, "not measured")
     if batch == PAPER_BATCH:
-        paper = PAPER_MS.get(gradient)
-        note = "" if paper else "could not be checked, left out"
-        yield Cell(gradient, PAPER, paper, batch if paper else 0, note)
+        for (name, hardware), milliseconds in zip(PAPER.items(), PAPER_MS[gradient], strict=True):
+            yield Cell(gradient, name, milliseconds, batch, hardware)
 
 
 def _seconds(
@@ -117,13 +121,20 @@ def as_lines(measured_cells: Iterable[Cell], batch: int) -> Iterator[str]:
             yield "".join([f"{cell.gradient:22}", *(f"{entries.get(n, ''):>30}" for n in names)])
             entries.clear()
     yield "* timed on a part of the batch and scaled up; the rows are in the CSV"
-    yield "- no figure: CUDA is not available yet, the paper's could not be checked"
+    yield "- not measured: this command does not use CUDA"
+    if batch == PAPER_BATCH:
+        yield "the paper: i5-6600K (4 cores) or GTX 1080, Torch7; SD with lambda 3, float32 on CUDA"
 
 
 def _entry(cell: Cell) -> str:
     if cell.milliseconds is None:
         return "-" if cell.note != "not installed" else cell.note
-    return f"{cell.milliseconds:.4g}{'*' if 'scaled' in cell.note else ' '}"
+    return f"{_number(cell.milliseconds)}{'*' if 'scaled' in cell.note else ' '}"
+
+
+def _number(milliseconds: float) -> str:
+    """Return four digits, or all before the decimal point."""
+    return f"{milliseconds:{'.4g' if milliseconds < 1000 else '.0f'}}"
 
 
 def draw(measured_cells: Iterable[Cell], batch: int, path: Path) -> None:
@@ -140,13 +151,14 @@ def draw(measured_cells: Iterable[Cell], batch: int, path: Path) -> None:
         for cell in group:
             width = cell.milliseconds or 0.0
             axes.barh(position, width, color=f"C{names.index(cell.implementation)}")
-            label = f" {width:.3g} ms{'*' if 'scaled' in cell.note else ''}"
+            label = f" {_number(width)} ms{'*' if 'scaled' in cell.note else ''}"
             axes.text(width, position, label, va="center", fontsize="small")
             position += 1
         ticks[gradient] = (first + position - 1) / 2
         position += 0.6
     for i, name in enumerate(names):
-        axes.bar(0, 0, color=f"C{i}", label=name)
+        label = f"{name}, {PAPER[name]}" if name in PAPER else name
+        axes.bar(0, 0, color=f"C{i}", label=label)
     axes.set_yticks(list(ticks.values()), list(ticks))
     axes.invert_yaxis()
     axes.margins(x=0.15)

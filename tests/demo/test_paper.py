@@ -40,26 +40,60 @@ def test_table1_quick_writes_table_and_picture(tmp_path, capsys):
     times = {(row["gradient"], row["implementation"]): row["milliseconds"] for row in rows}
     assert float(times["EMD^2", "fastemd"]) < float(times["SD, 5 iterations", "fastemd"])
     assert times["EMD^2", table1.NO_CUDA] == ""
-    assert not any(row["implementation"] == table1.PAPER for row in rows)  # other batch size
+    assert not {row["implementation"] for row in rows} & set(table1.PAPER)  # other batch size
+    assert "the paper" not in printed
+
+
+def _missing(*_):
+    raise NotImplementedError
 
 
 def test_table1_states_scaled_and_missing_baselines(monkeypatch):
-    def missing(*_):
-        raise NotImplementedError
-
-    monkeypatch.setitem(table1.SINKHORN_BASELINES, "loop (torch)", missing)
-    monkeypatch.setattr(table1, "PAPER_BATCH", 4)
+    monkeypatch.setitem(table1.SINKHORN_BASELINES, "loop (torch)", _missing)
     cells = list(table1.cells(4, (1, 101), part=2, repeats=1))
     found = {(cell.gradient, cell.implementation): cell for cell in cells}
     assert found["SD, 101 iterations", "fastemd"].rows_timed == 2
     assert "scaled up" in found["SD, 101 iterations", "fastemd"].note
     assert found["SD, 1 iterations", "fastemd"].note == ""
     assert found["SD, 1 iterations", "loop (torch)"].note == "not installed"
-    assert found["EMD^2", table1.PAPER].milliseconds == 25.0
     text = "\n".join(table1.as_lines(cells, 4))
     assert text.count("SD, ") == 2
     assert "not installed" in text
     assert "*" in text
+
+
+def test_table1_has_figures_of_paper_for_its_batch(monkeypatch, tmp_path):
+    """Two columns, CPU and GPU, in the order of the printed table."""
+    for name in table1.TIMED:
+        monkeypatch.setitem(table1.SINKHORN_BASELINES, name, _missing)
+    monkeypatch.setattr(table1, "PAPER_BATCH", 4)
+    cells = list(table1.cells(4, (10, 100, 1000), part=2, repeats=1))
+    cpu, gpu = "the paper (CPU)", "the paper (GPU)"
+    assert table1.columns(4)[-2:] == [cpu, gpu]
+    paper = [cell for cell in cells if cell.implementation in (cpu, gpu)]
+    assert [(cell.gradient, cell.implementation, cell.milliseconds) for cell in paper] == [
+        ("SD, 10 iterations", cpu, 942),
+        ("SD, 10 iterations", gpu, 15.1),
+        ("SD, 100 iterations", cpu, 7510),
+        ("SD, 100 iterations", gpu, 88.9),
+        ("SD, 1000 iterations", cpu, 74500),
+        ("SD, 1000 iterations", gpu, 865),
+        ("EMD^2", cpu, 126),
+        ("EMD^2", gpu, 25),
+    ]
+    for cell in paper:
+        assert cell.note == ("i5-6600K" if cell.implementation == cpu else "GTX 1080")
+    lines = list(table1.as_lines(cells, 4))
+    assert lines[1].split("  ")[-1].strip() == gpu
+    assert [line.split()[-2:] for line in lines[2:6]] == [
+        ["942", "15.1"],
+        ["7510", "88.9"],
+        ["74500", "865"],
+        ["126", "25"],
+    ]
+    assert sum("i5-6600K" in line and "GTX 1080" in line for line in lines) == 1
+    table1.draw(cells, 4, tmp_path / "table1.png")
+    assert (tmp_path / "table1.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
