@@ -51,7 +51,7 @@ _FLAT = [
     "performance",
     "sinkhorn",
     "breathing",
-    "glosses",
+    "which_loss",
     "frameworks",
     "boosting",
     "clusters",
