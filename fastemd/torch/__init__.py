@@ -230,6 +230,9 @@ class EMDLoss(torch.nn.Module):
     `torch.nn.CrossEntropyLoss` they are always the second one. float16 and bfloat16 are computed
     in float32, and the loss is of that type.
 
+    To learn classes, start with ``EMDLoss(space.scaled(mean_distance=3), rho=1, cross_entropy=1)``,
+    cross entropy plus three times the EMD; :doc:`/which_loss` compares losses.
+
     Loss and gradient take one pass, without a tensor of the size of ``x`` except the gradient.
     On CUDA invalid rows raise later, in `fastemd.synchronize`.
     Differentiable twice; transforms and `torch.compile` as for `emd`.
