@@ -32,7 +32,9 @@ tree = fastemd.Tree.from_paths([name.split("/") for name in data["class_names"]]
 distance = torch.from_numpy(tree.cost_matrix())
 alphabet = torch.from_numpy(data["alphabet_of_class"])
 n_characters, n_drawers = tree.n_bins, 20
-drawings = torch.from_numpy(data["X"]).reshape(n_characters, n_drawers, 1, 28, 28) / 255
+by_character = np.argsort(data["y"], kind="stable")  # the file has another order of alphabets
+drawings = torch.from_numpy(data["X"][by_character]) / 255
+drawings = drawings.reshape(n_characters, n_drawers, 1, 28, 28)
 print(tree)
 
 
@@ -100,11 +102,12 @@ def train(loss, rate, seed, drawers, others):
 
 # %%
 # Within an alphabet, drawing k of every character is by the same person, so training and test share
-# no drawer of an alphabet. The last ten drawers are for the test. Of the first ten, a seed selects
-# five for training. Each loss uses the best of the same three learning rates, the one with the
-# smallest tree distance on the other five drawers, in one run per rate with a separate seed.
+# no drawer of an alphabet. The last six drawers are for the test. Of the first ten, a seed selects
+# five for training. The share of 30 was selected on the four others, in the comparison of losses.
+# Each loss uses the best of the same three learning rates, the one with the smallest tree distance
+# on the other five drawers, in one run per rate with a separate seed.
 
-test = torch.arange(10, 20)
+test = torch.arange(14, 20)
 order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
 candidates, rates = (0.005, 0.01, 0.02), {}
 for name, loss in losses.items():
@@ -152,13 +155,14 @@ for i, measure in enumerate(measures):
         line = f"  {name:15}  {value.mean():.3f} ± {value.std(ddof=1):.3f}"
         if name != "CE":
             star = " *" if abs(difference.mean()) > 2 * difference.std(ddof=1) else ""
-            line += f", less CE {difference.mean():+.3f} ± {difference.std(ddof=1):.3f}{star}"
+            line += f", minus CE {difference.mean():+.3f} ± {difference.std(ddof=1):.3f}{star}"
         print(line)
 
 # %%
-# With the EMD, more of the wrong characters are at least from the right alphabet, and the
-# predictions are nearer to the truth. The share of right characters differs by less than its
-# spread.
+# With 30 times :math:`EMD^{1.5}`, four points more of the characters are at least from the right
+# alphabet, and best guesses and whole predictions are nearer to the truth. With three times the EMD
+# the differences have the same signs and are within the spread, and so is the share of right
+# characters with both.
 #
 # An untrained net gets one character in 242 right. These nets have learned:
 

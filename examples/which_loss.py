@@ -11,7 +11,7 @@ import functools
 import itertools
 import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -37,21 +37,21 @@ CE = "CE"
 
 
 class Loss(NamedTuple):
-    """A family of losses that differ by one number.
+    """A family of losses that differ by the value of one parameter.
 
-    ``build(space, number)`` returns a function of logits, labels and the elapsed part of training.
+    ``build(space, value)`` returns a function of logits, labels and the elapsed part of training.
     """
 
-    number: str  # its name
+    parameter: str
     values: tuple | None  # None: the learning rates of the task
     build: Callable
 
 
-def plain(space, rate):
+def cross_entropy_loss(space, rate):
     return lambda logits, label, elapsed: cross_entropy(logits, label)
 
 
-def smoothed(space, smoothing):
+def smoothed_cross_entropy(space, smoothing):
     return lambda logits, label, elapsed: cross_entropy(logits, label, label_smoothing=smoothing)
 
 
@@ -100,14 +100,14 @@ def with_sinkhorn(space, share, lam=3.0):
 
 
 LOSSES = {
-    CE: Loss("rate", None, plain),
-    "label smoothing": Loss("smoothing", (0.02, 0.05, 0.1, 0.2, 0.3), smoothed),
+    CE: Loss("rate", None, cross_entropy_loss),
+    "label smoothing": Loss("smoothing", (0.02, 0.05, 0.1, 0.2, 0.3), smoothed_cross_entropy),
     "soft targets": Loss("beta", (2.0, 4.0, 7.0, 12.0, 20.0, 35.0), soft_targets),
     "CE + EMD": Loss("share", SHARES, functools.partial(with_emd, rho=1)),
     "CE + EMD^1.5": Loss("share", SHARES, functools.partial(with_emd, rho=1.5)),
     "CE + EMD²": Loss("share", SHARES, functools.partial(with_emd, rho=2)),
     "CE + EMD, decaying": Loss("share", SHARES, functools.partial(with_decaying_emd, rho=1)),
-    "CE + SD": Loss("share", (1 / 3,), with_sinkhorn),
+    "CE + SD": Loss("share, unscaled", (1 / 3,), with_sinkhorn),
     "EMD": Loss("rate", None, functools.partial(emd_alone, rho=1)),
     "EMD²": Loss("rate", None, functools.partial(emd_alone, rho=2)),
 }
@@ -133,7 +133,7 @@ class Run(NamedTuple):
     task: str
     setting: int
     loss: str
-    value: float  # the number that the losses of a family differ by
+    value: float  # of the parameter of the loss
     rate: float
     seed: int
     n_epochs: int | None
@@ -189,16 +189,19 @@ class Experiment:
     def results(self, runs):
         """Return the measures of runs by key; runs that are not saved are computed in parallel."""
         names = {key: " ".join(map(str, run)) for key, run in runs.items()}
-        new = {names[key]: run for key, run in runs.items() if names[key] not in self.runs.results}
-        futures = {name: self.submit(train, run) for name, run in new.items()}
-        results = {}
+        futures = {}
         for key, run in runs.items():
-            future = futures.get(names[key])
-            results[key] = self.runs.get(names[key], work(run), future.result if future else None)
-        return results
+            if names[key] in self.runs.results:
+                self.runs.get(names[key], seconds(run), None)
+            else:
+                futures[self.submit(train, run)] = key
+        for future in as_completed(futures):
+            key = futures[future]
+            self.runs.get(names[key], seconds(runs[key]), future.result)
+        return {key: np.array(self.runs.results[name]) for key, name in names.items()}
 
     def choose_rates(self):
-        """Return {(task, setting, loss, number): rate}, the best top-1 on the validation part."""
+        """Return {(task, setting, loss, value): rate}, the best top-1 on the validation part."""
         trials, rates = {}, {}
         for key in cases(self.scale):
             if LOSSES[key[2]].values is None:
@@ -212,7 +215,7 @@ class Experiment:
         return rates
 
     def measure(self, rates):
-        """Return {(task, setting, loss, number): (seeds, parts, measures)}."""
+        """Return {(task, setting, loss, value): (seeds, parts, measures)}."""
         runs = {
             (*key, seed): Run(*key, rate, seed, self.scale.n_epochs)
             for key, rate in rates.items()
@@ -223,30 +226,29 @@ class Experiment:
 
 
 def cases(scale):
-    """Yield the combinations of task, setting, loss and number."""
+    """Yield the combinations of task, setting, loss and value."""
     for task, setting, loss in itertools.product(scale.tasks, scale.settings, scale.losses):
         for value in LOSSES[loss].values or TASKS[task]().rates:
             yield task, setting, loss, value
 
 
-def work(run):
-    """Return the work of a run, roughly in seconds."""
-    seconds = {"glosses": (5.5, 3.2), "Omniglot": (1.9, 1.3), "diamonds": (2.2, 0.4)}
-    return seconds[run.task][run.setting]
+def seconds(run):
+    """Return the approximate time of a run on one of two busy cores."""
+    return TASKS[run.task]().settings[run.setting].seconds
 
 
 def main(arguments=None):
     options = parse_options("examples/which_loss.py", __doc__, arguments)
     scale, path = QUICK if options.quick else FULL, options.folder / "which_loss"
     settings = scale, [TASKS[task]().settings for task in scale.tasks]
-    runs = Runs(path.with_suffix(".jsonl"), settings, total_work(scale))
+    runs = Runs(path.with_suffix(".jsonl"), settings, total_seconds(scale))
     with process_pool(1 if options.quick else 2) as submit:
         experiment = Experiment(scale, runs, submit)
         rates = experiment.choose_rates()
         results = experiment.measure(rates)
     save_table(
         path.with_suffix(".csv"),
-        ["task", "setting", "loss", "number", "rate", "seed", "part", *MEASURES],
+        ["task", "setting", "loss", "value", "rate", "seed", "part", *MEASURES],
         (
             [task, setting_name(task, setting), loss, value, rates[key], seed, part, *row]
             for key, values in results.items()
@@ -255,24 +257,27 @@ def main(arguments=None):
             for part, row in zip(PARTS, np.round(parts, 6), strict=True)
         ),
     )
-    for task, setting in itertools.product(scale.tasks, scale.settings):
-        for criterion in CRITERIA:
-            print(f"\n**{setting_name(task, setting)}, numbers chosen by {criterion}**\n")
-            print_chosen(select(results, task, setting), criterion)
+    for key, values in results.items():
+        if key[2] == CE:
+            check(key, values)
+    print("\n**CE + EMD with a share of 3**\n")
+    print_changes(scale, results, "CE + EMD", 3.0)
     for loss in scale.losses:
         if LOSSES[loss].values and loss != "CE + SD":
-            print(f"\n**{loss}, less CE: top-1 in points, distance in percent**\n")
-            print_all_numbers(scale, results, loss)
+            print(f"\n**{loss}, minus CE: top-1 in points, distance and EMD in percent**\n")
+            print_all_values(scale, results, loss)
+    for criterion in CRITERIA:
+        for task, setting in itertools.product(scale.tasks, scale.settings):
+            print(f"\n**{setting_name(task, setting)}, values chosen by {criterion}**\n")
+            print_chosen(select(results, task, setting), criterion)
     draw(scale, results, path.with_suffix(".png"))
-    for key, values in results.items():
-        check(key, values)
 
 
-def total_work(scale):
+def total_seconds(scale):
     total = 0
     for case in cases(scale):
         n_rates = 0 if LOSSES[case[2]].values is None else len(TASKS[case[0]]().rates)
-        total += (n_rates + len(scale.seeds)) * work(Run(*case, 0, 0, None))
+        total += (n_rates + len(scale.seeds)) * seconds(Run(*case, 0, 0, None))
     return total
 
 
@@ -281,7 +286,7 @@ def setting_name(task, setting):
 
 
 def select(results, task, setting):
-    """Return {loss: {number: (seeds, parts, measures)}} of a setting."""
+    """Return {loss: {value: (seeds, parts, measures)}} of a setting."""
     selected = {}
     for key, values in results.items():
         if key[:2] == (task, setting):
@@ -289,50 +294,76 @@ def select(results, task, setting):
     return selected
 
 
-def best(values_by_number, criterion):
-    """Return the number with the best mean of a measure on the validation part."""
+def best(by_value, criterion):
+    """Return the value with the best mean of a measure on the validation part."""
     i = list(MEASURES).index(criterion)
-    sign = MEASURES[criterion]
-    return min(values_by_number, key=lambda n: sign * values_by_number[n][:, 0, i].mean())
+    return min(by_value, key=lambda value: MEASURES[criterion] * by_value[value][:, 0, i].mean())
 
 
-def differences(values, reference):
+def best_cross_entropy(by_loss):
+    """Return the results of CE with the rate of the best top-1 (seeds, parts, measures)."""
+    return by_loss[CE][best(by_loss[CE], CRITERIA[0])]
+
+
+def differences(results, reference):
     """Return mean, spread, and whether the mean is beyond two spreads, on the test part."""
-    mean, spread = mean_and_spread(values[:, 1] - reference[:, 1])
+    mean, spread = mean_and_spread(results[:, 1] - reference[:, 1])
     return mean, spread, abs(mean) > 2 * spread
 
 
-def print_chosen(by_loss, criterion):
-    """Print the losses with the best numbers, and their differences to CE seed by seed."""
-    print("| loss | number |", " | ".join(f"{m} | less CE" for m in MEASURES), "|")
-    print("|---|--:|" + "--:|" * 2 * len(MEASURES))
-    reference = by_loss[CE][best(by_loss[CE], criterion)]
-    for loss, values_by_number in by_loss.items():
-        number = best(values_by_number, criterion)
-        values = values_by_number[number]
-        cells = [loss, f"{LOSSES[loss].number} {number:.2g}"]
-        columns = values[:, 1].mean(axis=0), *differences(values, reference)
-        for value, difference, spread, is_clear in zip(*columns, strict=True):
-            cells.append(f"{value:.3f}")
-            star = " *" if is_clear else ""
-            cells.append("" if loss == CE else f"{difference:+.3f} ± {spread:.3f}{star}")
+def changes(results, reference):
+    """Return the same with top-1 in points, and the other measures in percent of the reference."""
+    mean, spread, is_clear = differences(results, reference)
+    unit = reference[:, 1].mean(axis=0) / 100
+    unit[0] = 0.01
+    return mean / unit, spread / unit, is_clear
+
+
+def print_changes(scale, results, loss, value):
+    """Print the changes against CE in every setting, with their spread."""
+    columns = [i for i, measure in enumerate(MEASURES) if measure != "least expected distance"]
+    header = [f"{list(MEASURES)[i]} of CE | change, {'%' if i else 'points'}" for i in columns]
+    print("| task |", " | ".join(header), "|")
+    print("|---|" + "--:|" * 2 * len(columns))
+    for task, setting in itertools.product(scale.tasks, scale.settings):
+        by_loss = select(results, task, setting)
+        reference = best_cross_entropy(by_loss)
+        mean, spread, is_clear = changes(by_loss[loss][value], reference)
+        cells = [setting_name(task, setting)]
+        for i in columns:
+            cells.append(f"{reference[:, 1, i].mean():.3f}")
+            cells.append(f"{mean[i]:+.1f} ± {spread[i]:.1f}{' *' if is_clear[i] else ''}")
         print("|", " | ".join(cells), "|")
 
 
-def print_all_numbers(scale, results, loss):
-    """Print top-1 and distance relative to those of CE with its best rate, for every number."""
+def print_all_values(scale, results, loss):
+    """Print the changes of top-1, distance and EMD against CE, for every value."""
     settings = list(itertools.product(scale.tasks, scale.settings))
-    print(f"| {LOSSES[loss].number} |", " | ".join(setting_name(*s) for s in settings), "|")
+    print(f"| {LOSSES[loss].parameter} |", " | ".join(setting_name(*s) for s in settings), "|")
     print("|--:|" + "--:|" * len(settings))
-    for number in LOSSES[loss].values:
-        cells = [f"{number:g}"]
-        for task, setting in settings:
-            by_loss = select(results, task, setting)
-            reference = by_loss[CE][best(by_loss[CE], CRITERIA[0])]
-            change, _, is_clear = differences(by_loss[loss][number], reference)
-            percent = 100 * change / [1, reference[:, 1, 1].mean(), 1, 1]
+    for value in LOSSES[loss].values:
+        cells = [f"{value:g}"]
+        for setting in settings:
+            by_loss = select(results, *setting)
+            mean, _, is_clear = changes(by_loss[loss][value], best_cross_entropy(by_loss))
             stars = ["*" if clear else "" for clear in is_clear]
-            cells.append(f"{percent[0]:+.1f}{stars[0]}, {percent[1]:+.1f} %{stars[1]}")
+            cells.append(", ".join(f"{mean[i]:+.1f}{stars[i]}" for i in (0, 1, 3)))
+        print("|", " | ".join(cells), "|")
+
+
+def print_chosen(by_loss, criterion):
+    """Print the losses with the best values, and their differences to CE seed by seed."""
+    print("| loss | value |", " | ".join(f"{m} | minus CE" for m in MEASURES), "|")
+    print("|---|--:|" + "--:|" * 2 * len(MEASURES))
+    reference = by_loss[CE][best(by_loss[CE], criterion)]
+    for loss, by_value in by_loss.items():
+        value = best(by_value, criterion)
+        cells = [loss, f"{LOSSES[loss].parameter} {value:.2g}"]
+        columns = by_value[value][:, 1].mean(axis=0), *differences(by_value[value], reference)
+        for mean, difference, spread, is_clear in zip(*columns, strict=True):
+            star = " *" if is_clear else ""
+            cells.append(f"{mean:.3f}")
+            cells.append("" if loss == CE else f"{difference:+.3f} ± {spread:.3f}{star}")
         print("|", " | ".join(cells), "|")
 
 
@@ -341,17 +372,16 @@ STYLES = {
     "label smoothing": "s-C7",
     "soft targets": "v-C2",
     "CE + EMD": "o-C0",
-    "CE + EMD, decaying": "o:C0",
-    "CE + SD": "*C0",
+    "CE + EMD, decaying": "o:C9",
+    "CE + SD": "*C3",
     "CE + EMD^1.5": "o-C4",
     "CE + EMD²": "o-C1",
     "EMD²": "xC1",
-    "EMD": "xC0",
 }
 
 
 def draw(scale, results, path):
-    """Draw top-1 and distance on the test part, a curve per loss through its numbers."""
+    """Draw top-1 and distance on the test part, a curve per loss through its values."""
     figure, axes = plt.subplots(
         len(scale.tasks), len(scale.settings), squeeze=False, layout="constrained",
         figsize=(5.2 * len(scale.settings), 3.9 * len(scale.tasks) + 0.6),
@@ -360,24 +390,37 @@ def draw(scale, results, path):
         for axis, setting in zip(row, scale.settings, strict=True):
             by_loss = select(results, task, setting)
             points = {
-                loss: np.array([values[:, 1, :2].mean(axis=0) for values in by_number.values()])
-                for loss, by_number in by_loss.items()
+                loss: np.array([values[:, 1, :2].mean(axis=0) for values in by_value.values()])
+                for loss, by_value in by_loss.items()
             }
             for loss, style in STYLES.items():
                 if loss in points:
                     axis.plot(*points[loss].T, style, label=loss, markersize=4, linewidth=1)
-            reference = by_loss[CE][best(by_loss[CE], CRITERIA[0])][:, 1, :2].mean(axis=0)
+            reference = best_cross_entropy(by_loss)[:, 1, :2].mean(axis=0)
             axis.plot(*reference, "ko", markersize=9, fillstyle="none")
+            axis.errorbar(*reference, *typical_spread(by_loss)[::-1], "k", elinewidth=0.7)
             zoom(axis, np.concatenate(list(points.values())), reference)
-            for number, point in zip(LOSSES["CE + EMD"].values, points["CE + EMD"], strict=True):
+            for share, point in zip(SHARES, points["CE + EMD"], strict=True):
                 axis.annotate(
-                    f"{number:g}", point, (4, 4), textcoords="offset points", color="C0",
+                    f"{share:g}", point, (4, 4), textcoords="offset points", color="C0",
                     fontsize="small", annotation_clip=True,
                 )  # fmt: skip
             axis.set(title=setting_name(task, setting), xlabel="top-1")
             axis.set_ylabel(f"distance of the best guess, {TASKS[task]().unit}")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=80)
+
+
+def typical_spread(by_loss):
+    """Return the median of the spreads of top-1 and distance minus those of CE."""
+    reference = best_cross_entropy(by_loss)
+    spreads = [
+        differences(results, reference)[1][:2]
+        for by_value in by_loss.values()
+        for results in by_value.values()
+        if results is not reference
+    ]
+    return np.median(spreads, axis=0)
 
 
 def zoom(axis, points, reference):
@@ -400,12 +443,11 @@ def process_pool(n_processes):
 
 
 def check(key, values):
-    """Check that CE learned something: its distance is below that of the best constant guess."""
+    """Check that CE learned: its distance is below that of the best constant guess."""
     task = TASKS[key[0]]()
     cost = task.space.cost_matrix()[:, task.label[task.parts["test"]]]
-    if key[2] == CE:
-        distance, constant = values[:, 1, 1].max(), cost.mean(axis=1).min()
-        assert distance < constant, f"{key}: did not learn: {distance:.3f}, constant {constant:.3f}"
+    distance, constant = values[:, 1, 1].max(), cost.mean(axis=1).min()
+    assert distance < constant, f"{key}: did not learn: {distance:.3f}, constant {constant:.3f}"
 
 
 if __name__ == "__main__":

@@ -157,8 +157,8 @@ class GroundSpace:
         -----
         EMD^rho is linear in the lengths for every rho. A factor of the lengths is therefore a
         factor of EMD^rho, its derivatives and the EMD^rho part of a loss: ``mean_distance=w`` is
-        `w` times the loss on the space with mean distance 1. With `root=True` the factor is the
-        rho-th root.
+        `w` times the loss on the space with mean distance 1. With `root=True` the factor is
+        ``w ** (1 / rho)``.
 
         Examples
         --------

@@ -360,23 +360,26 @@ def check_lengths(
     return lengths
 
 
-def scale_lengths(lengths: Floats, mean_distance: float, wanted: object) -> Floats:
+def scale_lengths(lengths: Floats, current: float, requested: object) -> Floats:
     """Multiply edge lengths by one factor; see `GroundSpace.scaled`."""
-    amount = check_amount("mean_distance", wanted, zero=False)
-    if mean_distance == 0.0:
+    amount = check_amount("mean_distance", requested, zero=False)
+    if current == 0.0:
         raise ValueError(
             "mean_distance: all bins are at distance 0; expected two bins at a distance > 0; "
             "build the space with other lengths"
         )
-    factor = amount / mean_distance
-    is_normal = min(factor, amount, mean_distance) >= np.finfo(np.float64).tiny
-    if not is_normal or factor * math.fsum(lengths) > MAX_TOTAL_LENGTH:
-        raise ValueError(
-            f"mean_distance: multiplied by {amount} / {mean_distance}, the lengths sum to more "
-            f"than {MAX_TOTAL_LENGTH:g} or are too small for float64; "
-            f"expected a number nearer to {mean_distance}, the mean distance of this space"
-        )
-    return lengths * factor
+    factor = amount / current
+    smallest = min(factor * lengths[lengths > 0.0].min(), factor, amount, current)
+    if factor * math.fsum(lengths) > MAX_TOTAL_LENGTH:
+        fault = f"sum to more than {MAX_TOTAL_LENGTH:g}"
+    elif smallest < np.finfo(np.float64).tiny:
+        fault = "are too small for float64"
+    else:
+        return lengths * factor
+    raise ValueError(
+        f"mean_distance: multiplied by {amount} / {current}, the lengths {fault}; "
+        f"expected a number nearer to {current}, the mean distance of this space"
+    )
 
 
 def _bin_indices(bins: object, index: Mapping[Hashable, int]) -> Index:

@@ -225,20 +225,25 @@ STEM = [-1, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("space", "value"),
+    ("space", "value", "fault"),
     [
-        (fastemd.Chain(3), 1e150),  # the lengths sum to 1.5e150
-        (fastemd.Chain(3), 1e308),
-        (fastemd.Chain(3, [1e-300, 1e-300]), 1e20),  # the factor is infinite
-        (fastemd.Chain(3, [5e-324, 5e-324]), 1.0),
-        (fastemd.Tree.from_parents(STEM, [0, 1e149, 1e-170, 1e-170]), 1.0),  # a stem without flow
-        (fastemd.Chain(3, [1e149, 1e149]), 1e-300),  # the factor is 0
-        (fastemd.Chain(3), 5e-324),
-        (fastemd.Chain(3, [5e-324, 0.0]), 1e-300),
+        (fastemd.Chain(3), 1e150, "sum to more than 1e"),  # they sum to 1.5e150
+        (fastemd.Chain(3), 1e308, "sum to more than 1e"),
+        (fastemd.Chain(3, [1e-300, 1e-300]), 1e20, "sum to more than 1e"),  # an infinite factor
+        (fastemd.Chain(3, [5e-324, 5e-324]), 1.0, "sum to more than 1e"),
+        (  # a stem without flow
+            fastemd.Tree.from_parents(STEM, [0, 1e149, 1e-170, 1e-170]),
+            1.0,
+            "sum to more than 1e",
+        ),
+        (fastemd.Chain(3, [1e149, 1e149]), 1e-300, "are too small"),  # a factor of 0
+        (fastemd.Chain(3), 5e-324, "are too small"),
+        (fastemd.Chain(3, [5e-324, 0.0]), 1e-300, "are too small"),
+        (fastemd.Chain(3, [1e-300, 1.0]), 1e-100, "are too small"),  # only the first one
     ],
 )
-def test_scaled_rejects_lengths_out_of_range(space, value):
-    with pytest.raises(ValueError, match=r"^mean_distance: multiplied by .* sum to more than 1e"):
+def test_scaled_rejects_lengths_out_of_range(space, value, fault):
+    with pytest.raises(ValueError, match=rf"^mean_distance: multiplied by .* the lengths {fault}"):
         space.scaled(mean_distance=value)
 
 

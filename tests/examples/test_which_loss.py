@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.support.frameworks import needed
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.append(str(EXAMPLES))
 torch, which_loss = needed("torch"), needed("which_loss")
-loss_tasks = needed("loss_tasks")
+loss_tasks, experiments = needed("loss_tasks"), needed("experiments")
 TREE = fastemd.Tree.from_paths([("a", "b"), ("a", "c"), ("d",), ("e", "f", "g")])
 LABEL = torch.tensor([0, 1, 2, 3, 0])
 
@@ -31,7 +32,7 @@ def test_which_loss_quick_learns_and_saves_results(tmp_path):
     assert printed.count("| CE | rate ") == 2
     with (tmp_path / "which_loss.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == (4 + 6 + 5) * 2 * 2  # numbers of three losses, seeds, parts
+    assert len(rows) == (4 + 6 + 5) * 2 * 2  # values of three losses, seeds, parts
     accuracy = [float(row["top-1"]) for row in rows]
     assert 0.15 < min(accuracy) < max(accuracy) < 0.6
     assert (tmp_path / "which_loss.png").read_bytes().startswith(b"\x89PNG")
@@ -100,14 +101,47 @@ def test_measure_agrees_with_metrics(logits):
     np.testing.assert_allclose(comp, expected, rtol=1e-6)
 
 
-def test_numbers_are_chosen_on_validation_part():
+def test_changes_are_paired_and_on_test_part():
+    reference, results = np.full((5, 2, 4), 7.0), np.full((5, 2, 4), 9.0)
+    reference[:, 1] = np.array([[0.5, 0.6, 0.4, 0.5, 0.5], *[[2, 3, 4, 1, 5]] * 3]).T
+    step = np.array([1.0, 2.0, 3.0, 2.0, 2.0])  # mean 2, standard deviation sqrt(1 / 2)
+    results[:, 1] = reference[:, 1] + 0.01 * step[:, None] * [1, 3, -3, 0]
+    results[:, 1, 3] += [1, -1, 1, -1, 0]
+    mean, spread, is_clear = which_loss.changes(results, reference)
+    np.testing.assert_allclose(mean, [2, 2, -2, 0], atol=1e-12)
+    np.testing.assert_allclose(spread, [0.5**0.5, 0.5**0.5, 0.5**0.5, 100 / 3], rtol=1e-12)
+    assert is_clear.tolist() == [True, True, True, False]
+
+
+def test_values_are_chosen_on_validation_part():
     values = np.zeros((2, 2, 4))  # seeds, parts, measures
-    by_number = {share: values.copy() for share in (1.0, 3.0, 10.0)}
-    by_number[3.0][:, 0, 0] = 0.5  # top-1, validation
-    by_number[10.0][:, 1, 0] = 0.9  # top-1, test
-    by_number[1.0][:, 0, 1] = -1  # distance, validation
-    assert which_loss.best(by_number, "top-1") == 3
-    assert which_loss.best(by_number, "distance") == 1
+    by_value = {share: values.copy() for share in (1.0, 3.0, 10.0)}
+    by_value[3.0][:, 0, 0] = 0.5  # top-1, validation
+    by_value[10.0][:, 1, 0] = 0.9  # top-1, test
+    by_value[1.0][:, 0, 1] = -1  # distance, validation
+    assert which_loss.best(by_value, "top-1") == 3
+    assert which_loss.best(by_value, "distance") == 1
+
+
+def _completed(function, run):
+    """Return a future with a result, without a training."""
+    future = Future()
+    future.set_result([[run.seed + run.rate] * 4] * 2)
+    return future
+
+
+def test_experiment_computes_total_seconds_and_resumes(tmp_path):
+    scale = which_loss.QUICK
+    runs = experiments.Runs(tmp_path / "runs", scale, which_loss.total_seconds(scale))
+    results = []
+    for submit in (_completed, None):  # nothing is submitted again
+        experiment = which_loss.Experiment(scale, runs, submit)
+        results.append(experiment.measure(experiment.choose_rates()))
+        assert runs.progress.done == pytest.approx(runs.progress.total)
+        runs = experiments.Runs(tmp_path / "runs", scale, which_loss.total_seconds(scale))
+    assert results[0].keys() == results[1].keys() == set(which_loss.cases(scale))
+    for key in results[0]:
+        np.testing.assert_array_equal(results[0][key], results[1][key])
 
 
 def test_rates_are_chosen_by_top_1_on_validation_part():
@@ -119,12 +153,12 @@ def test_rates_are_chosen_by_top_1_on_validation_part():
         def __init__(self):
             self.results = {}
 
-        def get(self, name, work, compute):
+        def get(self, name, seconds, compute):
             accuracy = 0.5 if f" {rates[2]} 0 " in name else 0.4
-            return np.array([[accuracy, 1.0, 1.0, 1.0], [0.45 - accuracy, 1.0, 1.0, 1.0]])
+            self.results[name] = [[accuracy, 1, 1, 1], [0.45 - accuracy, 1, 1, 1]]
 
     rates = loss_tasks.diamonds().rates
-    experiment = which_loss.Experiment(scale, Saved(), lambda *_: None)
+    experiment = which_loss.Experiment(scale, Saved(), _completed)
     chosen = experiment.choose_rates()
     assert chosen["diamonds", 1, "CE + EMD", 3.0] == rates[2]
     assert [chosen["diamonds", 1, "CE", rate] for rate in rates] == list(rates)
@@ -168,5 +202,8 @@ def test_tasks_have_expected_ground_spaces():
 
 def test_omniglot_parts_have_different_drawers():
     task = loss_tasks.omniglot()
+    characters = task.label.reshape(242, 20)  # in the order of the file
+    np.testing.assert_array_equal(characters, np.repeat(characters[:, :1], 20, axis=1))
+    np.testing.assert_array_equal(np.sort(characters[:, 0]), np.arange(242))
     drawers = [set(np.unique(rows % 20)) for rows in task.parts.values()]
     assert sum(map(len, drawers)) == len(set.union(*drawers)) == 20
