@@ -11,8 +11,10 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "matplotlib.sphinxext.plot_directive",
     "numpydoc",
     "myst_parser",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "auto_examples/*.ipynb"]
@@ -24,6 +26,9 @@ myst_heading_anchors = 3
 autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings describe the types
 numpydoc_show_class_members = False
+
+plot_html_show_formats = plot_html_show_source_link = False
+plot_formats = [("png", 90)]
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
@@ -37,29 +42,11 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = f"fastemd {version}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_theme_options = {
     "show_toc_level": 2,
+    "header_links_before_dropdown": 6,
     "navigation_with_keys": False,
 }
-# Pages without subpages have no sidebar of pages.
-_FLAT = [
-    "installation",
-    "quickstart",
-    "theory",
-    "spaces",
-    "accuracy",
-    "performance",
-    "sinkhorn",
-    "breathing",
-    "which_loss",
-    "frameworks",
-    "boosting",
-    "clusters",
-    "losses",
-    "crps",
-    "pairs",
-    "unifrac",
-    "development",
-    "changelog",
-]
-html_sidebars = {page: [] for page in _FLAT}
+html_sidebars = {"development": [], "changelog": []}  # pages without subpages
