@@ -22,7 +22,7 @@ from benchmarks.gpu_check.runner import (
 )
 from tests.support.device import cpu
 
-pytestmark = cpu
+pytestmark = [cpu, pytest.mark.skipif(os.name == "nt", reason="needs process groups and signals")]
 
 
 def _step(code, name="step", limit=60.0, **options):

@@ -40,7 +40,8 @@ def write_text(path, rows, columns, values, corner="", first="", taxonomy=False)
     if taxonomy:
         for i, line in enumerate(lines):
             line.append(f"k__Bacteria; p__{i}" if i else "taxonomy")
-    path.write_text(first + "".join("\t".join(map(str, line)) + "\n" for line in lines))
+    text = first + "".join("\t".join(map(str, line)) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_biom(path, binary):
