@@ -1,9 +1,14 @@
-"""Files that repeat what pyproject.toml and the package define."""
+"""Files that repeat what pyproject.toml and the package define, and the check of a release."""
 
+import importlib.util
+import io
 import re
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
+import pytest
 import yaml
 
 import fastemd
@@ -59,3 +64,75 @@ def test_citation_has_licence_of_package():
     citation = _yaml("CITATION.cff")
     assert citation["license"] == PROJECT["license"]
     assert "version" not in citation  # the package defines it
+
+
+# tools/check_release.py ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def check_release():
+    path = ROOT / "tools" / "check_release.py"
+    spec = importlib.util.spec_from_file_location("check_release", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TRACKED = {"pyproject.toml", "fastemd/__init__.py", "tests/__init__.py"}
+LICENCES = ["fastemd-1.0.dist-info/licenses/A", "fastemd-1.0.dist-info/licenses/B"]
+
+
+def _archives(folder, in_sdist, in_wheel):
+    sdist, wheel = folder / "fastemd-1.0.tar.gz", folder / "fastemd-1.0-py3-none-any.whl"
+    with tarfile.open(sdist, "w:gz") as file:
+        for name in in_sdist:
+            file.addfile(tarfile.TarInfo(f"fastemd-1.0/{name}"), io.BytesIO())
+    with zipfile.ZipFile(wheel, "w") as file:
+        for name in in_wheel:
+            file.writestr(name, "")
+    return sdist, wheel
+
+
+def test_check_contents_returns_version(check_release, tmp_path):
+    archives = _archives(tmp_path, [*TRACKED, "PKG-INFO"], ["fastemd/__init__.py", *LICENCES])
+    assert check_release.check_contents(*archives, TRACKED) == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("in_sdist", "in_wheel", "message"),
+    [
+        (TRACKED - {"tests/__init__.py"}, ["fastemd/__init__.py"], "missing.*tests/__init__.py"),
+        (TRACKED | {"notes.txt"}, ["fastemd/__init__.py"], "not in git.*notes.txt"),
+        (TRACKED, ["fastemd/__init__.py", "tests/__init__.py"], "differs from git.*tests"),
+        (TRACKED, [], "differs from git.*fastemd"),
+    ],
+)
+def test_check_contents_rejects(in_sdist, in_wheel, message, check_release, tmp_path):
+    archives = _archives(tmp_path, in_sdist, [*in_wheel, *LICENCES])
+    with pytest.raises(SystemExit, match=message):
+        check_release.check_contents(*archives, TRACKED)
+
+
+def test_check_tag_rejects_other_version(check_release):
+    with pytest.raises(SystemExit, match=r"tag 'v1\.0' of version 0\.2\.0; expected 'v0\.2\.0'"):
+        check_release.check_tag("v1.0", "0.2.0")
+
+
+@pytest.mark.parametrize(
+    ("heading", "passes"),
+    [
+        ("## 1.0 (2027-01-31)", True),
+        ("## 1.0 (unreleased)", False),
+        ("## 2.1.0 (2027-01-31)", False),
+    ],
+)
+def test_check_tag_requires_heading_with_date(
+    heading, passes, check_release, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(check_release, "ROOT", tmp_path)
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n{heading}\n", encoding="utf-8")
+    if passes:
+        check_release.check_tag("v1.0", "1.0")
+    else:
+        with pytest.raises(SystemExit, match=r"no heading 1\.0 with a date"):
+            check_release.check_tag("v1.0", "1.0")
