@@ -31,7 +31,8 @@ from fastemd.kernels.jitable import KernelCompiler
 
 config: Any = settings  # which Numba's types do not know
 SIZE = hashlib.sha256().digest_size
-BUSY = 5, 32  # Windows' ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION
+# ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION. `open` sets errno only, so winerror is None.
+WINDOWS_BUSY_ERRORS = None, 5, 32
 ATTEMPTS, PAUSE = 20, 0.01  # seconds; another process has a file open for some milliseconds
 _warned = False
 
@@ -179,10 +180,19 @@ def _retry_while_busy(operation: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return operation(*arguments)
         except PermissionError as error:
-            if getattr(error, "winerror", None) not in BUSY:
+            if not _is_busy(error):
                 raise
             time.sleep(PAUSE)
     return operation(*arguments)
+
+
+def _is_busy(error: PermissionError) -> bool:
+    """Return whether another process may have the file open, on Windows only."""
+    return _is_windows() and getattr(error, "winerror", None) in WINDOWS_BUSY_ERRORS
+
+
+def _is_windows() -> bool:
+    return os.name == "nt"
 
 
 def _warn(folder: Path, error: Exception) -> None:

@@ -216,7 +216,7 @@ def test_compiled_loads_no_outdated_code_after_failed_write(operation, number, f
     assert not _is_loaded(digest=b"2")
 
 
-def _busy(function, n_calls):
+def _busy(function, n_calls, winerror):
     """Return the method of a path which Windows refuses in the first calls."""
     calls = iter(range(n_calls))
 
@@ -224,29 +224,50 @@ def _busy(function, n_calls):
         if next(calls, None) is None:
             return function(*args)
         error = PermissionError(errno.EACCES, "open in another process")
-        error.winerror = 5
+        error.winerror = winerror
         raise error
 
     return call
 
 
-@pytest.mark.parametrize("operation", ["read_bytes", "replace"])
-def test_compiled_waits_for_file_that_is_open_in_another_process(operation, folder, monkeypatch):
+WINERRORS = [("read_bytes", None), ("replace", 5), ("replace", 32)]  # `open` sets errno only
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Let the cache retry as on Windows, without pauses."""
+    monkeypatch.setattr(caching, "_is_windows", lambda: True)
     monkeypatch.setattr(caching, "PAUSE", 0.0)
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize(("operation", "winerror"), WINERRORS)
+def test_compiled_waits_for_file_that_is_open_in_another_process(
+    operation, winerror, folder, monkeypatch
+):
     _is_loaded(digest=b"1")
     digest = b"1" if operation == "read_bytes" else b"2"
     with monkeypatch.context() as patch:
-        patch.setattr(Path, operation, _busy(getattr(Path, operation), 3))
+        patch.setattr(Path, operation, _busy(getattr(Path, operation), 3, winerror))
         assert _is_loaded(digest=digest) == (operation == "read_bytes")
     assert _is_loaded(digest=digest)
 
 
+@pytest.mark.usefixtures("windows")
 def test_compiled_warns_if_file_stays_open_in_another_process(folder, monkeypatch):
-    monkeypatch.setattr(caching, "PAUSE", 0.0)
-    monkeypatch.setattr(Path, "replace", _busy(Path.replace, caching.ATTEMPTS))
+    monkeypatch.setattr(Path, "replace", _busy(Path.replace, caching.ATTEMPTS, 5))
     with pytest.warns(RuntimeWarning, match="open in another process"):
         assert not _is_loaded()
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(("is_windows", "winerror"), [(False, None), (False, 5), (True, 19)])
+def test_compiled_does_not_repeat_after_other_errors(is_windows, winerror, folder, monkeypatch):
+    """A folder without permissions costs no time."""
+    monkeypatch.setattr(caching, "_is_windows", lambda: is_windows)
+    monkeypatch.setattr(Path, "replace", _busy(Path.replace, 1, winerror))
+    with pytest.warns(RuntimeWarning, match="open in another process"):
+        assert not _is_loaded()
 
 
 def test_compiled_warns_if_code_contains_addresses(folder, monkeypatch):
