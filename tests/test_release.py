@@ -60,6 +60,13 @@ def test_workflows_test_pythons_of_classifiers():
         assert [each.partition("-")[0] for each in matrix["os"]] == ["ubuntu", "macos", "windows"]
 
 
+def test_release_publishes_after_all_other_jobs():
+    jobs = _yaml(".github/workflows/release.yml")["jobs"]
+    assert set(jobs.pop("publish")["needs"]) == set(jobs)
+    assert jobs["tests"]["uses"] == "./.github/workflows/tests.yml"
+    assert "workflow_call" in _yaml(".github/workflows/tests.yml")[True]  # YAML 1.1 reads on so
+
+
 def test_citation_has_licence_of_package():
     citation = _yaml("CITATION.cff")
     assert citation["license"] == PROJECT["license"]
