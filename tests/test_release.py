@@ -31,8 +31,8 @@ def _conda(requirement):
 
 def test_recipe_has_dependencies_of_package():
     recipe = _yaml("recipe/recipe.yaml")
-    python, *others = recipe["requirements"]["run"]
-    assert others == [_conda(each) for each in PROJECT["dependencies"]]
+    python, *packages = recipe["requirements"]["run"]
+    assert packages == [_conda(each) for each in PROJECT["dependencies"]]
     assert python == "python >=${{ python_min }}"
     assert f">={recipe['context']['python_min']}" == PROJECT["requires-python"]
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]
@@ -48,8 +48,10 @@ def test_recipe_has_version_and_licences_of_package():
 
 def test_changelog_starts_with_version_of_package():
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    heading = re.search(r"^## (\S+) \((unreleased|\d{4}-\d\d-\d\d)\)$", changelog, re.M)
-    assert heading[1] == fastemd.__version__
+    heading = re.search(r"^## (.*)$", changelog, re.M)[1]
+    version, date = re.fullmatch(r"(\S+) \((.*)\)", heading).groups()
+    assert version == fastemd.__version__
+    assert re.fullmatch(r"unreleased|\d{4}-\d\d-\d\d", date)
 
 
 def test_workflows_test_pythons_of_classifiers():
@@ -86,7 +88,7 @@ def check_release():
 
 
 TRACKED = {"pyproject.toml", "fastemd/__init__.py", "tests/__init__.py"}
-LICENCES = ["fastemd-1.0.dist-info/licenses/A", "fastemd-1.0.dist-info/licenses/B"]
+LICENCES = [f"fastemd-1.0.dist-info/licenses/{name}" for name in PROJECT["license-files"]]
 
 
 def _archives(folder, in_sdist, in_wheel):
@@ -112,9 +114,12 @@ def test_check_contents_returns_version(check_release, tmp_path):
         (TRACKED | {"notes.txt"}, ["fastemd/__init__.py"], "not in git.*notes.txt"),
         (TRACKED, ["fastemd/__init__.py", "tests/__init__.py"], "differs from git.*tests"),
         (TRACKED, [], "differs from git.*fastemd"),
+        (TRACKED, ["fastemd/__init__.py", "fastemd-1.0.dist-info/licenses/MIT"], "licence files"),
     ],
 )
-def test_check_contents_rejects(in_sdist, in_wheel, message, check_release, tmp_path):
+def test_check_contents_rejects_missing_or_extra_files(
+    in_sdist, in_wheel, message, check_release, tmp_path
+):
     archives = _archives(tmp_path, in_sdist, [*in_wheel, *LICENCES])
     with pytest.raises(SystemExit, match=message):
         check_release.check_contents(*archives, TRACKED)
@@ -131,6 +136,7 @@ def test_check_tag_rejects_other_version(check_release):
         ("## 1.0 (2027-01-31)", True),
         ("## 1.0 (unreleased)", False),
         ("## 2.1.0 (2027-01-31)", False),
+        ("## 1.1 (unreleased)\n\n## 1.0 (2027-01-31)", False),
     ],
 )
 def test_check_tag_requires_heading_with_date(
@@ -141,5 +147,5 @@ def test_check_tag_requires_heading_with_date(
     if passes:
         check_release.check_tag("v1.0", "1.0")
     else:
-        with pytest.raises(SystemExit, match=r"no heading 1\.0 with a date"):
+        with pytest.raises(SystemExit, match=r"expected '1\.0 \(YYYY-MM-DD\)'"):
             check_release.check_tag("v1.0", "1.0")
