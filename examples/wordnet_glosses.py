@@ -19,7 +19,6 @@ from experiments import Runs, band, mean_and_spread
 from gloss_texts import N_BUCKETS, rank_in_class, task
 from torch import nn
 
-import fastemd
 import fastemd.torch
 from fastemd.demo.common import parse_options, save_table
 

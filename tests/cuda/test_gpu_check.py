@@ -303,4 +303,4 @@ def test_environment_fails_without_gpu(tmp_path):
     result = runner.run(step, 60.0, tmp_path / "log", env)
     assert result.status == FAILED
     assert "nvidia-smi is not installed" in result.detail
-    assert "numba: " in Path(tmp_path / "log").read_text()
+    assert "numba: " in Path(tmp_path / "log").read_text(encoding="utf-8")
