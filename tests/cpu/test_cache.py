@@ -350,8 +350,9 @@ def test_digest_of_code_uses_bytecode_without_source_file(monkeypatch):
 
     source = "FACTOR = 2.0\ndef f(x):\n    return FACTOR * g(x)[1:2]\n"
     assert digest(source) == digest(source)
-    changed = [source.replace(*change) for change in (("2.0", "3.0"), ("g(", "h("), ("*", "+"))]
-    assert len({digest(text) for text in (source, *changed)}) == 4
+    changes = ("2.0", "3.0"), ("g(", "h("), ("*", "+")
+    sources = [source, *(source.replace(*change) for change in changes)]
+    assert len({digest(text) for text in sources}) == 4
 
 
 def test_digest_of_code_covers_all_kernel_modules():
@@ -359,10 +360,10 @@ def test_digest_of_code_covers_all_kernel_modules():
     files = {
         f"fastemd.kernels.cpu.{path.stem}" for path in Path(compiling.__file__).parent.glob("*.py")
     }
-    known = {module.__name__ for module in compiling.SOURCES} | {compiling.__name__}
-    others = {f"fastemd.kernels.cpu.{name}" for name in ("__init__", "driver")}
+    modules = {module.__name__ for module in compiling.SOURCES} | {compiling.__name__}
+    not_in_kernels = {f"fastemd.kernels.cpu.{name}" for name in ("__init__", "driver")}
     shared = {f"fastemd.kernels.{name}" for name in ("edges", "jitable", "operations")}
-    assert known == (files - others) | shared | {"fastemd.layout"}
+    assert modules == (files - not_in_kernels) | shared | {"fastemd.layout"}
 
 
 # -- in separate processes -------------------------------------------------------------------------
@@ -422,8 +423,8 @@ def test_cache_is_not_used_after_kernel_source_changes(tmp_path):
     source = edges.read_text(encoding="utf-8")
     slope = "return length * (sign"
     assert source.count(slope) == 1
-    changed = source.replace(slope, "return 7.0 * length * (sign")
-    edges.write_text(changed, encoding="utf-8")
+    new_source = source.replace(slope, "return 7.0 * length * (sign")
+    edges.write_text(new_source, encoding="utf-8")
     assert _run(FIRST_CALL, tmp_path, NUMBA_CACHE_DIR=cache) == ("7.0", 0)
 
 
