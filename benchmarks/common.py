@@ -70,7 +70,7 @@ def peak_growth(run, device="cpu"):
         for _ in range(3):
             run()
         return before - torch.cuda.mem_get_info()[0]
-    with open("/proc/self/clear_refs", "w") as file:
+    with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
         file.write("5")  # the peak so far is forgotten
     before = resident_bytes("VmRSS")
     for _ in range(3):
@@ -80,6 +80,6 @@ def peak_growth(run, device="cpu"):
 
 def resident_bytes(name):
     """Return an entry of /proc/self/status: VmRSS is the resident memory, VmHWM its peak."""
-    with open("/proc/self/status") as status:
+    with open("/proc/self/status", encoding="utf-8") as status:
         line = next(line for line in status if line.startswith(name))
     return int(line.split()[1]) * 1024

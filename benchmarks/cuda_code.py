@@ -127,7 +127,7 @@ def _assembled(ptx, ptxas):
     """Return the instructions, registers and bytes of local memory of a thread."""
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        source.write_text(ptx)
+        source.write_text(ptx, encoding="utf-8")
         command = [ptxas, f"-arch=sm_{CC[0]}{CC[1]}", "-v", "-o", binary, source]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         size = _size_of_code(binary.read_bytes())

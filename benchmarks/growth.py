@@ -50,8 +50,8 @@ def measure(n_samples, n_tips):
         start = time.perf_counter()
         fastemd.pairwise(table, space=tree, rho=1, progress=False)
         seconds = min(seconds, time.perf_counter() - start)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return seconds, 1024 * kilobytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return seconds, peak if sys.platform == "darwin" else 1024 * peak
 
 
 def measure_in_process(n_samples, n_tips):

@@ -31,7 +31,7 @@ SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 def machine():
     """Describe the machine."""
     try:
-        with open("/proc/cpuinfo") as info:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
             name = next(line.split(":")[1].strip() for line in info if "model name" in line)
     except (OSError, StopIteration):
         name = platform.processor() or "unknown processor"

@@ -181,7 +181,7 @@ def write_files(case, folder):
     table = biom.Table(sparse.csr_matrix(case.table.T), case.taxa, case.samples)
     with h5py.File(folder / "table.biom", "w") as file:
         table.to_hdf5(file, "benchmarks")
-    (folder / "tree.nwk").write_text(case.newick)
+    (folder / "tree.nwk").write_text(case.newick, encoding="utf-8")
 
 
 # The table ----------------------------------------------------------------------------------------

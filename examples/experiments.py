@@ -17,15 +17,15 @@ class Runs:
 
     def __init__(self, path, settings, total):
         self.path, self.progress = path, Progress(total)
-        lines = path.read_text().split("\n") if path.exists() else []
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         if not lines or not lines[0]:
             lines = [json.dumps(settings), ""]
-            path.write_text("\n".join(lines))
+            path.write_text("\n".join(lines), encoding="utf-8")
         if json.loads(lines[0]) != json.loads(json.dumps(settings)):
             raise SystemExit(f"{path} is from a run with other settings; delete it or move it away")
         complete = lines[1:-1]  # the last line is empty, or was cut off by an interruption
         if lines[-1]:
-            path.write_text("\n".join([*lines[:-1], ""]))
+            path.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
         self.results = dict(json.loads(line) for line in complete)
 
     def get(self, name, work, compute, *arguments):
@@ -34,7 +34,7 @@ class Runs:
             self.progress.skip(work)
         else:
             result = np.asarray(compute(*arguments)).tolist()
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([name, result]) + "\n")
             self.results[name] = result
             self.progress.add(work)

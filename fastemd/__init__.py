@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastemd import plotting as plotting
     from fastemd import torch as torch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Chain",

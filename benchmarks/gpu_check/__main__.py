@@ -91,7 +91,7 @@ def main(arguments=None, steps=steps):
     with tempfile.TemporaryDirectory() as cache:
         environment = child_environment(os.environ, options.device, cache)
         results = run_all(selected, options.device, end - time.monotonic(), logs, environment)
-    (logs / "table.md").write_text(table(results) + "\n")
+    (logs / "table.md").write_text(table(results) + "\n", encoding="utf-8")
     print(f"{tails(results, logs)}\n{table(results)}")
     return int(any(result.failed for result in results))
 

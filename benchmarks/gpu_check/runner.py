@@ -56,9 +56,10 @@ def run(step: Step, limit: float, log: Path, environment: dict[str, str]) -> Res
     if limit <= 0:
         return Result(step.name, TIMED_OUT, 0.0, "no time was left", True)
     start = time.monotonic()
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         code = _exit_code(step, limit, file, environment)
-    seconds, text = time.monotonic() - start, log.read_text(errors="replace")
+    seconds = time.monotonic() - start
+    text = log.read_text(encoding="utf-8", errors="replace")
     unavailable = re.search(f"^.*{step.skip}.*$", text, re.MULTILINE) if step.skip else None
     if unavailable:
         return Result(step.name, SKIPPED, seconds, unavailable.group().strip()[:WIDTH], False)
@@ -128,6 +129,6 @@ def tails(results: Sequence[Result], logs: Path) -> str:
     for result in results:
         log = logs / f"{result.name}.log"
         if result.failed and log.exists():
-            lines = log.read_text(errors="replace").splitlines()[-TAIL:]
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
             parts.append("\n".join([f"---- end of {log}", *lines]))
     return "\n".join(parts)

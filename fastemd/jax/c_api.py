@@ -37,7 +37,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
 def version(headers: str) -> tuple[int, int] | None:
     """Return the version of the interface in a folder of headers; None if it has none."""
     try:
-        text = (Path(headers) / "xla" / "ffi" / "api" / "c_api.h").read_text()
+        text = (Path(headers) / "xla" / "ffi" / "api" / "c_api.h").read_text(encoding="utf-8")
     except OSError:
         return None
     found = re.findall(r"#define XLA_FFI_API_M(?:AJ|IN)OR (\d+)", text)

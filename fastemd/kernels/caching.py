@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,9 @@ from fastemd.kernels.jitable import KernelCompiler
 
 config: Any = settings  # which Numba's types do not know
 SIZE = hashlib.sha256().digest_size
+# ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION. `open` sets errno only, so winerror is None.
+WINDOWS_BUSY_ERRORS = None, 5, 32
+ATTEMPTS, PAUSE = 20, 0.01  # seconds; another process has a file open for some milliseconds
 _warned = False
 
 
@@ -132,7 +136,7 @@ class KernelCache(NullCache):
         name, key = self._entry(signature, codegen)
         for folder in folders():
             try:
-                content = (folder / name).read_bytes()
+                content = _retry_while_busy((folder / name).read_bytes)
             except OSError:
                 continue  # most often there is no such file; `save_overload` warns if none can be
             digest, content = content[:SIZE], content[SIZE:]
@@ -161,10 +165,34 @@ def _write(path: Path, content: bytes) -> None:
     part = path.with_name(f"{path.name}.tmp.{os.urandom(8).hex()}")
     try:
         part.write_bytes(content)
-        part.replace(path)
+        _retry_while_busy(part.replace, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _retry_while_busy(operation: Callable[..., Any], *arguments: Any) -> Any:
+    """Call an operation on a file; repeat it while another process has the file open on Windows.
+
+    Windows refuses to replace an open file, and to open a file that is being replaced.
+    """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return operation(*arguments)
+        except PermissionError as error:
+            if not _is_busy(error):
+                raise
+            time.sleep(PAUSE)
+    return operation(*arguments)
+
+
+def _is_busy(error: PermissionError) -> bool:
+    """Return whether another process may have the file open, on Windows only."""
+    return _is_windows() and getattr(error, "winerror", None) in WINDOWS_BUSY_ERRORS
+
+
+def _is_windows() -> bool:
+    return os.name == "nt"
 
 
 def _warn(folder: Path, error: Exception) -> None:

@@ -94,16 +94,20 @@ class KernelLibrary(JITCodeLibrary):
         ll_module.data_layout = self._codegen._data_layout
 
     def _optimize_final_module(self) -> None:
-        """Optimise without unrolling and vectorising loops, which are written for vectors."""
         for function in self.lowered.values():  # of which only the inlined copies are needed
             self._final_module.get_function(function.fndesc.mangled_name).linkage = "internal"
         self.lowered.clear()
-        options = llvm.create_pipeline_tuning_options(config.OPT)
-        options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
-        passes = llvm.create_pass_builder(self._codegen._tm, options)
-        manager = passes.getModulePassManager()
-        manager.add_refprune_pass()
-        manager.run(self._final_module, passes)
+        optimize(self._final_module, self._codegen._tm)
+
+
+def optimize(module: Any, machine: Any) -> None:
+    """Optimise without unrolling and vectorising loops, which are written for vectors."""
+    options = llvm.create_pipeline_tuning_options(config.OPT)
+    options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
+    passes = llvm.create_pass_builder(machine, options)
+    manager = passes.getModulePassManager()
+    manager.add_refprune_pass()
+    manager.run(module, passes)
 
 
 class KernelCompiler(Compiler):

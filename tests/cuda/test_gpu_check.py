@@ -22,7 +22,7 @@ from benchmarks.gpu_check.runner import (
 )
 from tests.support.device import cpu
 
-pytestmark = cpu
+pytestmark = [cpu, pytest.mark.skipif(os.name == "nt", reason="needs process groups and signals")]
 
 
 def _step(code, name="step", limit=60.0, **options):
@@ -303,4 +303,4 @@ def test_environment_fails_without_gpu(tmp_path):
     result = runner.run(step, 60.0, tmp_path / "log", env)
     assert result.status == FAILED
     assert "nvidia-smi is not installed" in result.detail
-    assert "numba: " in Path(tmp_path / "log").read_text()
+    assert "numba: " in Path(tmp_path / "log").read_text(encoding="utf-8")

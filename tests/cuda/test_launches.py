@@ -53,7 +53,9 @@ def test_cuda_extras_exclude_numpy_2_5_while_numba_cuda_fails_with_it():
     """If this fails, numba-cuda no longer needs `numpy.row_stack`: remove the limit."""
     done = run_without_simulator("-c", COMPILE_WITHOUT_ROW_STACK)
     assert done.returncode == 0 or "row_stack" in done.stderr, done.stderr
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    project = tomllib.loads(
+        (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    )
     extras = project["project"]["optional-dependencies"]
     for name in ("cuda12", "cuda13"):
         assert ("numpy<2.5" in extras[name]) == (done.returncode != 0)

@@ -40,7 +40,8 @@ def write_text(path, rows, columns, values, corner="", first="", taxonomy=False)
     if taxonomy:
         for i, line in enumerate(lines):
             line.append(f"k__Bacteria; p__{i}" if i else "taxonomy")
-    path.write_text(first + "".join("\t".join(map(str, line)) + "\n" for line in lines))
+    text = first + "".join("\t".join(map(str, line)) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_biom(path, binary):
@@ -490,7 +491,7 @@ def test_unifrac_names_extra_of_missing_packages(package, table, out, capsys, mo
         (["--block", "0/2"], "argument --block: expected i/n"),
         (["--block", "1/2"], "-o/--out: out.tsv: unknown kind of output; expected .npz"),
         (["-o", "out.csv"], "-o/--out: out.csv: unknown kind of output; expected .tsv, .h5, "),
-        (["-o", "no/such/out.tsv"], "-o/--out: no/such/out.tsv: there is no folder no/such"),
+        (["-o", "no/such/out.tsv"], f"out.tsv: there is no folder {Path('no', 'such')}"),
         (["--nonsense"], "unrecognized arguments"),
     ],
 )

@@ -15,7 +15,9 @@ jax = needed("jax")
 c_api = needed("fastemd.jax.c_api")
 registry = needed("fastemd.jax.registry")
 
-HEADER = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text()
+HEADER = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text(
+    encoding="utf-8"
+)
 STRUCTURES = [name for name in vars(c_api) if hasattr(getattr(c_api, name), "_fields_")]
 
 

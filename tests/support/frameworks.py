@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,10 +40,11 @@ def framework(name):
 
 def growth(run, calls=100_000):
     """Return by how many kB the process grows over a number of calls."""
-    resource = needed("resource")
+    resource = pytest.importorskip("resource")  # Windows has none
+    unit = 1024 if sys.platform == "darwin" else 1
     for _ in range(1000):
         run()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(calls):
         run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
