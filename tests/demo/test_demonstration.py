@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,19 @@ def test_main_checks_results_times_and_draws(path, capsys):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_main_ends_with_next_steps_that_work(path, capsys):
+    assert command_line.main([*ARGUMENTS, "--picture", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(demonstration.NEXT_STEPS + "\n")
+    words = re.findall(r"python -m fastemd (\w+)", printed)
+    assert words
+    assert set(words) <= {*COMMANDS, *commands.COMMANDS}
+    (loss,) = re.findall(r"loss = fastemd\.torch\.EMDLoss\((.*)\)$", printed, re.M)
+    assert loss == "tree.scaled(mean_distance=3), rho=1, cross_entropy=1"  # as in the README
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"loss = fastemd.torch.EMDLoss({loss})" in readme
+
+
 def test_main_fails_for_wrong_result(path, capsys, monkeypatch):
     right = fastemd.emd_value_and_grad
 
@@ -43,7 +57,9 @@ def test_main_fails_for_wrong_result(path, capsys, monkeypatch):
 
     monkeypatch.setattr(fastemd, "emd_value_and_grad", wrong)
     assert command_line.main([*ARGUMENTS, "--picture", str(path)]) == 1
-    assert "FAILED" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "FAILED" in captured.err
+    assert "Next:" not in captured.out
 
 
 @pytest.mark.parametrize(
