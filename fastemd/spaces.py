@@ -162,12 +162,16 @@ class GroundSpace:
 
         Examples
         --------
-        CE + 3 EMD, the same share on every tree:
+        Cross entropy plus three times the EMD, the same share on every tree:
 
-        >>> import fastemd.torch
+        >>> import fastemd
         >>> tree = fastemd.Tree.from_paths([("animal", "cat"), ("animal", "dog"), ("car",)])
-        >>> fastemd.torch.EMDLoss(tree.scaled(mean_distance=3), rho=1, cross_entropy=1)
-        EMDLoss(Tree(n_bins=3, n_nodes=5, depth=2, diameter=3.375), rho=1, cross_entropy=1.0)
+        >>> space = tree.scaled(mean_distance=3)
+        >>> space
+        Tree(n_bins=3, n_nodes=5, depth=2, diameter=3.375)
+        >>> loss, grad = fastemd.emd_loss([[0.5, 2.0, 0.1]], [0], space, rho=1, cross_entropy=1)
+        >>> loss.round(4)
+        np.float64(3.8236)
         """
         lengths = tree_input.scale_lengths(self.weight, self.mean_distance, mean_distance)
         space = copy.copy(self)  # without cached attributes

@@ -1,9 +1,13 @@
 """`import fastemd` loads submodules and frameworks only when they are used."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import fastemd
 
 LAZY = ["boosting", "dask", "jax", "plotting", "torch"]
 BOOSTING = ["lightgbm", "sklearn", "xgboost"]
@@ -176,3 +180,13 @@ def test_import_loads_no_framework_for_numpy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_docstrings_import_frameworks_only_in_their_packages():
+    """All other examples run with the packages of the extra `test`."""
+    frameworks = r"torch|jax|torchmetrics|lightgbm|xgboost|sklearn"
+    package = Path(fastemd.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.relative_to(package).parts[0] not in LAZY:
+            text = path.read_text(encoding="utf-8")
+            assert not re.findall(rf">>> (?:import|from) .*\b(?:{frameworks})\b", text), path
