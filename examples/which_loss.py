@@ -31,7 +31,7 @@ numba.set_num_threads(1)
 
 MEASURES = {"top-1": -1, "distance": 1, "least expected distance": 1, "EMD": 1}  # 1: minimise
 PARTS = ("validation", "test")
-CRITERIA = ("top-1", "distance")  # the measures that select the strength of a loss
+CRITERIA = ("top-1", "distance")  # the measures that select the value of a loss
 SHARES = (0.1, 1.0, 3.0, 10.0, 30.0)
 CE = "CE"
 
@@ -171,10 +171,10 @@ def measure(task, network, rows):
     """Return the measures of `MEASURES` on the samples."""
     label, cost = task.label[rows], task.space.cost_matrix().astype(np.float32)
     p = network(*task.inputs(rows)).softmax(-1).numpy()
-    expected = p @ cost  # distances of all guesses
+    best_guess, expected = p.argmax(axis=-1), p @ cost  # distances of all guesses
     return [
-        (p.argmax(axis=-1) == label).mean(),
-        cost[p.argmax(axis=-1), label].mean(),
+        (best_guess == label).mean(),
+        cost[best_guess, label].mean(),
         cost[expected.argmin(axis=-1), label].mean(),
         np.take_along_axis(expected, label[:, None], axis=-1).mean(),  # EMD at rho = 1
     ]
@@ -319,6 +319,10 @@ def changes(results, reference):
     return mean / unit, spread / unit, is_clear
 
 
+def format_change(mean, spread, is_clear, digits):
+    return f"{mean:+.{digits}f} ± {spread:.{digits}f}{' *' if is_clear else ''}"
+
+
 def print_changes(scale, results, loss, value):
     """Print the changes against CE in every setting, with their spread."""
     columns = [i for i, measure in enumerate(MEASURES) if measure != "least expected distance"]
@@ -332,7 +336,7 @@ def print_changes(scale, results, loss, value):
         cells = [setting_name(task, setting)]
         for i in columns:
             cells.append(f"{reference[:, 1, i].mean():.3f}")
-            cells.append(f"{mean[i]:+.1f} ± {spread[i]:.1f}{' *' if is_clear[i] else ''}")
+            cells.append(format_change(mean[i], spread[i], is_clear[i], digits=1))
         print("|", " | ".join(cells), "|")
 
 
@@ -360,10 +364,9 @@ def print_chosen(by_loss, criterion):
         value = best(by_value, criterion)
         cells = [loss, f"{LOSSES[loss].parameter} {value:.2g}"]
         columns = by_value[value][:, 1].mean(axis=0), *differences(by_value[value], reference)
-        for mean, difference, spread, is_clear in zip(*columns, strict=True):
-            star = " *" if is_clear else ""
+        for mean, *difference in zip(*columns, strict=True):
             cells.append(f"{mean:.3f}")
-            cells.append("" if loss == CE else f"{difference:+.3f} ± {spread:.3f}{star}")
+            cells.append("" if loss == CE else format_change(*difference, digits=3))
         print("|", " | ".join(cells), "|")
 
 
