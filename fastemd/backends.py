@@ -101,22 +101,21 @@ class DeviceArray:
         self.array, self.shape, self.dtype = array, shape, dtype  # `array` owns the memory
         self.axis = axis  # of `array`, which is the last axis here
         self.pointer, self.writeable, self.size = pointer, writeable, math.prod(shape)
-        self.strides = _contiguous_strides(shape, dtype.itemsize) if strides is None else strides
-
-    @functools.cached_property
-    def contiguous(self) -> bool:
-        """Whether the elements are in the order of C, without gaps."""
-        wanted = _contiguous_strides(self.shape, self.dtype.itemsize)
-        triples = zip(self.shape, self.strides, wanted, strict=True)
-        return self.size == 0 or all(n == 1 or a == b for n, a, b in triples)
+        wanted = _contiguous_strides(shape, dtype.itemsize)
+        self.strides = wanted if strides is None else strides
+        # Whether the elements are in the order of C, without gaps.
+        self.contiguous = (
+            self.strides == wanted
+            or self.size == 0
+            or all(n == 1 or a == b for n, a, b in zip(shape, self.strides, wanted, strict=True))
+        )
 
     @classmethod
     def of(cls, array: Any) -> "DeviceArray":
         """Return the view of a library's array, which JAX has computed before."""
         if hasattr(array, "block_until_ready"):  # the kernels run on another stream than JAX
             array.block_until_ready()
-        known = hasattr(array, "__cuda_array_interface__")
-        interface = array.__cuda_array_interface__ if known else _interface_of(array)
+        interface = getattr(array, "__cuda_array_interface__", None) or _interface_of(array)
         pointer, read_only = interface["data"]
         dtype, strides = np.dtype(interface["typestr"]), interface.get("strides")
         return cls(array, tuple(interface["shape"]), dtype, pointer, strides, not read_only)
@@ -455,7 +454,7 @@ def backend_for(argument: str, value: Any) -> Backend:
             why = "it is on a CUDA device, where arrays of PyTorch, CuPy, JAX and Numba are taken"
             validation.not_readable(argument, value, why)
         backend = row.cuda(value)
-        backend.name = f"{_root(type(value))} on cuda:{backend.index}"
+        backend.name = f"{_root(type(value))} on cuda:{backend.index}"  # type: ignore[arg-type]
         return backend
     return row.cpu or _array_api_backend(argument, value)
 
@@ -465,6 +464,7 @@ def _row(cls: type) -> Row:
     return BACKENDS.get(_root(cls), Row())
 
 
+@functools.lru_cache
 def _root(cls: type) -> str:
     """Return the name of a class's row; "" if there is none, and "numpy" for what is no array."""
     has_interface = hasattr(cls, "__cuda_array_interface__") or hasattr(cls, "__dlpack__")

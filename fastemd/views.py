@@ -130,14 +130,17 @@ def as_rows(
     on_cuda = isinstance(backend, CudaBackend)
     cast = functools.partial(_cast_on_cuda, backend, out is None) if on_cuda else _aligned
     views: list[Any] = [cast(view, dtype) for view in inputs]
-    contiguous = not on_cuda and all(v.shape[:-1] == batch and v.flags.c_contiguous for v in views)
-    if contiguous and out is None:
+    if out is None and all(v.shape[:-1] == batch and _is_contiguous(v) for v in views):
         return [view.reshape(1, math.prod(batch), view.shape[-1]) for view in views]
     rows = _in_groups(views, batch, out)
     if rows is None:
         spread: Any = backend.spread if isinstance(backend, CudaBackend) else _spread
         rows = _in_groups([spread(view, (*batch, view.shape[-1])) for view in views], batch, out)
     return rows  # type: ignore[return-value]  # after `spread` there are groups
+
+
+def _is_contiguous(view: Any) -> bool:
+    return bool(view.flags.c_contiguous if isinstance(view, np.ndarray) else view.contiguous)
 
 
 def _in_groups(views: list[Any], batch: Shape, out: Any) -> list[Any] | None:

@@ -26,7 +26,7 @@ def main():
     from fastemd.kernels.cuda import driver, numba_cuda
     from tests.support.device import DeviceArray, DeviceBackend
 
-    here, grids, configurations = [], [], []
+    here, grids, configurations, comparing = [], [], [], [True]
 
     @contextlib.contextmanager
     def on_device(index):
@@ -47,6 +47,9 @@ def main():
         configurations.append(args)
         init(self, *args)
 
+    def described(argument):
+        return type(argument), getattr(argument, "value", argument)
+
     class Kernel:
         """A kernel that takes what numba-cuda passes to the driver."""
 
@@ -56,10 +59,13 @@ def main():
         def launch(self, arguments, griddim, blockdim, stream, sharedmem):
             assert here == [0], "no device is the current one"
             assert int(stream.handle) == STREAM
-            passed = []
+            passed, expected = [], []
             for kind, argument in zip(self.argument_types, arguments, strict=True):
-                if not isinstance(kind, types.Array):
-                    dispatcher._Kernel._prepare_args(self, kind, argument, stream, [], passed)
+                self._prepare_args(kind, argument, stream, [], passed)
+                if comparing:
+                    Kernel._prepare_args(self, kind, argument, stream, [], expected)
+            if comparing:
+                assert list(map(described, passed)) == list(map(described, expected))
             grids.append((self.name, griddim[0]))
 
         def _prepare_args(self, kind, *rest):
@@ -77,7 +83,7 @@ def main():
     cuda.external_stream = current(lambda handle: Stream(handle, external=True))
     for module in (numba_cuda, driver):
         module.on_device = on_device
-        module.upload = module.argument = current(lambda array: array)
+        module.upload, module.argument = current(DeviceArray), current(lambda array: array)
 
     driver.n_multiprocessors = current(lambda index: 132)
     DeviceBackend.stream = lambda self: STREAM
@@ -105,6 +111,7 @@ def main():
     with warnings.catch_warnings(record=True, action="always") as raised:
         cuda.jit(lambda: None)[1, 1]
     assert len(raised) == 1, "Numba does not warn of other kernels either"
+    comparing.clear()
 
 
 def print_time():

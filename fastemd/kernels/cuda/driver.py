@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from numba import from_dtype, types
 
 from fastemd.backends import DeviceArray
@@ -50,7 +51,7 @@ _int, _float, _labels = types.int64, types.float64, types.int64[::1]
 _ints, _floats, _matrix = types.int32[::1], types.float64[::1], types.float64[:, ::1]
 _type_of = types.BaseTuple.from_types
 _int32, _pointer = types.int32, types.CPointer
-_layout = _type_of((_ints, _floats), block.Tables)
+_layout = _type_of((_pointer(_int32), _pointer(_float)), block.Tables)
 _tables = _type_of((_ints, _floats, _ints, _ints, _ints), hessian.Tables)
 _steps = _type_of((_int32, _int32, _int32, _int32, _int, _int), Steps)
 _numbers = _type_of([_float] * len(Numbers._fields), Numbers)
@@ -197,7 +198,7 @@ def _launch(
     (n_groups, rows_per_group), out_char = rows[0].shape[:2], out.dtype.char
     n_rows = n_groups * rows_per_group
     _check_rows(n_rows)
-    tables = _uploaded(layout, index, _sweep_tables)
+    tables = block.Tables(*map(start_of, _uploaded(layout, index, _sweep_tables)))
     n_edges, rows_per_multiprocessor = layout.cuda.n_edges, n_rows / n_multiprocessors(index)
     n_threads, rows_per_block = block_of(n_edges, rows_per_multiprocessor)
     size, in_shared = _scratch_of(operation, n_edges, n_threads)
@@ -332,9 +333,13 @@ def _uploaded(layout: EdgeLayout, index: int, tables: Callable[[EdgeLayout], Any
 @functools.lru_cache(maxsize=64)
 def uploaded(content: bytes, index: int) -> DeviceArray:
     """Return an array of float64 on a device, uploaded once."""
-    numbers = np.frombuffer(content)
     with on_device(index):
-        array = upload(numbers)
+        return _on_device(np.frombuffer(content))
+
+
+def _on_device(numbers: NDArray[Any]) -> DeviceArray:
+    """Return a copy of a contiguous array on the current device."""
+    array = upload(numbers)
     pointer = numbers.ctypes.data if SIMULATED else array.__cuda_array_interface__["data"][0]
     return DeviceArray((array, numbers), numbers.shape, numbers.dtype, pointer)
 
@@ -343,7 +348,7 @@ def _sweep_tables(layout: EdgeLayout) -> block.Tables:
     cuda = layout.cuda
     sizes = layout.n_bins, cuda.n_edges, cuda.n_nodes, cuda.n_levels
     numbers = np.concatenate([np.array(sizes, np.int32), cuda.numbers])
-    return block.Tables(upload(numbers), upload(cuda.lengths))
+    return block.Tables(_on_device(numbers), _on_device(cuda.lengths))
 
 
 def _hessian_tables(layout: EdgeLayout) -> hessian.Tables:
