@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from numba import from_dtype, types
+from numpy.typing import NDArray
 
 from fastemd.backends import DeviceArray
 from fastemd.kernels.cuda import block, hessian, losses, sweeps
