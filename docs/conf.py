@@ -27,6 +27,11 @@ myst_heading_anchors = 3
 
 autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings describe the types
+autodoc_preserve_defaults = True
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+maximum_signature_line_length = 60
+python_trailing_comma_in_multi_line_signatures = False
 numpydoc_show_class_members = False
 
 plot_html_show_formats = plot_html_show_source_link = False
