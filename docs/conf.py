@@ -1,5 +1,7 @@
 """Build with ``python -m sphinx -W --keep-going -b html docs docs/_build/html``."""
 
+from pathlib import Path
+
 import fastemd
 
 project = "fastemd"
@@ -17,7 +19,7 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "auto_examples/*.ipynb"]
+exclude_patterns = ["_build", "auto_examples/*.ipynb", "node_modules"]
 templates_path = ["_templates"]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
@@ -25,6 +27,11 @@ myst_heading_anchors = 3
 
 autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings describe the types
+autodoc_preserve_defaults = True
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+maximum_signature_line_length = 60
+python_trailing_comma_in_multi_line_signatures = False
 numpydoc_show_class_members = False
 
 plot_html_show_formats = plot_html_show_source_link = False
@@ -43,6 +50,10 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"fastemd {version}"
 html_show_sourcelink = False
 html_static_path = ["_static"]
+mathjax = "node_modules/mathjax/es5/tex-svg-full.js"
+if (Path(__file__).parent / mathjax).exists():  # after `npm install --prefix docs`
+    html_static_path.append(mathjax)
+    mathjax_path = "tex-svg-full.js"
 html_css_files = ["tables.css"]
 html_theme_options = {
     "show_toc_level": 2,

@@ -56,10 +56,15 @@ class SinkhornResult(NamedTuple):
     """
 
     value: Any
+    """Cost of the transport plan of the last iteration, (...)."""
     grad: Any
+    """Gradient with respect to `p`, (..., N), up to a constant."""
     n_iter: Any
+    """Number of iterations of every row, (...)."""
     converged: Any
+    """Whether `error` is at most `tol`, (...)."""
     error: Any
+    """Relative difference between the row sums of the plan and `p`, (...)."""
 
 
 @eager

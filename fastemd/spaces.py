@@ -24,29 +24,20 @@ class GroundSpace:
     """A rooted tree with lengths on its edges and bins on its nodes; immutable.
 
     Build one with `Chain` or with one of `Tree`'s constructors.
-
-    Attributes
-    ----------
-    n_bins : int
-        Number of bins N, the length of a histogram.
-    n_nodes : int
-        Number of nodes; there are ``n_nodes - 1`` edges.
-    parent : ndarray of intp, (n_nodes,)
-        The node above every node, in post-order: ``parent[i] > i``, root last with -1.
-    weight : ndarray of float64, (n_nodes,)
-        Length of the edge above every node; 0 for the root.
-    bin_node : ndarray of intp, (n_bins,)
-        The node on which every bin sits.
-    nodes : sequence of Hashable
-        The user's label of every node, in the order of `parent`.
     """
 
     n_bins: int
+    """Number of bins N, the length of a histogram."""
     n_nodes: int
+    """Number of nodes; there are ``n_nodes - 1`` edges."""
     parent: NDArray[np.intp]
+    """Node above every node, (n_nodes,), in post-order: ``parent[i] > i``, root last with -1."""
     weight: NDArray[np.float64]
+    """Length of the edge above every node, (n_nodes,); 0 for the root."""
     bin_node: NDArray[np.intp]
+    """Node on which every bin sits, (n_bins,)."""
     nodes: Sequence[Hashable]
+    """The user's label of every node, in the order of `parent`."""
 
     def __init__(
         self, parent: ArrayLike, length: ArrayLike, bin_node: ArrayLike, nodes: Sequence[Hashable]
@@ -85,7 +76,7 @@ class GroundSpace:
 
     @functools.cached_property
     def heights(self) -> NDArray[np.intp]:
-        """Number of edges between every node and the farthest leaf below it."""
+        """Number of edges between every node and the farthest leaf below it, (n_nodes,)."""
         heights = [0] * self.n_nodes
         for node, parent in enumerate(self.parent[:-1].tolist()):
             heights[parent] = max(heights[parent], heights[node] + 1)
@@ -276,11 +267,6 @@ class Chain(GroundSpace):
     gaps : array_like of float, (n_bins - 1,), optional
         Distance between each bin and the next, finite and >= 0; 1 by default.
 
-    Attributes
-    ----------
-    bin_edges : ndarray of float64, (n_bins + 1,), or None
-        Where the bins start and end, if the chain was built by `from_positions` or `from_edges`.
-
     Raises
     ------
     ValueError, TypeError
@@ -294,6 +280,7 @@ class Chain(GroundSpace):
     """
 
     bin_edges: NDArray[np.float64] | None = None
+    """Where the bins start and end, (n_bins + 1,); None unless built from positions or edges."""
 
     def __init__(self, n_bins: int, gaps: ArrayLike | None = None) -> None:
         n_bins = validation.check_count("n_bins", n_bins)
