@@ -109,9 +109,9 @@ def emd_by_torch(space: GroundSpace, p: Array, q: Array, rho: float) -> Run:
 
 def emd_by_pot(space: GroundSpace, p: Array, q: Array, rho: float) -> Run:
     """Call POT's exact solver pair by pair; its dual potentials are a gradient."""
-    ot = installed("ot")
-    if rho != 1 or p.size > 10_000:
+    if rho != 1 or p.size > 10_000:  # before the import, which takes seconds
         raise NotImplementedError("POT solves rho = 1 only, and takes 0.1 s per pair of 1000 bins")
+    ot = installed("ot")
     cost = space.cost_matrix()
 
     def run() -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fastemd.demo.common import softmax
 
 Array = NDArray[Any]
 FORMATS = (".png", ".pdf", ".svg")
+POWERS = (1, 2)
 TOLERANCE = 1e-6  # relative, for float32 results against a float64 computation
 
 NEXT_STEPS = """
@@ -35,12 +37,29 @@ Next:
   UniFrac  python -m fastemd unifrac --help"""
 
 
+def compile_kernels(tree: fastemd.Tree, p: Array, q: Array) -> None:
+    """Call all that the demonstration calls: `warm_up` would compile kernels that it leaves out."""
+    print("Compiling (once: kernels are kept on disk)")
+    calls: dict[str, Run] = {
+        f"emd_value_and_grad, rho = {rho}": partial(fastemd.emd_value_and_grad, p, q, tree, rho)
+        for rho in POWERS
+    }
+    calls["emd_grad of a row"] = partial(fastemd.emd_grad, p[0], q[0], tree, 2)
+    calls["emd_flow of a row"] = partial(fastemd.emd_flow, p[0], q[0], tree)
+    for name, call in calls.items():
+        print(f"  {name:28}", end="", flush=True)
+        start = time.perf_counter()
+        call()
+        print(f"{time.perf_counter() - start:5.1f} s")
+    print()
+
+
 def check(tree: fastemd.Tree, p: Array, targets: dict[str, Array]) -> bool:
     """Print EMD^1 and EMD^2 and their errors; return whether all errors are small."""
     passed = True
     ancestors, length = ancestor_matrix(tree)
     print(f"{'':8}{'targets':10}{'mean EMD':>12}{'value error':>14}{'grad error':>14}")
-    for rho in (1, 2):
+    for rho in POWERS:
         for kind, q in targets.items():
             value, grad = fastemd.emd_value_and_grad(p, q, tree, rho)
             doubles = p.astype(np.float64), q.astype(np.float64)
@@ -128,20 +147,19 @@ def main(arguments: list[str]) -> int:
     one_hot = np.eye(tree.n_bins, dtype=np.float32)[labels]
     soft = softmax(3.0 * rng.standard_normal(shape)).astype(np.float32)
 
-    print("Compiling the kernel (some seconds, once: it is kept on disk) ...", flush=True)
-    start = time.perf_counter()
-    fastemd.emd_value_and_grad(p, soft, tree, 2)
-    print(f"  ready after {time.perf_counter() - start:.1f} s\n")
+    compile_kernels(tree, p, soft)
 
     print(f"{options.batch} random softmax predictions, float32; errors against a dense float64")
     print("computation, relative (of the gradient: to its largest entry)\n")
     passed = check(tree, p, {"one-hot": one_hot, "soft": soft})
 
-    print(f"\nTime for EMD^2 and its gradient, {numba.get_num_threads()} threads, median")
-    print(f"[quartiles] of {options.repeats} runs\n")
+    print("\nLoading the other implementations ...", flush=True)
     grad = np.empty_like(p)
     runs: dict[str, Run] = {"np.subtract(p, q)": lambda: np.subtract(p, soft, out=grad)}
     runs |= available(EMD_BASELINES, tree, p, soft, 2)
+
+    print(f"\nTime for EMD^2 and its gradient, {numba.get_num_threads()} threads, median")
+    print(f"[quartiles] of {options.repeats} runs\n", flush=True)
     seconds = measure(runs, options.repeats)
     unit = np.median(seconds["np.subtract(p, q)"])
     for name, values in seconds.items():

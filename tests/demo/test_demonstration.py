@@ -14,6 +14,7 @@ import fastemd
 from fastemd import __main__ as command_line
 from fastemd import commands
 from fastemd.demo import COMMANDS, baselines, demonstration, figure3, table1
+from fastemd.kernels.cpu import compiling
 
 LISTED = ", ".join(COMMANDS + commands.COMMANDS)
 ARGUMENTS = ["--batch", "3", "--repeats", "2"]
@@ -33,6 +34,37 @@ def test_main_checks_results_times_and_draws(path, capsys):
         assert re.search(rf"{baseline}.* ms +\[.*\].* x$", printed, re.M), baseline
     assert str(path) in printed
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_main_compiles_nothing_after_the_announced_compilation(path, capsys, monkeypatch):
+    def compiled(*_arguments, **_keywords):
+        raise AssertionError(f"compiled after {capsys.readouterr().out!r}")
+
+    compile_kernels = demonstration.compile_kernels
+
+    def compile_all(*arguments):
+        compile_kernels(*arguments)
+        monkeypatch.setattr(compiling.caching, "compiled", compiled)
+
+    monkeypatch.setattr(demonstration, "compile_kernels", compile_all)
+    compiling.kernel.cache_clear()
+    assert command_line.main([*ARGUMENTS, "--picture", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^  emd_(?:value_and_grad|grad|flow)\b.* s$", printed, re.M)) == 4
+
+
+def test_main_announces_imports_and_leaves_out_pot(path, capsys, monkeypatch):
+    imported = []
+
+    def installed(name):
+        imported.append((name, capsys.readouterr().out))
+        raise NotImplementedError
+
+    monkeypatch.setattr(baselines, "installed", installed)
+    assert command_line.main([*ARGUMENTS, "--picture", str(path)]) == 0
+    ((name, printed),) = imported
+    assert name == "torch"
+    assert printed.endswith("Loading the other implementations ...\n")
 
 
 def test_main_ends_with_next_steps_that_work(path, capsys):
