@@ -121,6 +121,25 @@ _SHARED = {
             of the formula. For arrays on a CUDA device, `synchronize` raises the error, unless
             `validate` is True: then the function waits and raises.
     """,
+    "plot": """
+        columns : iterable of int, optional
+            Columns of the bins to show, with the nodes above them; `max_bins` then has no effect.
+            All bins by default.
+        labels : mapping of Hashable to str, optional
+            Texts of nodes, by their label (`Tree.nodes`); by default the label itself, of a path
+            (`Tree.from_paths`) its last name.
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw on; a new figure by default, high enough for the longest label.
+        max_bins : int
+            Largest number of bins and groups to draw of a tree, >= 1. In a tree of more bins,
+            subtrees in which little happens are drawn as triangles, labelled "name (12 bins)". If
+            other children of the same node are shown, the label is "12 more", and if a node has no
+            name but an integer, "first bin, 11 more". All bins of a chain are drawn.
+        to_scale : bool
+            Whether the vertical position in a tree is the distance from the top, with a scale bar.
+            By default all edges are one unit high, and a note says so if the edges shown differ in
+            length. A chain is always to scale.
+    """,
     "raises": """
         Raises
         ------

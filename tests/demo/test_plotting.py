@@ -1,11 +1,13 @@
 """The plots show the right values at the right places."""
 
+import itertools
+
 import matplotlib as mpl
 import networkx as nx
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection
 
 import fastemd
 from fastemd import plotting
@@ -205,3 +207,87 @@ def test_plots_omit_statement_if_lengths_are_to_scale():
     for space, columns in ((equal, None), (part, [0, 1]), (SPACES["chain"], None)):
         assert NOT_TO_SCALE not in _texts(plotting.plot_tree(space, columns=columns))
     assert NOT_TO_SCALE in _texts(plotting.plot_tree(part))
+
+
+STAR = fastemd.Tree.from_parents([-1] + [0] * 500)
+PATH = fastemd.Tree.from_networkx(nx.path_graph(100, nx.DiGraph), bins=range(100))
+CLADES = fastemd.Tree.from_paths([(f"clade {i // 10}", f"taxon {i}") for i in range(1000)])
+
+
+def _assert_labels_apart(ax):
+    ax.figure.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in ax.texts), key=lambda box: box.x0)
+    assert len(boxes) > 1
+    assert all(a.x1 <= b.x0 + 1 or not a.overlaps(b) for a, b in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize("space", [STAR, PATH, CLADES], ids=["star", "path", "clades"])
+@pytest.mark.parametrize("to_scale", [False, True])
+def test_plots_draw_at_most_max_bins_and_label_all(space, to_scale):
+    p, q = np.random.default_rng(0).dirichlet(np.ones(space.n_bins), 2)
+    for ax in (
+        plotting.plot_tree(space, to_scale=to_scale),
+        plotting.plot_flow(p, q, space, to_scale=to_scale),
+        plotting.plot_gradient(p, q, space, 2, to_scale=to_scale),
+    ):
+        _assert_labels_apart(ax)
+        _assert_labels_inside(ax, ax.figure.bbox)
+        texts = [text.get_text() for text in ax.texts]
+        assert len([text for text in texts if not text.startswith("length ")]) == 60
+
+
+def test_plot_flow_of_group_shows_sum():
+    p, q = np.zeros((2, 1000))
+    p[[0, 11, 12]], q[[1, 500]] = [0.5, 0.2, 0.3], [0.4, 0.6]
+    ax = plotting.plot_flow(p, q, CLADES, max_bins=5)
+    names = ["clade 0 (10 bins)", "clade 1 (10 bins)", "taxon 500", "9 more", "970 more"]
+    assert [text.get_text() for text in ax.texts] == names
+    np.testing.assert_allclose(_values(ax, PathCollection), [0.1, 0.5, -0.6, 0, 0], atol=1e-15)
+
+
+def test_plot_flow_joins_siblings_without_flow():
+    p, q = np.zeros((2, 500))
+    p[:10], q[10:20] = 0.1, 0.1
+    texts = _texts(plotting.plot_flow(p, q, STAR))
+    assert texts == {"480 more"} | {str(i) for i in range(1, 21)}
+
+
+def test_plot_gradient_of_group_shows_mean():
+    p, q = np.eye(1000)[[0, 500]]
+    grad = fastemd.emd_grad(p, q, CLADES, 2)
+    ax = plotting.plot_gradient(p, q, CLADES, 2, max_bins=3)
+    rest = np.delete(grad, np.r_[:10, 500:510])
+    means = [grad[:10].mean(), grad[500:510].mean(), rest.mean()]
+    np.testing.assert_allclose(_values(ax, PathCollection), means, atol=1e-15)
+    assert _texts(ax) == {"clade 0 (10 bins)", "clade 50 (10 bins)", "980 more"}
+
+
+def test_plot_tree_of_columns_ignores_max_bins():
+    ax = plotting.plot_tree(CLADES, columns=range(80), max_bins=1)
+    assert len(_collection(ax, PathCollection).get_offsets()) == 80
+    assert not _collection(ax, PolyCollection).get_paths()
+    _assert_labels_apart(ax)
+
+
+def test_plot_tree_draws_all_bins_of_chain():
+    ax = plotting.plot_tree(fastemd.Chain(300, gaps=np.geomspace(1e-3, 1, 299)))
+    assert len(_collection(ax, PathCollection).get_offsets()) == 300
+    _assert_labels_apart(ax)
+
+
+def test_plot_tree_to_scale_places_nodes_by_distance():
+    weights = {("a",): 1e-6, ("a", "x"): 1000.0, ("a", "y"): 0.0, ("b",): 3.0}
+    tree = fastemd.Tree.from_paths([("a", "x"), ("a", "y"), ("b",)], weights=weights)
+    ax = plotting.plot_tree(tree, to_scale=True)
+    bins = _collection(ax, PathCollection).get_offsets()
+    np.testing.assert_allclose(bins[:, 1], [-1000 - 1e-6, -1e-6, -3])
+    assert _texts(ax) == {"x", "y", "b", "length 500"}
+    _assert_labels_apart(ax)
+    flat = fastemd.Tree.from_parents([-1, 0, 0], [0.0, 0.0, 0.0])
+    assert _texts(plotting.plot_tree(flat, to_scale=True)) == {"1", "2"}
+
+
+@pytest.mark.parametrize(("max_bins", "error"), [(0, ValueError), (2.5, TypeError)])
+def test_plot_tree_rejects_invalid_max_bins(max_bins, error):
+    with pytest.raises(error, match="max_bins: expected"):
+        plotting.plot_tree(TREE, max_bins=max_bins)
