@@ -35,8 +35,8 @@ from scipy.stats import wasserstein_distance
 import fastemd
 from benchmarks.common import histograms, logits, random_tree, timed
 from benchmarks.report import machine
-from benchmarks.unifrac import Problem as Samples
-from benchmarks.unifrac import problem as random_samples
+from benchmarks.samples import Problem as Samples
+from benchmarks.samples import problem as random_samples
 from benchmarks.unifrac import run_fastemd, scikit_bio
 from fastemd.demo.baselines import ancestor_matrix, available, emd_by_products, installed
 from fastemd.demo.common import softmax

@@ -1,22 +1,19 @@
-"""Benchmarks of airspeed velocity: times, ratios, memory, start-up and growth.
+"""Ratios to other implementations, memory, and times that `history.py` does not have.
 
     asv run --python=same --quick --launch-method spawn
 
 Parameters do not depend on the version, data are seeded, and everything is compiled in `setup`.
 """
 
-import os
-import subprocess
-import sys
-import tempfile
 from functools import partial
 
 import numpy as np
 
 import fastemd
-from benchmarks.common import histograms, logits, random_tree, timed
+from benchmarks.common import histograms, logits, timed
 from benchmarks.frameworks import binned_regression, cross_entropy, small_calls, training
-from benchmarks.unifrac import problem, scikit_bio
+from benchmarks.samples import problem
+from benchmarks.unifrac import scikit_bio
 from fastemd.demo.baselines import EMD_BASELINES, SINKHORN_BASELINES
 
 
@@ -39,9 +36,6 @@ class _ValueAndGradient:
         self.run()
         grad = np.empty_like(p)
         self.subtract = lambda: np.subtract(p, q, out=grad)
-
-    def time_value_and_gradient(self, *_):
-        self.run()
 
     def track_ratio_to_subtraction(self, *_):
         times = timed({"subtract": self.subtract, "run": self.run}, seconds=0.2)
@@ -68,46 +62,6 @@ class Chain(_ValueAndGradient):
     params = (("64", "100", "1000", "1024"), ("float32", "float64"), (8000,), (2,), ("fastemd",))
 
 
-class Operations:
-    """All functions on the ImageNet tree, next to value and gradient."""
-
-    params = (("float32", "float64"), (1, 512), (2, 3.7))
-    param_names = ("dtype", "batch", "rho")
-
-    def setup(self, dtype, batch, rho):
-        self.tree = fastemd.datasets.imagenet_tree()
-        shape = batch, self.tree.n_bins
-        self.p, self.q, self.v = (histograms(shape, dtype, seed) for seed in range(3))
-        self.rho = rho
-        for name in dir(self):
-            if name.startswith("time_"):
-                getattr(self, name)()
-
-    def time_value(self, *_):
-        fastemd.emd(self.p, self.q, self.tree, self.rho)
-
-    def time_gradient(self, *_):
-        fastemd.emd_grad(self.p, self.q, self.tree, self.rho)
-
-    def time_value_and_gradient(self, *_):
-        fastemd.emd_value_and_grad(self.p, self.q, self.tree, self.rho)
-
-    def time_hessian_diagonal(self, *_):
-        fastemd.emd_hessian_diag(self.p, self.q, self.tree, self.rho)
-
-    def time_hessian_vector_product(self, *_):
-        fastemd.emd_hvp(self.p, self.q, self.v, self.tree, self.rho)
-
-    def time_length_gradient(self, *_):
-        fastemd.emd_length_grad(self.p, self.q, self.tree, self.rho)
-
-    def time_flow(self, *_):
-        fastemd.emd_flow(self.p, self.q, self.tree)
-
-    def time_embedding(self, *_):
-        fastemd.embed(self.p, self.tree, self.rho)
-
-
 class Loss:
     """EMD^2 and cross entropy of logits and labels, next to torch's cross entropy alone."""
 
@@ -118,16 +72,8 @@ class Loss:
         space = _space(space)
         x, target = logits((batch, space.n_bins), dtype)
         self.loss = lambda: fastemd.emd_loss(x, target, space, cross_entropy=1.0)
-        self.diagonal = lambda: fastemd.emd_loss_hessian_diag(x, target, space, cross_entropy=1.0)
         self.torch = cross_entropy(x, target)
         self.loss()
-        self.diagonal()
-
-    def time_loss(self, *_):
-        self.loss()
-
-    def time_hessian_diagonal(self, *_):
-        self.diagonal()
 
     def peakmem_loss(self, *_):
         self.loss()
@@ -170,9 +116,6 @@ class Hessian:
         out = np.empty((batch, space.n_bins, space.n_bins), dtype)
         self.run = lambda: fastemd.emd_hessian(p, q, space, 2, out=out)
         self.fill = lambda: out.fill(1.0)
-        self.run()
-
-    def time_hessian(self, *_):
         self.run()
 
     def peakmem_hessian(self, *_):
@@ -284,35 +227,19 @@ class Pairs:
         n_samples, n_taxa = map(int, size.split(" x "))
         self.case = problem(n_samples, n_taxa, 0.05)
         self.tree = fastemd.Tree.from_parents(self.case.parents, self.case.lengths)
-        counts = self.case.table.toarray()
-        counts[:, 0] += counts.sum(axis=1) == 0
-        self.histograms = counts / counts.sum(axis=1, keepdims=True)
-        self.time_pairwise_of_rho_1()
-        self.time_pairwise_of_rho_2()
-        self.time_neighbors()
+        self.histograms = self.case.histograms
+        self.pairwise()
         for metric in ("weighted", "unweighted"):
             self.unifrac(metric)
+
+    def pairwise(self):
+        return fastemd.pairwise(self.histograms, space=self.tree, rho=1)
 
     def unifrac(self, metric):
         return fastemd.unifrac(self.case.table, self.tree, metric=metric)
 
-    def time_pairwise_of_rho_1(self, *_):
-        fastemd.pairwise(self.histograms, space=self.tree, rho=1)
-
-    def time_pairwise_of_rho_2(self, *_):
-        fastemd.pairwise(self.histograms, space=self.tree, rho=2)
-
-    def time_neighbors(self, *_):
-        fastemd.neighbors(self.histograms, self.histograms, space=self.tree, rho=1, k=10)
-
-    def time_unifrac_weighted(self, *_):
-        self.unifrac("weighted")
-
-    def time_unifrac_unweighted(self, *_):
-        self.unifrac("unweighted")
-
     def peakmem_pairwise(self, *_):
-        fastemd.pairwise(self.histograms, space=self.tree, rho=1)
+        self.pairwise()
 
     def ratio_to_scikit_bio(self, metric):
         runs = {
@@ -332,7 +259,7 @@ class Pairs:
         """Compare the times per pair; POT solves a few."""
         pairs, tree = self.histograms[:5], self.tree
         runs = {"pot": EMD_BASELINES["linear programme (POT)"](tree, pairs[:-1], pairs[1:], 1)}
-        runs["pairwise"] = self.time_pairwise_of_rho_1
+        runs["pairwise"] = self.pairwise
         times = timed(runs, seconds=0.2)
         n = len(self.histograms)
         return (times["pairwise"][0] / (n * (n - 1) / 2)) / (times["pot"][0] / (len(pairs) - 1))
@@ -342,18 +269,14 @@ class Pairs:
     track_ratio_to_pot.unit = "POT, per pair"
 
 
-class Growth:
-    """16 rows on random trees, and on a path, the deepest tree; time is linear in the nodes."""
+class Path:
+    """16 rows on a path, the deepest tree; time is linear in the nodes."""
 
-    params = (("random", "path"), (10, 10**2, 10**3, 10**4, 10**5, 10**6))
-    param_names = ("tree", "nodes")
+    params, param_names = (10, 10**2, 10**3, 10**4, 10**5, 10**6), ("nodes",)
     timeout = 300
 
-    def setup(self, tree, nodes):
-        if tree == "path":
-            space = fastemd.Tree.from_parents(np.arange(-1, nodes - 1), bins=range(nodes))
-        else:
-            space = random_tree(nodes)
+    def setup(self, nodes):
+        space = fastemd.Tree.from_parents(np.arange(-1, nodes - 1), bins=range(nodes))
         p, q = (histograms((16, space.n_bins), "float32", seed) for seed in (0, 1))
         self.run = EMD_BASELINES["fastemd"](space, p, q, 2)
         self.run()
@@ -377,30 +300,3 @@ class Metrics:
 
     def time_mean_ground_distance(self, _):
         fastemd.metrics.mean_ground_distance(*self.labels, self.space)
-
-
-class Start:
-    """Time of a new process until its first result."""
-
-    timeout = 300
-    number, repeat, warmup_time = 1, (3, 5, 30.0), 0
-    FIRST_CALL = "import fastemd; fastemd.emd_grad([1, 0], [0, 1], fastemd.Chain(2), 2)"
-
-    def setup(self):
-        self.python(self.FIRST_CALL)  # fill the caches
-
-    def python(self, code, **environment):
-        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **environment})
-
-    def time_python_alone(self):
-        self.python("import numpy")
-
-    def time_import(self):
-        self.python("import fastemd")
-
-    def time_first_result_from_the_cache(self):
-        self.python(self.FIRST_CALL)
-
-    def time_first_result_compiled(self):
-        with tempfile.TemporaryDirectory() as empty:
-            self.python(self.FIRST_CALL, NUMBA_CACHE_DIR=empty)
