@@ -298,6 +298,15 @@ def test_plot_flow_draws_lines_that_do_not_cross(to_scale):
     assert all(tuple(triangle[0].tolist()) in tops for triangle in triangles)
 
 
+def test_plot_flow_of_many_columns_omits_labels_of_small_discs():
+    p, q = np.eye(1000)[[7, 151]]
+    ax = plotting.plot_flow(p, q, CLADES, columns=range(300))
+    assert _values(ax, PathCollection).size == 300
+    _assert_labels_apart(ax)
+    assert {"taxon 7", "taxon 151"} < _texts(ax)
+    assert 40 < len(ax.texts) < 120
+
+
 def test_plot_tree_draws_all_bins_of_chain():
     ax = plotting.plot_tree(fastemd.Chain(300, gaps=np.geomspace(1e-3, 1, 299)))
     assert len(_collection(ax, PathCollection).get_offsets()) == 300
@@ -314,6 +323,16 @@ def test_plot_tree_to_scale_places_nodes_by_distance():
     _assert_labels_apart(ax)
     flat = fastemd.Tree.from_parents([-1, 0, 0], [0.0, 0.0, 0.0])
     assert _texts(plotting.plot_tree(flat, to_scale=True)) == {"1", "2"}
+
+
+def test_plot_tree_to_scale_places_group_at_its_farthest_bin():
+    paths = [("a", "x"), ("a", "y", "z"), ("a", "w"), ("b",)]
+    weights = {path[:k]: k for path in paths for k in range(1, len(path) + 1)}
+    tree = fastemd.Tree.from_paths(paths, weights=weights)
+    ax = plotting.plot_tree(tree, max_bins=2, to_scale=True)
+    assert _texts(ax) == {"a (3 bins)", "b", "length 2"}
+    (triangle,) = _collection(ax, PolyCollection).get_paths()
+    np.testing.assert_array_equal(triangle.vertices[:3, 1], [-1, -6, -6])
 
 
 @pytest.mark.parametrize(("max_bins", "error"), [(0, ValueError), (2.5, TypeError)])
