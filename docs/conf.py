@@ -43,7 +43,9 @@ sphinx_gallery_conf = {
     "filename_pattern": r"plot_",
     "ignore_pattern": r"^(?!.*plot_)",  # other scripts have separate pages
     "download_all_examples": False,
+    "remove_config_comments": True,
     "show_signature": False,
+    "thumbnail_size": (560, 400),
 }
 
 html_theme = "pydata_sphinx_theme"

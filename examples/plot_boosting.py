@@ -72,6 +72,7 @@ def report(name, rows, sign=""):
 
 
 folds = RepeatedStratifiedKFold(n_splits=5, n_repeats=3, random_state=0)
+# sphinx_gallery_thumbnail_path = "images/thumbs/boosting.png"
 figure, axes = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
 for (title, (n_classes, x, hidden)), line in zip(DATA.items(), axes, strict=True):
     y = np.searchsorted(np.quantile(hidden, np.arange(1, n_classes) / n_classes), hidden)

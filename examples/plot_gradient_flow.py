@@ -71,6 +71,7 @@ def flow(gradient, n_steps=1000, shown=(0, 10, 30, 100, 1000)):
     return histograms
 
 
+# sphinx_gallery_thumbnail_path = "images/thumbs/gradient_flow.png"
 figure, axes = plt.subplots(6, 2, figsize=(10, 13), sharex=True, layout="constrained")
 colors = plt.cm.viridis(np.linspace(0.9, 0.0, 5))
 distance = {}

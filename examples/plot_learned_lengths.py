@@ -59,6 +59,7 @@ for _ in range(600):
     error.backward()
     optimizer.step()
 
+# sphinx_gallery_thumbnail_path = "images/thumbs/learned_lengths.png"
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
 colors = plt.cm.viridis(np.linspace(0, 0.95, len(true)))
 for values, value, color in zip(np.transpose(lengths), true, colors, strict=True):

@@ -127,6 +127,7 @@ for seed in range(1, n_seeds + 1):
         results[name].append(train(loss, rates[name], seed, drawers, test))
 results = {name: np.array(runs) for name, runs in results.items()}  # (seeds, epochs, measures)
 
+# sphinx_gallery_thumbnail_path = "images/thumbs/omniglot.png"
 figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharex=True, layout="constrained")
 epochs = np.arange(1, n_epochs + 1)
 for i, (axis, measure) in enumerate(zip(axes.flat, measures, strict=True)):

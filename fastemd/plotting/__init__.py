@@ -33,8 +33,9 @@ def plot_tree(
 ) -> Axes:
     """Draw a ground space: the root at the top, bins as dots; a chain lies flat.
 
-    A bin on an inner node is to the right of the bins below it. The limits of the axes leave room
-    for all labels. Labels that would overlap others are omitted.
+    The lines of a tree have right angles and never cross. A bin on an inner node is to the right of
+    the bins below it. The limits of the axes leave room for all labels. Labels that would overlap
+    others are omitted.
 
     Parameters
     ----------

@@ -1,6 +1,5 @@
 """Artists of an outline on matplotlib's axes."""
 
-import functools
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -40,8 +39,8 @@ class Drawing:
         self.ax = ax
         self.labels: list[Annotation] = []
         ax.set_axis_off()
-        lines = functools.partial(LineCollection, colors="0.6", linewidths=1.0, zorder=1)
-        ax.add_collection(lines(self._segments()))
+        lines = self._edges(np.flatnonzero(outline.parent >= 0))
+        ax.add_collection(LineCollection(lines, colors="0.6", linewidths=1.0, zorder=1))
         groups = np.flatnonzero(outline.is_group)
         triangles = PolyCollection(self._triangles(groups), facecolor="0.9", edgecolor="0.6")
         ax.add_collection(triangles)
@@ -50,16 +49,20 @@ class Drawing:
         if to_scale and not self.is_chain:
             self._draw_scale()
 
-    def _segments(self) -> list[Array]:
-        """Return both ends of every edge, (2, 2) each."""
-        ends = np.stack((self.outline.edges, self.outline.parent[self.outline.edges]), axis=-1)
-        return list(np.stack((self.x[ends], self.y[ends]), axis=-1))
+    def _edges(self, items: Array) -> list[Array]:
+        """Return the corners of the line above every item, (3, 2) each.
+
+        A line goes up first, then across, so lines of any lengths do not cross.
+        """
+        above = self.outline.parent[items]
+        x = np.stack((self.x[items], self.x[items], self.x[above]), axis=-1)
+        y = np.stack((self.y[items], self.y[above], self.y[above]), axis=-1)
+        return list(np.stack((x, y), axis=-1))
 
     def _triangles(self, groups: Array) -> list[Array]:
-        """Return the corners of every group, from the node that it hangs from, (3, 2) each."""
-        above = self.outline.parent[groups]
-        x = np.stack((self.x[above], self.x[groups] - 0.4, self.x[groups] + 0.4), axis=-1)
-        y = np.stack((self.y[above], self.y[groups], self.y[groups]), axis=-1)
+        """Return the corners of every group, from the height that it hangs from, (3, 2) each."""
+        x = self.x[groups, None] + (0.0, -0.4, 0.4)
+        y = np.stack((self.y[self.outline.parent[groups]], *[self.y[groups]] * 2), axis=-1)
         return list(np.stack((x, y), axis=-1))
 
     def _draw_scale(self) -> None:
@@ -87,13 +90,15 @@ class Drawing:
 
     def draw_flow(self, flow: Array, norm: CenteredNorm) -> None:
         """Draw the flow through every edge as its width and colour."""
+        order = np.argsort(-np.abs(flow), kind="stable")  # narrow lines in front of wide ones
         edges = LineCollection(
-            self._segments(),
-            array=flow,
+            self._edges(self.outline.edges[order]),
+            array=flow[order],
             cmap=COLORS,
             norm=norm,
-            linewidths=0.5 + 9.0 * np.abs(flow) / norm.halfrange,
+            linewidths=9.0 * np.abs(flow[order]) / norm.halfrange,
             capstyle="round",
+            joinstyle="round",
             zorder=1.5,
         )
         self.ax.add_collection(edges)

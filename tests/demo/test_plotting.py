@@ -36,9 +36,14 @@ def _values(ax, kind):
     return np.asarray(values)
 
 
+def _wide_first(flow):
+    return flow[np.argsort(-np.abs(flow), kind="stable")]
+
+
 def test_plot_flow_draws_every_edge_and_bin():
     ax = plotting.plot_flow(P, Q, TREE)
-    np.testing.assert_array_equal(_values(ax, LineCollection), fastemd.emd_flow(P, Q, TREE))
+    flow = fastemd.emd_flow(P, Q, TREE)
+    np.testing.assert_array_equal(_values(ax, LineCollection), _wide_first(flow))
     np.testing.assert_allclose(_values(ax, PathCollection), P - Q)
     assert {text.get_text() for text in ax.texts} == {"x", "y", "z", "c"}
 
@@ -47,7 +52,7 @@ def test_plot_flow_of_columns_starts_at_common_ancestor():
     ax = plotting.plot_flow(P, Q, TREE, columns=[1, 0])
     shown = [("a", "b", "x"), ("a", "b", "y")]
     flow = fastemd.emd_flow(P, Q, TREE)[[TREE.nodes.index(node) for node in shown]]
-    np.testing.assert_array_equal(_values(ax, LineCollection), flow)
+    np.testing.assert_array_equal(_values(ax, LineCollection), _wide_first(flow))
 
 
 def test_plot_gradient_draws_every_bin():
@@ -65,7 +70,7 @@ def test_plot_tree_draws_children_below_parents():
     ax = plotting.plot_tree(TREE)
     segments = np.array(_collection(ax, LineCollection).get_segments())
     assert len(segments) == TREE.n_nodes - 1
-    assert (segments[:, 0, 1] == segments[:, 1, 1] - 1).all()
+    assert (segments[:, 0, 1] == segments[:, -1, 1] - 1).all()
     bins = _collection(ax, PathCollection).get_offsets()
     assert len({tuple(xy) for xy in bins.tolist()}) == TREE.n_bins
 
@@ -269,6 +274,39 @@ def test_plot_tree_of_columns_ignores_max_bins():
     _assert_labels_apart(ax)
 
 
+def _crosses(across, up):
+    """Return whether a horizontal and a vertical line, (2, 2) each, cross away from their ends."""
+    (x0, y), (x1, _) = across[np.argsort(across[:, 0])]
+    (x, y0), (_, y1) = up[np.argsort(up[:, 1])]
+    return x0 < x < x1 and y0 < y < y1
+
+
+@pytest.mark.parametrize("to_scale", [False, True])
+def test_plot_flow_draws_lines_that_do_not_cross(to_scale):
+    parent = [-1] + [max(0, i - 1 - i**3 % 7) for i in range(1, 200)]
+    tree = fastemd.Tree.from_parents(parent, np.arange(200) % 5, bins=range(3, 200))
+    p, q = np.random.default_rng(0).dirichlet(np.ones(tree.n_bins), 2)
+    ax = plotting.plot_flow(p, q, tree, to_scale=to_scale)
+    lines = np.array(_collection(ax, LineCollection).get_segments())
+    up, across = lines[:, :2], lines[:, 1:]
+    assert (up[:, 0, 0] == up[:, 1, 0]).all()
+    assert (across[:, 0, 1] == across[:, 1, 1]).all()
+    assert not any(_crosses(a, b) for a in across for b in up)
+    tops = {tuple(corner) for corner in up[:, 1].tolist()}
+    triangles = [path.vertices for path in _collection(ax, PolyCollection).get_paths()]
+    assert triangles
+    assert all(tuple(triangle[0].tolist()) in tops for triangle in triangles)
+
+
+def test_plot_flow_of_many_columns_omits_labels_of_small_discs():
+    p, q = np.eye(1000)[[7, 151]]
+    ax = plotting.plot_flow(p, q, CLADES, columns=range(300))
+    assert _values(ax, PathCollection).size == 300
+    _assert_labels_apart(ax)
+    assert {"taxon 7", "taxon 151"} < _texts(ax)
+    assert 40 < len(ax.texts) < 120
+
+
 def test_plot_tree_draws_all_bins_of_chain():
     ax = plotting.plot_tree(fastemd.Chain(300, gaps=np.geomspace(1e-3, 1, 299)))
     assert len(_collection(ax, PathCollection).get_offsets()) == 300
@@ -285,6 +323,16 @@ def test_plot_tree_to_scale_places_nodes_by_distance():
     _assert_labels_apart(ax)
     flat = fastemd.Tree.from_parents([-1, 0, 0], [0.0, 0.0, 0.0])
     assert _texts(plotting.plot_tree(flat, to_scale=True)) == {"1", "2"}
+
+
+def test_plot_tree_to_scale_places_group_at_its_farthest_bin():
+    paths = [("a", "x"), ("a", "y", "z"), ("a", "w"), ("b",)]
+    weights = {path[:k]: k for path in paths for k in range(1, len(path) + 1)}
+    tree = fastemd.Tree.from_paths(paths, weights=weights)
+    ax = plotting.plot_tree(tree, max_bins=2, to_scale=True)
+    assert _texts(ax) == {"a (3 bins)", "b", "length 2"}
+    (triangle,) = _collection(ax, PolyCollection).get_paths()
+    np.testing.assert_array_equal(triangle.vertices[:3, 1], [-1, -6, -6])
 
 
 @pytest.mark.parametrize(("max_bins", "error"), [(0, ValueError), (2.5, TypeError)])
