@@ -54,7 +54,7 @@ mathjax = "node_modules/mathjax/es5/tex-svg-full.js"
 if (Path(__file__).parent / mathjax).exists():  # after `npm install --prefix docs`
     html_static_path.append(mathjax)
     mathjax_path = "tex-svg-full.js"
-html_css_files = ["tables.css"]
+html_css_files = ["pages.css"]
 html_theme_options = {
     "show_toc_level": 2,
     "header_links_before_dropdown": 6,
