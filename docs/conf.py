@@ -1,8 +1,10 @@
 """Build with ``python -m sphinx -W --keep-going -b html docs docs/_build/html``."""
 
+import inspect
 from pathlib import Path
 
 import fastemd
+from fastemd.spaces import GroundSpace
 
 project = "fastemd"
 author = "the fastemd developers"
@@ -26,6 +28,16 @@ myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
+autosummary_context = {  # autosummary itself sorts by name
+    "source_order": [
+        *dict.fromkeys(
+            name
+            for space in (GroundSpace, fastemd.Chain, fastemd.Tree)
+            for name in (*inspect.get_annotations(space), *vars(space))
+        )
+    ]
+}
+default_role = "py:obj"  # names in docstrings are links
 autodoc_typehints = "none"  # the docstrings describe the types
 autodoc_preserve_defaults = True
 add_module_names = False
@@ -56,10 +68,20 @@ mathjax = "node_modules/mathjax/es5/tex-svg-full.js"
 if (Path(__file__).parent / mathjax).exists():  # after `npm install --prefix docs`
     html_static_path.append(mathjax)
     mathjax_path = "tex-svg-full.js"
-html_css_files = ["tables.css"]
+html_css_files = ["pages.css"]
 html_theme_options = {
     "show_toc_level": 2,
     "header_links_before_dropdown": 6,
     "navigation_with_keys": False,
 }
 html_sidebars = {"development": [], "changelog": []}  # pages without subpages
+
+
+def hide_signature(app, what, name, *args):
+    """Hide the signature of classes that are not called."""
+    return ("", None) if name == "fastemd.Tree" else None
+
+
+def setup(app):
+    """Connect the handlers."""
+    app.connect("autodoc-process-signature", hide_signature)

@@ -31,13 +31,25 @@ class GroundSpace:
     n_nodes: int
     """Number of nodes; there are ``n_nodes - 1`` edges."""
     parent: NDArray[np.intp]
-    """Node above every node, (n_nodes,), in post-order: ``parent[i] > i``, root last with -1."""
+    """Node above every node, in post-order: ``parent[i] > i``, root last with -1.
+
+    ndarray of intp, (n_nodes,)
+    """
     weight: NDArray[np.float64]
-    """Length of the edge above every node, (n_nodes,); 0 for the root."""
+    """Length of the edge above every node; 0 for the root.
+
+    ndarray of float64, (n_nodes,)
+    """
     bin_node: NDArray[np.intp]
-    """Node on which every bin sits, (n_bins,)."""
+    """Node on which every bin sits.
+
+    ndarray of intp, (n_bins,)
+    """
     nodes: Sequence[Hashable]
-    """The user's label of every node, in the order of `parent`."""
+    """The user's label of every node, in the order of `parent`.
+
+    sequence of Hashable, of length n_nodes
+    """
 
     def __init__(
         self, parent: ArrayLike, length: ArrayLike, bin_node: ArrayLike, nodes: Sequence[Hashable]
@@ -76,7 +88,10 @@ class GroundSpace:
 
     @functools.cached_property
     def heights(self) -> NDArray[np.intp]:
-        """Number of edges between every node and the farthest leaf below it, (n_nodes,)."""
+        """Number of edges between every node and the farthest leaf below it.
+
+        ndarray of intp, (n_nodes,)
+        """
         heights = [0] * self.n_nodes
         for node, parent in enumerate(self.parent[:-1].tolist()):
             heights[parent] = max(heights[parent], heights[node] + 1)
@@ -260,6 +275,10 @@ def restore(cls: type[Space], *fields: Any) -> Space:
 class Chain(GroundSpace):
     """Bins in a row: ordered classes, time, the bins of a one-dimensional histogram.
 
+    It is a tree without branches. The arrays `parent` and `weight` describe its `n_nodes` nodes,
+    `bin_node` its `n_bins` bins, and `nodes` has the labels of the nodes. `bin_edges` has the edges
+    of the bins.
+
     Parameters
     ----------
     n_bins : int
@@ -280,7 +299,10 @@ class Chain(GroundSpace):
     """
 
     bin_edges: NDArray[np.float64] | None = None
-    """Where the bins start and end, (n_bins + 1,); None unless built from positions or edges."""
+    """Where the bins start and end; None unless built from positions or edges.
+
+    ndarray of float64, (n_bins + 1,), or None
+    """
 
     def __init__(self, n_bins: int, gaps: ArrayLike | None = None) -> None:
         n_bins = validation.check_count("n_bins", n_bins)
@@ -438,7 +460,8 @@ class Tree(GroundSpace):
     """A tree with bins on its leaves or on any of its nodes: hierarchical classes, taxonomies.
 
     Build one with `from_networkx`, `from_parents`, `from_paths`, `from_linkage`, `from_newick` or
-    `from_skbio`.
+    `from_skbio`. The arrays `parent` and `weight` describe its `n_nodes` nodes, `bin_node` its
+    `n_bins` bins, and `nodes` has the labels of the nodes.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
