@@ -53,6 +53,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"plot_",
+    "parallel": 2,
     "ignore_pattern": r"^(?!.*plot_)",  # other scripts have separate pages
     "download_all_examples": False,
     "remove_config_comments": True,

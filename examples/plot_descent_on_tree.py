@@ -1,4 +1,4 @@
-r"""
+"""
 What a loss does to a histogram on a tree
 =========================================
 
@@ -60,7 +60,7 @@ gradients = {
 
 
 def descend(gradient, step=0.02):
-    """Return the predictions of gradient descent until 0.9 of the mass are at the truth."""
+    """Return the predictions of gradient descent until 0.9 of the mass is at the truth."""
     x, predictions = np.log(start), [start]
     while predictions[-1][0] < 0.9:
         x = x - step * gradient(x, predictions[-1])

@@ -126,8 +126,8 @@ _SHARED = {
             Columns of the bins to show, with the nodes above them; `max_bins` then has no effect.
             All bins by default.
         labels : mapping of Hashable to str, optional
-            Texts of nodes, by their label (`Tree.nodes`); by default the label itself, of a path
-            (`Tree.from_paths`) its last name.
+            Texts of nodes, by their label (`fastemd.Tree.nodes`); by default the label itself, of a
+            path (`fastemd.Tree.from_paths`) its last name.
         ax : matplotlib.axes.Axes, optional
             Axes to draw on; a new figure by default, high enough for the longest label.
         max_bins : int

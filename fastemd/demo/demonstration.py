@@ -38,7 +38,7 @@ Next:
 
 
 def compile_kernels(tree: fastemd.Tree, p: Array, q: Array) -> None:
-    """Call all that the demonstration calls: `warm_up` would compile kernels that it leaves out."""
+    """Compile the kernels of the demonstration; `warm_up` would compile others, too."""
     print("Compiling (once: kernels are kept on disk)")
     calls: dict[str, Run] = {
         f"emd_value_and_grad, rho = {rho}": partial(fastemd.emd_value_and_grad, p, q, tree, rho)

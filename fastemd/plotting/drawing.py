@@ -54,9 +54,9 @@ class Drawing:
 
         A line goes up first, then across, so lines of any lengths do not cross.
         """
-        above = self.outline.parent[items]
-        x = np.stack((self.x[items], self.x[items], self.x[above]), axis=-1)
-        y = np.stack((self.y[items], self.y[above], self.y[above]), axis=-1)
+        parents = self.outline.parent[items]
+        x = np.stack((self.x[items], self.x[items], self.x[parents]), axis=-1)
+        y = np.stack((self.y[items], self.y[parents], self.y[parents]), axis=-1)
         return list(np.stack((x, y), axis=-1))
 
     def _triangles(self, groups: Array) -> list[Array]:
@@ -139,7 +139,8 @@ class Drawing:
         """Return the indices of labels that do not overlap, in increasing order."""
         n_lines = 1 + max(text.count("\n") for text in texts)
         line = n_lines * LINE_HEIGHT * self.ax.figure.dpi / 72.0
-        least = np.ptp(self.x) / max(self.ax.bbox.width / line - 2.0, 1.0)
+        span = max(np.ptp(self.x), self.ax.dataLim.width)  # also of what the user has drawn
+        least = span / max(self.ax.bbox.width / line - 2.0, 1.0)
         chosen: list[int] = []
         for i in np.argsort(-priority, kind="stable").tolist():
             if not chosen or np.abs(x[chosen] - x[i]).min() > least * (1.0 - 1e-9):
@@ -165,7 +166,7 @@ class Drawing:
         text = str(label)
         if isinstance(label, tuple) and label and nodes[parent] == label[:-1]:
             text = str(label[-1])  # a path, whose beginning the tree shows
-        return labels.get(label, text)
+        return labels.get(label, text.replace("$", r"\$"))  # no mathematics
 
     def fit_limits(self) -> Axes:
         """Set the limits so that the axes hold all labels; say if lengths are not to scale."""

@@ -100,7 +100,7 @@ def outline(space: GroundSpace, columns: Array, max_bins: int, activity: Array) 
     max_bins : int
         Largest number of bins and groups, >= 1.
     activity : ndarray, (n_nodes,)
-        How much a picture without a node would miss, for every node.
+        Importance of every node.
     """
     bin_node = space.bin_node[columns]
     n_below = bins_below(space.parent, bin_node)
@@ -117,8 +117,8 @@ def outline(space: GroundSpace, columns: Array, max_bins: int, activity: Array) 
     # Two keys per node, in post-order: 2 i is the group that hangs from node i, 2 i + 1 node i.
     keys = np.sort(np.concatenate((2 * shown + 1, 2 * np.flatnonzero(is_shown & (n_hidden > 0)))))
     node, is_group = keys // 2, keys % 2 == 0
-    above = np.where(is_group, node, space.parent[node])
-    parent = np.searchsorted(keys, 2 * above + 1)
+    parent_node = np.where(is_group, node, space.parent[node])
+    parent = np.searchsorted(keys, 2 * parent_node + 1)
     parent[-1] = -1
     bin_keys = 2 * owner[bin_node] + (is_shown & ~is_collapsed)[bin_node]
     item = np.searchsorted(keys, bin_keys)

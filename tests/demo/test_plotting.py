@@ -307,6 +307,24 @@ def test_plot_flow_of_many_columns_omits_labels_of_small_discs():
     assert 40 < len(ax.texts) < 120
 
 
+def test_plot_flow_omits_overlapping_labels_on_wider_axes_of_user():
+    figure = plt.figure(figsize=(10, 6))
+    ax = figure.subplots()
+    ax.plot([-100, 200], [0, 0])
+    star = fastemd.Tree.from_parents([-1] + [0] * 200)
+    plotting.plot_flow(*np.eye(200)[[0, 100]], star, columns=range(200), ax=ax)
+    _assert_labels_apart(ax)
+    assert len(ax.texts) > 10
+
+
+def test_plot_tree_draws_dollars_in_names():
+    ax = plotting.plot_tree(fastemd.Tree.from_paths([("a", "$x_{$"), ("a", "y")]))
+    ax.figure.canvas.draw()
+    labelled = plotting.plot_tree(fastemd.Chain(2), labels={0: "$x_0$"})
+    assert _texts(ax) == {r"\$x_{\$", "y"}
+    assert _texts(labelled) == {"$x_0$", "1"}
+
+
 def test_plot_tree_draws_all_bins_of_chain():
     ax = plotting.plot_tree(fastemd.Chain(300, gaps=np.geomspace(1e-3, 1, 299)))
     assert len(_collection(ax, PathCollection).get_offsets()) == 300

@@ -17,6 +17,6 @@ def test_alternatives_agree_with_exact_results(index):
     assert all(name.startswith(OPTIONAL) for name in missing)
     for name, run in runs.items():
         value_error, grad_error = errors(problems[name], *run())
-        sinkhorn = table.methods[name].sinkhorn
-        assert value_error < (0.3 if sinkhorn else 1e-5), name
-        assert grad_error is None or grad_error < (0.6 if sinkhorn else 1e-5), name
+        value_limit, grad_limit = table.methods[name].limits
+        assert value_error < value_limit, name
+        assert grad_error is None or grad_error < grad_limit, name

@@ -326,7 +326,7 @@ def _uploaded(layout: EdgeLayout, index: int, tables: Callable[[EdgeLayout], Any
     """Return tables of a layout on the current device, uploaded once."""
     copies = _uploads.setdefault(layout, {})
     if (index, tables) not in copies:
-        copies[index, tables] = tables(layout)
+        return copies.setdefault((index, tables), tables(layout))  # one copy if threads race
     return copies[index, tables]
 
 

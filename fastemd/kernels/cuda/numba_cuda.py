@@ -22,7 +22,11 @@ if not SIMULATED:  # Numba's own target is deprecated
     from numba.cuda.core import config as cuda_config
 
 Function = Callable[..., Any]
-_CTYPES = {types.int32: "c_int32", types.int64: "c_int64", types.float64: "c_double"}
+_CTYPES = {
+    types.int32: ctypes.c_int32,
+    types.int64: ctypes.c_int64,
+    types.float64: ctypes.c_double,
+}
 
 
 def device(function: Function) -> Any:
@@ -90,32 +94,32 @@ def _preparation(kernel: Any) -> Function:
     """Return a method of a compiled kernel that appends an argument to those of the driver.
 
     Numba's method, which still appends arrays, asks for the type of every number in every launch.
-    With this one a call takes 70 % of the time in Python.
+    This one reduces the time of a call in Python by 30 %.
     """
     prepare = functools.partial(type(kernel)._prepare_args, kernel)
     tuples = [kind for kind in kernel.argument_types if isinstance(kind, types.BaseTuple)]
     converters = {id(kind): _converters(kind) for kind in tuples}
 
     def prepare_argument(kind: Any, value: Any, stream: Any, retr: Any, arguments: Any) -> None:
-        known = converters.get(id(kind))
-        if known is None:
+        constructors = converters.get(id(kind))
+        if constructors is None:
             prepare(kind, value, stream, retr, arguments)
         else:
             leaves: list[Any] = []
             _collect(value, leaves)
-            arguments += [convert(leaf) for convert, leaf in zip(known, leaves, strict=True)]
+            arguments += [convert(leaf) for convert, leaf in zip(constructors, leaves, strict=True)]
 
     return prepare_argument
 
 
 def _converters(kind: Any) -> list[Function] | None:
-    """Return what Numba calls on the numbers of an argument; None if there are arrays in it."""
+    """Return the constructors of the numbers of an argument; None if it has arrays."""
     if isinstance(kind, types.BaseTuple):
         parts = [_converters(part) for part in kind]
         return None if None in parts else [convert for part in parts for convert in part or ()]
     if isinstance(kind, types.CPointer):
         return [int]
-    return [getattr(ctypes, _CTYPES[kind])] if kind in _CTYPES else None
+    return [_CTYPES[kind]] if kind in _CTYPES else None
 
 
 def _collect(value: tuple[Any, ...], leaves: list[Any]) -> None:
