@@ -295,10 +295,11 @@ def threads():
 
 
 def with_threads(n_threads, run):
-    before, driver.PARALLEL_FROM = (numba.get_num_threads(), driver.PARALLEL_FROM), 0
+    before = numba.get_num_threads(), driver.ELEMENTS_PER_THREAD
+    driver.ELEMENTS_PER_THREAD = 1
     numba.set_num_threads(n_threads)
     run()
-    n_threads, driver.PARALLEL_FROM = before
+    n_threads, driver.ELEMENTS_PER_THREAD = before
     numba.set_num_threads(n_threads)
 
 

@@ -9,7 +9,7 @@ from fastemd.kernels.cpu import compiling, driver
 from fastemd.kernels.edges import power
 
 CHAIN = fastemd.Chain(3)
-MANY = driver.PARALLEL_FROM
+MANY = 3 * driver.ELEMENTS_PER_THREAD  # for all threads of `clock`
 
 
 class FakeKernel:
@@ -62,7 +62,9 @@ def test_launch_keeps_threads_in_time(clock):
     kernel = FakeKernel(clock, 3)
     for seconds in (100.0, 101.0):
         assert kernel.threads_of_next_call(seconds, MANY) == 3
-    assert kernel.threads_of_next_call(102.0, MANY - 1) == 1
+    assert driver.take_threads(MANY - 1) == 2
+    driver.give_threads_back()
+    assert kernel.threads_of_next_call(102.0, MANY * 2 // 3 - 1) == 1
 
 
 def _run(kernel, n_threads, n_chunks, rows):

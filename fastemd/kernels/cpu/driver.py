@@ -22,9 +22,12 @@ from fastemd.layout import EdgeLayout
 
 Array = NDArray[Any]
 
-# With fewer elements than this one thread has finished before a second one is awake (measured on
-# two cores: break-even between 16,000 and 80,000, depending on the space and the hour).
-PARALLEL_FROM = 1 << 16
+# A thread with fewer elements than this costs more to wake than it saves (on two cores, 1 ms after
+# the previous call: break-even of two threads between 25,000 and 32,000, of losses at 16,000). An
+# element of a loss counts more, as its exponential takes most of the time: 512 rows of 100 classes
+# take 0.79 of the time of one thread.
+ELEMENTS_PER_THREAD = 20_000
+LOSS_ELEMENTS = 2
 
 # Rows are processed one by one, not eight at a time, if there are hardly any (value and gradient,
 # and losses; break-even at two rows), and if the scratch of eight would be so large that the system
@@ -139,7 +142,7 @@ def run_loss(
     options = int(weighted), total, NORMALIZATIONS[normalize], int(root), cross_entropy
     rest = value, out, weights, *options, label_smoothing, tolerance
     arguments = layout.edges, *rows, labels, row_weights, *numbers, *rest
-    return _launch(kernel, n_rows, x.size, arguments)
+    return _launch(kernel, n_rows, LOSS_ELEMENTS * x.size, arguments)
 
 
 @functools.lru_cache(maxsize=64)
@@ -389,7 +392,8 @@ if hasattr(os, "register_at_fork"):
 
 def take_threads(n_elements: int) -> int:
     """Return how many threads a kernel may use; after more than one, call `give_threads_back`."""
-    if n_elements < PARALLEL_FROM or _forked or (n_threads := numba.get_num_threads()) == 1:
+    n_threads = n_elements // ELEMENTS_PER_THREAD
+    if n_threads < 2 or _forked or (n_threads := min(n_threads, numba.get_num_threads())) == 1:
         return 1
     until, size, n_in_time = _late
     if n_elements <= size and perf_counter() < until:
