@@ -4,6 +4,7 @@ from math import isnan, nan
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 BENCHMARKS = Path("../../benchmarks").resolve()  # Sphinx runs this script in its folder
 
@@ -71,7 +72,11 @@ figure, axes = plt.subplots(
 for ax, (group, entries) in zip(axes, times.items(), strict=True):
     draw_group(ax, group, entries)
 axes[-1].set_xscale("log")
+axes[-1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 axes[-1].xaxis.set_major_formatter("{x:g}")
+axes[-1].xaxis.set_minor_formatter(NullFormatter())
+left, right = axes[-1].get_xlim()
+axes[-1].set_xlim(min(left, 0.4), max(right, 1.5))
 axes[-1].set_xlabel(f"time / time of {releases[0]}    (right: {' → '.join(releases)})", fontsize=9)
 dots = axes[0].lines[1 : len(releases)]  # of the first result; line 0 is at 1
 figure.legend(dots, releases[1:], loc="outside upper right", ncols=len(dots), fontsize=8)
