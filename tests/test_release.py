@@ -171,14 +171,8 @@ def test_results_are_small_and_neutral(path):
     assert len(text) < 60_000
     assert "/" not in text  # no path of the machine
     assert "\\" not in text
-    params = _json(path)["params"]
-    assert params["machine"] == "xeon-2-cores"
-    assert params["os"] == "Linux"  # without the kernel
-
-
-def test_results_machine_has_neutral_name():
-    machine = _json(HISTORY / "xeon-2-cores" / "machine.json")
-    assert (machine["machine"], machine["os"]) == ("xeon-2-cores", "Linux")
+    for machine in _json(path)["params"], _json(HISTORY / "xeon-2-cores" / "machine.json"):
+        assert (machine["machine"], machine["os"]) == ("xeon-2-cores", "Linux")
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name[:8])
@@ -210,7 +204,9 @@ def test_history_picture_adds_release(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "docs" / "pictures")
     drawn = runpy.run_path(str(ROOT / "docs" / "pictures" / "history.py"))
     plt.close("all")
-    assert drawn["releases"] == ["0.1", "0.2", "0.10"]  # in the order of versions
+    assert drawn["releases"][:2] == ["0.1", "0.2"]
+    assert drawn["releases"][-1] == "0.10"  # in the order of versions
+    assert len(drawn["releases"]) == len(releases)
     times = drawn["times"]
     assert times["Tree"]["rows 512, rho 2"]["0.10"] > 0
     assert np.isnan(times["Tree"]["rows 1, rho 1"]["0.10"])
@@ -218,4 +214,4 @@ def test_history_picture_adds_release(tmp_path, monkeypatch):
     assert np.isnan(times["Start"]["import"]["0.10"])
     texts = [text.get_text() for ax in drawn["axes"] for text in ax.texts]
     assert len(texts) == sum(map(len, times.values()))
-    assert any(re.fullmatch(r"[\d.]+ m?s → [\d.]+ m?s → -", text) for text in texts)
+    assert any(re.fullmatch(r"([\d.]+ m?s → )+-", text) for text in texts)

@@ -62,9 +62,21 @@ def test_launch_keeps_threads_in_time(clock):
     kernel = FakeKernel(clock, 3)
     for seconds in (100.0, 101.0):
         assert kernel.threads_of_next_call(seconds, MANY) == 3
-    assert driver.take_threads(MANY - 1) == 2
-    driver.give_threads_back()
     assert kernel.threads_of_next_call(102.0, MANY * 2 // 3 - 1) == 1
+
+
+@pytest.mark.parametrize(("n_elements", "n_threads"), [(39_999, 1), (40_000, 2), (10**9, 3)])
+def test_take_threads_grows_with_elements(n_elements, n_threads, clock):
+    assert driver.take_threads(n_elements) == n_threads
+    if n_threads > 1:
+        driver.give_threads_back()
+
+
+def test_emd_loss_counts_elements_twice(monkeypatch):
+    counts, take_threads = [], driver.take_threads
+    monkeypatch.setattr(driver, "take_threads", lambda n: counts.append(n) or take_threads(n))
+    fastemd.emd_loss(np.zeros((5, 3)), np.zeros(5, int), CHAIN)
+    assert counts == [2 * 15]
 
 
 def _run(kernel, n_threads, n_chunks, rows):

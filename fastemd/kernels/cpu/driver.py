@@ -22,10 +22,10 @@ from fastemd.layout import EdgeLayout
 
 Array = NDArray[Any]
 
-# A thread with fewer elements than this costs more to wake than it saves (on two cores, 1 ms after
-# the previous call: break-even of two threads between 25,000 and 32,000, of losses at 16,000). An
-# element of a loss counts more, as its exponential takes most of the time: 512 rows of 100 classes
-# take 0.79 of the time of one thread.
+# Least elements per thread, since waking a thread takes 10 to 20 us. On two cores, 1 ms after the
+# previous call, break-even is between 25,000 and 32,000 elements, of losses at 16,000; there is a
+# margin, as it differs from hour to hour. An element of a loss counts more: its exponential takes
+# most of the time, and two threads take 0.79 of the time of one for 512 rows of 100 classes.
 ELEMENTS_PER_THREAD = 20_000
 LOSS_ELEMENTS = 2
 
