@@ -58,7 +58,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_signature": False,
-    "thumbnail_size": (560, 400),
+    "thumbnail_size": (560, 400),  # docs/images/thumbs has parts of large figures, cut by hand
 }
 
 html_theme = "pydata_sphinx_theme"
