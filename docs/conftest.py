@@ -1,4 +1,4 @@
-"""Exclude generated pages from ``pytest --doctest-glob="*.md" docs``."""
+"""Exclude generated pages and scripts from ``pytest --doctest-glob="*.md" docs``."""
 
-collect_ignore = ["conf.py"]
+collect_ignore = ["conf.py", "pictures"]
 collect_ignore_glob = ["_build/*", "api/generated/*", "auto_examples/*", "node_modules/*"]
