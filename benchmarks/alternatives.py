@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import scipy.sparse
+from scipy.special import softmax
 from scipy.stats import wasserstein_distance
 
 import fastemd
@@ -40,7 +41,6 @@ from benchmarks.samples import Problem as Samples
 from benchmarks.samples import problem as random_samples
 from benchmarks.unifrac import run_fastemd, scikit_bio
 from fastemd.demo.baselines import ancestor_matrix, available, emd_by_products, installed
-from fastemd.demo.common import softmax
 
 DOCS = Path(__file__).parents[1] / "docs"
 SINGLE = np.float32
@@ -103,7 +103,7 @@ class Result(NamedTuple):
 
 def solved(space, x, target, rho, gradient=True):
     """Return a problem with its exact result, and the gradient to logits."""
-    p = softmax(x.astype(float)) if gradient else x.astype(float)
+    p = softmax(x.astype(float), axis=-1) if gradient else x.astype(float)
     q = np.eye(space.n_bins)[target] if target.ndim == 1 else target.astype(float)
     ancestors, length = ancestor_matrix(space)
     value, grad = emd_by_products(scipy.sparse.csr_array(ancestors), length, p, q, rho)

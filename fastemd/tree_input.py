@@ -38,10 +38,15 @@ def freeze(values: ArrayLike) -> NDArray[Any]:
 
 def bins_below(parent: Index, bin_node: Index) -> Index:
     """Return the number of bins at or below every node of a tree in post-order."""
-    counts = np.bincount(bin_node, minlength=parent.size).tolist()
+    return sums_below(parent, np.bincount(bin_node, minlength=parent.size))
+
+
+def sums_below(parent: Index, values: NDArray[Any]) -> NDArray[Any]:
+    """Return the sum of the nodes' values at or below every node of a tree in post-order."""
+    sums = values.tolist()
     for node, above in enumerate(parent[:-1].tolist()):
-        counts[above] += counts[node]
-    return np.array(counts, np.intp)
+        sums[above] += sums[node]
+    return np.array(sums, values.dtype)
 
 
 def post_order_arrays(

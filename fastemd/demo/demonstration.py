@@ -11,6 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 import fastemd
 from fastemd import commands
@@ -23,7 +24,6 @@ from fastemd.demo.baselines import (
     emd_by_products,
     measure,
 )
-from fastemd.demo.common import softmax
 
 Array = NDArray[Any]
 FORMATS = (".png", ".pdf", ".svg")
@@ -142,10 +142,10 @@ def main(arguments: list[str]) -> int:
     print(f"{tree}\n  the 1000 ILSVRC2012 classes under WordNet; every edge has length 1\n")
 
     shape = options.batch, tree.n_bins
-    p = softmax(3.0 * rng.standard_normal(shape)).astype(np.float32)
+    p = softmax(3.0 * rng.standard_normal(shape), axis=-1).astype(np.float32)
     labels = rng.integers(tree.n_bins, size=options.batch)
     one_hot = np.eye(tree.n_bins, dtype=np.float32)[labels]
-    soft = softmax(3.0 * rng.standard_normal(shape)).astype(np.float32)
+    soft = softmax(3.0 * rng.standard_normal(shape), axis=-1).astype(np.float32)
 
     compile_kernels(tree, p, soft)
 

@@ -14,7 +14,7 @@ from fastemd.functions import emd_flow, emd_grad
 from fastemd.plotting.drawing import Drawing
 from fastemd.plotting.outline import outline
 from fastemd.spaces import GroundSpace
-from fastemd.tree_input import bins_below
+from fastemd.tree_input import bins_below, sums_below
 
 Array = NDArray[Any]
 
@@ -192,11 +192,10 @@ def _selection(
 
 def _changes(values: Array, space: GroundSpace) -> Array:
     """Return how much the mean of the bins' values at or below a node differs from its parent's."""
-    sums = np.zeros(space.n_nodes)
-    sums[space.bin_node] = values
-    for node, parent in enumerate(space.parent[:-1].tolist()):
-        sums[parent] += sums[node]
-    means = sums / np.maximum(bins_below(space.parent, space.bin_node), 1)
+    at_node = np.zeros(space.n_nodes)
+    at_node[space.bin_node] = values
+    n_below = bins_below(space.parent, space.bin_node)
+    means = sums_below(space.parent, at_node) / np.maximum(n_below, 1)
     return np.append(np.abs(means[:-1] - means[space.parent[:-1]]), 0.0)
 
 

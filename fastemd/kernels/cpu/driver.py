@@ -392,9 +392,9 @@ if hasattr(os, "register_at_fork"):
 
 def take_threads(n_elements: int) -> int:
     """Return how many threads a kernel may use; after more than one, call `give_threads_back`."""
-    n_threads = n_elements // ELEMENTS_PER_THREAD
-    if n_threads < 2 or _forked or (n_threads := min(n_threads, numba.get_num_threads())) == 1:
+    if n_elements < 2 * ELEMENTS_PER_THREAD or _forked:
         return 1
+    n_threads = min(n_elements // ELEMENTS_PER_THREAD, numba.get_num_threads())
     until, size, n_in_time = _late
     if n_elements <= size and perf_counter() < until:
         n_threads = min(n_threads, n_in_time)

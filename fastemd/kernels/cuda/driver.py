@@ -324,20 +324,20 @@ _uploads: weakref.WeakKeyDictionary[EdgeLayout, dict[Any, Any]] = weakref.WeakKe
 
 def _uploaded(layout: EdgeLayout, index: int, tables: Callable[[EdgeLayout], Any]) -> Any:
     """Return tables of a layout on the current device, uploaded once."""
-    copies = _uploads.setdefault(layout, {})
-    if (index, tables) not in copies:
-        return copies.setdefault((index, tables), tables(layout))  # one copy if threads race
-    return copies[index, tables]
+    copies, key = _uploads.setdefault(layout, {}), (index, tables)
+    if key not in copies:
+        copies.setdefault(key, tables(layout))  # the first copy stays if threads race
+    return copies[key]
 
 
 @functools.lru_cache(maxsize=64)
 def uploaded(content: bytes, index: int) -> DeviceArray:
     """Return an array of float64 on a device, uploaded once."""
     with on_device(index):
-        return _on_device(np.frombuffer(content))
+        return _copy_to_device(np.frombuffer(content))
 
 
-def _on_device(numbers: NDArray[Any]) -> DeviceArray:
+def _copy_to_device(numbers: NDArray[Any]) -> DeviceArray:
     """Return a copy of a contiguous array on the current device."""
     array = upload(numbers)
     pointer = numbers.ctypes.data if SIMULATED else array.__cuda_array_interface__["data"][0]
@@ -348,7 +348,7 @@ def _sweep_tables(layout: EdgeLayout) -> block.Tables:
     cuda = layout.cuda
     sizes = layout.n_bins, cuda.n_edges, cuda.n_nodes, cuda.n_levels
     numbers = np.concatenate([np.array(sizes, np.int32), cuda.numbers])
-    return block.Tables(_on_device(numbers), _on_device(cuda.lengths))
+    return block.Tables(_copy_to_device(numbers), _copy_to_device(cuda.lengths))
 
 
 def _hessian_tables(layout: EdgeLayout) -> hessian.Tables:

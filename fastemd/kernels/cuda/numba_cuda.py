@@ -90,6 +90,7 @@ def _launcher(kernel: Any, index: int, n_blocks: int, block: Any, stream: int, s
     return launch
 
 
+@functools.cache
 def _preparation(kernel: Any) -> Function:
     """Return a method of a compiled kernel that appends an argument to those of the driver.
 
