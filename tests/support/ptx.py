@@ -26,7 +26,7 @@ import numpy as np
 WARP, FULL_MASK = 32, 0xFFFFFFFF
 SHARED, LOCAL = 1 << 60, 1 << 61  # where these memories start among generic addresses
 MASK = {bits: (1 << bits) - 1 for bits in (8, 16, 32, 64)}
-AXES = tuple(f"{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz")
+AXES = tuple(f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz")
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 COMPARISONS |= {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 NEGATIONS = {"ltu": ">=", "leu": ">", "gtu": "<=", "geu": "<"}  # true if an operand is NaN
@@ -150,7 +150,7 @@ class Kernel:
         if len(re.findall(r"\.shared[^;]*\[\]", ptx)) > 1 or (self.shared_bytes and "[]" in ptx):
             raise NotImplementedError("several arrays of shared memory")
         inputs = "read", "write", "atomic", "n", *map(_variable, AXES)
-        lines = [f"def thread_of({', '.join(inputs)}, laneid, dynamic_smem_size):"]
+        lines = [f"def thread_of({', '.join(inputs)}, _laneid, _dynamic_smem_size):"]
         head = r"(?:\.visible\s+)?\.(entry|func)\s*(?:\([^)]*\))?\s*([\w$]+)\s*\(([^)]*)\)\s*\{"
         bodies = list(re.finditer(head, ptx))
         for match, following in itertools.zip_longest(bodies, bodies[1:]):
@@ -175,7 +175,7 @@ class Kernel:
 
 
 def _variable(name):
-    return re.sub(r"\W", "_", name.removeprefix("%"))
+    return re.sub(r"\W", "_", name)
 
 
 def _bits(kind):
@@ -257,7 +257,7 @@ class _Function:
 
     def _value(self, text, kind):
         """Return the expression of an operand of a type."""
-        if text in ("WARP_SZ",) or text.startswith("%"):
+        if text.startswith("%"):
             return _variable(text)
         if re.match(r"0[dD]", text):
             return repr(double(int(text[2:], 16)))
@@ -276,7 +276,7 @@ class _Function:
         return f"{address} + {offset} & {MASK[64]}" if offset else address
 
     def _expression(self, kind, operands, text):
-        """Return the assignment of an expression; its operands are a, b, c, those with sign A, B."""
+        """Return the assignment of an expression of the operands a, b and c, or A and B with sign."""
         values = [self._value(operand, kind) for operand in operands[1:]]
         names = dict(zip("abc", values, strict=False))
         if kind[0] in "sub" and kind != "pred":
@@ -328,9 +328,7 @@ class _Function:
         )
 
     def _op_rem(self, modifiers, operands):
-        return self._arithmetic(
-            modifiers, operands, "a % b", None, "A - B * divide_signed(A, B)"
-        )
+        return self._arithmetic(modifiers, operands, "a % b", None, "A - B * divide_signed(A, B)")
 
     def _op_rcp(self, modifiers, operands):
         if modifiers == ["approx", "ftz", "f64"]:
@@ -411,8 +409,7 @@ class _Function:
 
     def _bits_of(self, source, kind):
         value = self._value(source, kind)
-        is_float = source.startswith("%") and source[1:] not in AXES
-        is_float = is_float and source != "%laneid" and self._kind_of(source)[0] == "f"
+        is_float = source.startswith("%") and self._kind_of(source)[0] == "f"
         return f"bits{_bits(kind)}({value})" if is_float else value
 
     def _assign_bits(self, to, bits):
@@ -730,9 +727,7 @@ class _Block:
         self.shared = bytearray(launch.kernel.shared_bytes + shared_bytes)
         self.accesses, self.epoch = defaultdict(list), 0
         places = [p[::-1] for p in itertools.product(*map(range, launch.block[::-1]))]
-        self.threads = [
-            _Thread(self, i, p, arguments, shared_bytes) for i, p in enumerate(places)
-        ]
+        self.threads = [_Thread(self, i, p, arguments, shared_bytes) for i, p in enumerate(places)]
         self.warps = [self.threads[i : i + WARP] for i in range(0, len(places), WARP)]
         self.epochs = [0] * len(self.warps)  # barriers of a warp
 
@@ -819,7 +814,9 @@ class _Races:
             written, readers = words.setdefault(word, (None, {}))
             for other in (written, *(readers.values() if writes else ())):
                 if other is not None and not _is_ordered(other, access, address >= SHARED):
-                    raise thread.error(f"race with {sites[other.site].text} of {other.thread}", site)
+                    raise thread.error(
+                        f"race with {sites[other.site].text} of {other.thread}", site
+                    )
             if writes:
                 words[word] = access, {}
             else:
