@@ -253,7 +253,8 @@ class _Function:
     # ---- operands
 
     def _kind_of(self, register):
-        return self.registers.get(register) or self.registers[register.rstrip("0123456789")]
+        prefix = register if register in self.registers else register.rstrip("0123456789")
+        return self.registers.get(prefix, "u32")  # or a special register
 
     def _value(self, text, kind):
         """Return the expression of an operand of a type."""
@@ -276,7 +277,7 @@ class _Function:
         return f"{address} + {offset} & {MASK[64]}" if offset else address
 
     def _expression(self, kind, operands, text):
-        """Return the assignment of an expression of the operands a, b and c, or A and B with sign."""
+        """Return the assignment of an expression of the operands a, b, c, or A, B with sign."""
         values = [self._value(operand, kind) for operand in operands[1:]]
         names = dict(zip("abc", values, strict=False))
         if kind[0] in "sub" and kind != "pred":
@@ -679,7 +680,7 @@ class _Thread:
         except StopIteration:
             self.event, self.finished = None, True
 
-    def locate(self, site, address, values=None):
+    def locate(self, site, address, content=None):
         """Return the bytes of an array and a place in them, after all checks."""
         launch = self.block.launch
         instruction = launch.kernel.sites[site]
@@ -698,7 +699,7 @@ class _Thread:
             raise self.error(f"address {address:#x} is not a multiple of {size}", site)
         if address < LOCAL:
             if launch.races:
-                launch.races.record(self, site, address, values)
+                launch.races.record(self, site, address, content)
             if launch.requests is not None:
                 self.times[site] += 1
                 key = self.number // WARP, site, self.times[site]
@@ -710,8 +711,9 @@ class _Thread:
         return self.block.launch.kernel.sites[site].format.unpack_from(part, offset)
 
     def write(self, site, address, *values):
-        part, offset = self.locate(site, address, values)
-        self.block.launch.kernel.sites[site].format.pack_into(part, offset, *values)
+        content = self.block.launch.kernel.sites[site].format.pack(*values)
+        part, offset = self.locate(site, address, content)
+        part[offset : offset + len(content)] = content
 
     def atomic(self, site, address, value):
         part, offset = self.locate(site, address)
@@ -792,7 +794,7 @@ class _Access(NamedTuple):
     site: int
     epoch: int  # of the block, and
     warp_epoch: int
-    values: tuple | None
+    content: bytes | None  # that is written
 
 
 class _Races:
@@ -804,11 +806,11 @@ class _Races:
     def start_block(self):
         self.shared = {}
 
-    def record(self, thread, site, address, values):
+    def record(self, thread, site, address, content):
         block = thread.block
         sites = block.launch.kernel.sites
         words = self.shared if address >= SHARED else self.others
-        access = _Access(thread, site, block.epoch, block.epochs[thread.number // WARP], values)
+        access = _Access(thread, site, block.epoch, block.epochs[thread.number // WARP], content)
         writes = sites[site].kind != "load"
         for word in range(address // 4, (address + sites[site].format.size + 3) // 4):
             written, readers = words.setdefault(word, (None, {}))
@@ -832,9 +834,11 @@ def _is_ordered(a, b, is_shared):
     if kinds == {"atomic"}:
         return True
     same_warp = first.block is second.block and first.number // WARP == second.number // WARP
-    # Past the end of a batch, several teams compute the last row.
-    if a.values is not None and a.values == b.values and not is_shared and not same_warp:
+    if same_warp and a.warp_epoch < b.warp_epoch:
         return True
-    if first.block is not second.block:
-        return False
-    return a.epoch < b.epoch or (same_warp and a.warp_epoch < b.warp_epoch)
+    if first.block is second.block and a.epoch < b.epoch:
+        return True
+    # Threads of a warp may write the same number by one instruction. Past the end of a batch,
+    # several teams compute the last row.
+    same_content = a.content is not None and a.content == b.content
+    return same_content and (a.site == b.site if same_warp else not is_shared)
