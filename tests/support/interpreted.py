@@ -96,6 +96,7 @@ def install():
 
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=CC)
     devices._runtime.ensure_context = contextlib.nullcontext
+    devices.get_context = SimpleNamespace
     api.current_context = SimpleNamespace
     bindings.device_to_host = copy_to_host
     numba_cuda.wait, numba_cuda.assign = (lambda index: None), assign
