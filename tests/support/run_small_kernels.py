@@ -227,7 +227,7 @@ def check_opcodes():
         ".visible .entry small(.param .u64 small_param_0)\n{{\n.reg .f64 %fd<2>;\n{0}\nret;\n}}"
     )
     ptx.Kernel(source.format(f"mov.f64 %fd1, 0d{text};"))
-    with pytest.raises(NotImplementedError, match="tanh.approx.f32"):
+    with pytest.raises(NotImplementedError, match=r"tanh\.approx\.f32"):
         ptx.Kernel(source.format("tanh.approx.f32 %fd1, %fd1;"))
 
 
