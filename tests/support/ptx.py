@@ -32,6 +32,20 @@ COMPARISONS |= {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 NEGATIONS = {"ltu": ">=", "leu": ">", "gtu": "<=", "geu": "<"}  # true if an operand is NaN
 MODIFIERS = {"rn", "lo", "uni", "sync", "aligned"}  # those that change nothing here
 
+# The expressions of opcodes of integers, of floats, and of integers with sign if they differ. The
+# operands are a, b and c, those with sign A and B.
+EXPRESSIONS = {
+    "add": ("a + b", "a + b"), "sub": ("a - b", "a - b"), "mul": ("a * b", "a * b"),
+    "mad": ("a * b + c", None), "fma": (None, "fma(a, b, c)"), "rcp": (None, "divide(1.0, a)"),
+    "div": ("a // b", "divide(a, b)", "divide_signed(A, B)"),
+    "rem": ("a % b", None, "A - B * divide_signed(A, B)"),
+    "sqrt": (None, "sqrt(a) if a >= 0.0 else nan"),
+    "min": ("min(a, b)", "smallest(a, b)", "a if A < B else b"),
+    "max": ("max(a, b)", "greatest(a, b)", "a if A > B else b"),
+    "neg": ("-a", "-a"), "abs": (None, "abs(a)", "abs(A)"), "copysign": (None, "copysign(b, a)"),
+    "and": ("a & b", None), "or": ("a | b", None), "xor": ("a ^ b", None), "not": ("~a", None),
+}  # fmt: skip
+
 
 class KernelError(RuntimeError):
     """A thread did what it must not do."""
@@ -115,19 +129,17 @@ def truncate(a):
     return math.copysign(float(math.trunc(a)), a) if math.isfinite(a) else a
 
 
-def _library_function(name, kind):
-    function = getattr(ctypes.CDLL(ctypes.util.find_library("m")), name)
-    function.argtypes, function.restype = [kind] * 3, kind
-    return function
+fma = ctypes.CDLL(ctypes.util.find_library("m")).fma
+fma.argtypes, fma.restype = [ctypes.c_double] * 3, ctypes.c_double
 
 
 GENERATED = {
-    "bits64": bits64, "double": double, "bits32": bits32, "single": single, "f32": f32,
-    "divide": divide, "divide_signed": divide_signed, "reciprocal_approx": reciprocal_approx,
-    "smallest": smallest, "greatest": greatest, "truncate": truncate, "copysign": math.copysign,
-    "inf": math.inf, "nan": math.nan, "fma_f64": _library_function("fma", ctypes.c_double),
-    "fma_f32": _library_function("fmaf", ctypes.c_float),
-}  # fmt: skip
+    function.__name__: function
+    for function in (
+        bits64, double, bits32, single, f32, divide, divide_signed, reciprocal_approx, smallest,
+        greatest, truncate, math.copysign, math.sqrt, fma,
+    )
+} | {"inf": math.inf, "nan": math.nan}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------ translation
@@ -180,6 +192,11 @@ def _variable(name):
 
 def _bits(kind):
     return int(kind[1:])
+
+
+def _signed(value, kind):
+    half = 1 << (_bits(kind) - 1)
+    return f"(({value} ^ {half}) - {half})"
 
 
 class _Function:
@@ -237,11 +254,14 @@ class _Function:
         opcode, _, operands = instruction.partition(" ")
         name, *modifiers = opcode.split(".")
         operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^\s,]+", operands)
-        translate = getattr(self, f"_op_{name}", None)
-        if translate is None:
-            raise NotImplementedError(f"PTX opcode {opcode}")
         self.text, self.opcode = text, opcode
-        lines = translate(modifiers, operands)
+        translate = getattr(self, f"_op_{name}", None)
+        if translate is not None:
+            lines = translate(modifiers, operands)
+        elif name in EXPRESSIONS:
+            lines = self._by_table(name, modifiers, operands)
+        else:
+            raise NotImplementedError(f"PTX opcode {opcode}")
         lines = [lines] if isinstance(lines, str) else lines
         if guard:
             truth = f"if {'not ' * bool(guard[1])}{_variable(guard[2])}:"
@@ -280,114 +300,62 @@ class _Function:
         """Return the assignment of an expression of the operands a, b, c, or A, B with sign."""
         values = [self._value(operand, kind) for operand in operands[1:]]
         names = dict(zip("abc", values, strict=False))
-        if kind[0] in "sub" and kind != "pred":
-            half, mask = 1 << (_bits(kind) - 1), MASK[_bits(kind)]
-            names |= {x.upper(): f"(({y} ^ {half}) - {half})" for x, y in names.items()}
-            text = f"({text}) & {mask}"
-        elif kind == "f32" and text.startswith("+"):
-            text = f"f32({text[1:]})"
-        text = re.sub(r"\b[abcABC]\b", lambda match: names[match[0]], text.lstrip("+"))
+        if kind[0] in "sub":
+            names |= {x.upper(): _signed(y, kind) for x, y in names.items()}
+            text = f"({text}) & {MASK[_bits(kind)]}"
+        elif kind == "f32":
+            text = f"f32({text})"
+        text = re.sub(r"\b[abcABC]\b", lambda match: names[match[0]], text)
         return f"{_variable(operands[0])} = {text}"
 
-    def _arithmetic(self, modifiers, operands, integer=None, floating=None, signed=None):
-        """Translate an instruction by its expressions; those with a leading + round to float32."""
+    def _by_table(self, name, modifiers, operands):
+        """Translate an instruction by its expressions in `EXPRESSIONS`."""
         *others, kind = modifiers
+        integer, floating, signed = (*EXPRESSIONS[name], None)[:3]
         text = floating if kind[0] == "f" else signed if kind[0] == "s" and signed else integer
-        if text is None or set(others) - MODIFIERS or kind == "f16":
+        inexact = kind == "f16" or (name, kind) == ("fma", "f32")
+        if text is None or inexact or set(others) - MODIFIERS:
             raise NotImplementedError(f"PTX opcode {self.opcode}")
+        if kind == "pred" and name == "not":
+            text = "not a"
         return self._expression(kind, operands, text)
 
-    # ---- arithmetic
-
-    def _op_add(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, "a + b", "+a + b")
-
-    def _op_sub(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, "a - b", "+a - b")
+    # ---- arithmetic and bits
 
     def _op_mul(self, modifiers, operands):
-        if modifiers[0] in ("wide", "hi"):
-            sign, bits = modifiers[1][0], _bits(modifiers[1])
-            half = 1 << (bits - 1)
-            a, b = (self._value(operand, modifiers[1]) for operand in operands[1:])
-            if sign == "s":
-                a, b = (f"(({x} ^ {half}) - {half})" for x in (a, b))
-            text = f"{a} * {b} & {MASK[2 * bits] if bits < 64 else (1 << 128) - 1}"
-            text = f"({text}) >> {bits}" if modifiers[0] == "hi" else text
-            return f"{_variable(operands[0])} = {text}"
-        return self._arithmetic(modifiers, operands, "a * b", "+a * b")
-
-    def _op_mad(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, "a * b + c")
-
-    def _op_fma(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, None, f"fma_{modifiers[-1]}(a, b, c)")
-
-    def _op_div(self, modifiers, operands):
-        return self._arithmetic(
-            modifiers, operands, "a // b", "+divide(a, b)", "divide_signed(A, B)"
-        )
-
-    def _op_rem(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, "a % b", None, "A - B * divide_signed(A, B)")
+        if modifiers[0] not in ("wide", "hi"):
+            return self._by_table("mul", modifiers, operands)
+        part, kind = modifiers
+        a, b = (self._value(operand, kind) for operand in operands[1:])
+        if kind[0] == "s":
+            a, b = _signed(a, kind), _signed(b, kind)
+        bits = _bits(kind)
+        text = f"{a} * {b} >> {bits} & {MASK[bits]}"
+        if part == "wide":
+            text = f"{a} * {b} & {MASK[2 * bits]}"
+        return f"{_variable(operands[0])} = {text}"
 
     def _op_rcp(self, modifiers, operands):
         if modifiers == ["approx", "ftz", "f64"]:
             return self._expression("f64", operands, "reciprocal_approx(a)")
-        return self._arithmetic(modifiers, operands, None, "+divide(1.0, a)")
-
-    def _op_sqrt(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, None, "+a ** 0.5 if a >= 0.0 else nan")
-
-    def _op_min(self, modifiers, operands):
-        signed = "a if A < B else b"
-        return self._arithmetic(modifiers, operands, "min(a, b)", "smallest(a, b)", signed)
-
-    def _op_max(self, modifiers, operands):
-        signed = "a if A > B else b"
-        return self._arithmetic(modifiers, operands, "max(a, b)", "greatest(a, b)", signed)
-
-    def _op_neg(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, "-a", "-a")
-
-    def _op_abs(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, None, "abs(a)", "abs(A)")
-
-    def _op_copysign(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, None, "copysign(b, a)")
-
-    # ---- bits
-
-    def _op_and(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, "a & b")
-
-    def _op_or(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, "a | b")
-
-    def _op_xor(self, modifiers, operands):
-        return self._arithmetic(modifiers, operands, "a ^ b")
-
-    def _op_not(self, modifiers, operands):
-        text = "not a" if modifiers == ["pred"] else "~a"
-        return self._arithmetic(modifiers, operands, text)
+        return self._by_table("rcp", modifiers, operands)
 
     def _op_shl(self, modifiers, operands):
-        places = self._places(modifiers, operands)
-        return self._arithmetic(modifiers, operands[:2], f"a << {places}")
+        return self._expression(modifiers[-1], operands[:2], f"a << {self._places(*operands)}")
 
     def _op_shr(self, modifiers, operands):
-        places = self._places(modifiers, operands)
-        return self._arithmetic(modifiers, operands[:2], f"a >> {places}", None, f"A >> {places}")
+        a = "A" if modifiers[-1][0] == "s" else "a"
+        return self._expression(modifiers[-1], operands[:2], f"{a} >> {self._places(*operands)}")
 
-    def _places(self, modifiers, operands):
-        places, most = self._value(operands[2], "u32"), _bits(modifiers[-1])
-        return min(int(places), most) if places.isdigit() else f"min({places}, {most})"
+    def _places(self, to, source, places):
+        places = self._value(places, "u32")
+        return min(int(places), 64) if places.isdigit() else f"min({places}, 64)"
 
     def _op_bfi(self, modifiers, operands):
         *operands, begin, size = operands
         mask, begin = (1 << int(size)) - 1, int(begin)
         text = f"(a & {mask}) << {begin} | b & {~(mask << begin)}"
-        return self._arithmetic(modifiers, operands, text)
+        return self._expression(modifiers[-1], operands, text)
 
     # ---- moves, conversions and comparisons
 
@@ -423,8 +391,7 @@ class _Function:
         a, both = self._value(operands[1], source), to[0] + source[0]
         both = both.replace("b", "u")
         if source[0] == "s":
-            half = 1 << (_bits(source) - 1)
-            a = f"((({a} & {MASK[_bits(source)]}) ^ {half}) - {half})"
+            a = _signed(f"({a} & {MASK[_bits(source)]})", source)
         if both == "ff":
             text = {
                 ("f64", "f32", ()): a, ("f32", "f64", ("rn",)): f"f32({a})",
@@ -537,8 +504,7 @@ class _Function:
             raise NotImplementedError(f"PTX opcode {self.opcode}")
         site = self.kernel.add_site(self.text, "atomic", space, struct.Struct("<q"), operation)
         address, value = self._address(operands[1]), self._value(operands[2], kind)
-        half = 1 << 63
-        return f"{_variable(operands[0])} = atomic({site}, {address}, ({value} ^ {half}) - {half})"
+        return f"{_variable(operands[0])} = atomic({site}, {address}, {_signed(value, kind)})"
 
     # ---- other threads
 

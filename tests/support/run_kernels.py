@@ -120,7 +120,7 @@ def check_teams(char):
             cases = Cases(char, make(n_bins))
             compare(fastemd.emd_value_and_grad, *(cases.histograms(5) for _ in "pq"),
                     space=cases.space, rho=1.5)  # fmt: skip
-            cases.check_losses(2, LOSSES[:2])
+            cases.check_losses(2, LOSSES[:1])
         device.n_multiprocessors = 132
         with small_memory():
             for n_bins in (37, 150):
@@ -209,14 +209,8 @@ def assert_reports(row, function, *arguments):
 CHECKS = check_functions, check_teams, check_memory, check_options, check_invalid_rows
 
 if __name__ == "__main__":
-    import time
-
     for check in CHECKS:
-        if len(sys.argv) > 2 and check.__name__ not in sys.argv[2:]:
-            continue
-        t = time.time()
         check(sys.argv[1])
-        print(check.__name__, len(device.launches), time.time() - t, file=sys.stderr, flush=True)
     rows = [x for x in device.launches if x[2][1] > 1 or x[2][0] == 128]
     assert {block[0] for _, _, block, _, _ in rows} == {8, 32, 128}
     assert 0 in {shared for *_, shared, _ in rows}
