@@ -15,6 +15,7 @@ from tests.support import ptx
 from tests.support.device import DeviceArray, DeviceBackend
 
 CC = (9, 0)
+ALIGNMENT = 256  # of what the CUDA driver allocates
 
 
 class Device:
@@ -25,22 +26,20 @@ class Device:
         self.races, self.counts = True, False
         self.launches = []  # name of the kernel, grid, block, bytes of shared memory, counts
 
-    def on_device(self, array):
-        """Return a copy of an array on the device, with the same strides."""
+    def copy(self, array):
+        """Return a NumPy array that the interpreter knows; it starts like memory of a device."""
         array = np.asarray(array)
         first, last = np.lib.array_utils.byte_bounds(array)
-        root = np.empty(last - first + 64, np.uint8)
-        start = -root.ctypes.data % 16 + (16 if min(array.strides, default=0) < 0 else 0)
-        copy = np.ndarray(
-            array.shape, array.dtype, root.data, start + array.ctypes.data - first, array.strides
-        )
+        memory = np.empty(last - first + ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT + array.ctypes.data - first
+        copy = np.ndarray(array.shape, array.dtype, memory.data, start, array.strides)
         copy[...] = array
-        return self.register(DeviceArray(copy))
+        self.memory.add(copy)
+        return copy
 
-    def register(self, array):
-        """Make the memory of a `DeviceArray` known to the interpreter."""
-        self.memory.add(array.numpy())
-        return array
+    def on_device(self, array):
+        """Return a copy of an array on the device, with the same strides."""
+        return DeviceArray(self.copy(array))
 
 
 def install():
@@ -83,8 +82,7 @@ def install():
         return kernel
 
     def upload(array):
-        copy = np.array(array, order="C")
-        device.memory.add(copy)
+        copy = device.copy(np.ascontiguousarray(array))
         return cuda.from_cuda_array_interface({**copy.__array_interface__, "version": 2}, copy)
 
     def copy_to_host(to, array, size, stream=0):
@@ -93,6 +91,9 @@ def install():
     def assign(index, array, numbers):
         address = array.__cuda_array_interface__["data"][0]
         ctypes.memmove(int(address), numbers.ctypes.data, numbers.nbytes)
+
+    def registered(method):
+        return lambda *args: device.on_device(method(*args).numpy())
 
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=CC)
     devices._runtime.ensure_context = contextlib.nullcontext
@@ -103,9 +104,6 @@ def install():
     driver.compiled, driver.n_multiprocessors = compiled, lambda index: device.n_multiprocessors
     for module in (numba_cuda, driver):
         module.on_device, module.upload = lambda index: contextlib.nullcontext(), upload
-    new = DeviceBackend.new
-    DeviceBackend.new = lambda self, *args: device.register(new(self, *args))
-    convert, expand = DeviceBackend.convert, DeviceBackend.expand
-    DeviceBackend.convert = lambda self, *args: device.register(convert(self, *args))
-    DeviceBackend.expand = lambda self, *args: device.register(expand(self, *args))
+    for name in ("new", "convert", "expand"):
+        setattr(DeviceBackend, name, registered(getattr(DeviceBackend, name)))
     return device
