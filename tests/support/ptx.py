@@ -48,7 +48,7 @@ EXPRESSIONS = {
 
 
 class KernelError(RuntimeError):
-    """A thread did what it must not do."""
+    """A thread accessed wrong memory, raced with another one, or missed a barrier."""
 
 
 class Site(NamedTuple):
