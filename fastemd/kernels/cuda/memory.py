@@ -43,6 +43,10 @@ if SIMULATED:
         """Return ``a // b`` for integers of 32 bits."""
         return a // b
 
+    def count(start, stop, step):
+        """Return the range of integers of 32 bits; `step` is positive."""
+        return map(np.int32, range(start, stop, step))
+
     def row_of(rows, group, row):
         """Return the pointer to a row, see `Rows`."""
         return rows.start[group, row] if rows.start.size else rows.start[0, 0]
@@ -74,9 +78,14 @@ if SIMULATED:
 
 else:
     from llvmlite import ir
-    from numba.core import cgutils
-    from numba.cuda import types
-    from numba.cuda.extending import intrinsic
+    from numba.cuda import cgutils, types
+    from numba.cuda.core.imputils import RefType, iternext_impl
+    from numba.cuda.extending import (
+        intrinsic,
+        lower_builtin,
+        models,
+        register_model,
+    )
 
     _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
@@ -93,6 +102,61 @@ else:
             return builder.udiv(*args)
 
         return types.int32(types.int32, types.int32), codegen
+
+    class CountIterator(types.SimpleIteratorType):
+        """Numba's type of an iterator over a `Count`."""
+
+        def __init__(self) -> None:
+            super().__init__("CountIterator", types.int32)
+
+    class Count(types.SimpleIterableType):
+        """Numba's type of a range of integers of 32 bits.
+
+        Numba's own divides by the step, and LLVM unrolls loops over it, up to four times: with it,
+        value and gradient on a tree took 920 instructions and 72 registers, now 624 and 56.
+        """
+
+        def __init__(self) -> None:
+            super().__init__("Count", CountIterator())
+
+    def _struct_model(kind, **members):
+        @register_model(kind)
+        class _Model(models.StructModel):
+            def __init__(self, dmm, fe_type) -> None:
+                super().__init__(dmm, fe_type, list(members.items()))
+
+    _bounds = {"stop": types.int32, "step": types.int32}
+    _struct_model(Count, start=types.int32, **_bounds)
+    _struct_model(CountIterator, number=types.EphemeralPointer(types.int32), **_bounds)
+
+    @intrinsic
+    def count(typingctx, start, stop, step):
+        def codegen(context, builder, sig, args):
+            numbers = [
+                context.cast(builder, *pair, types.int32)
+                for pair in zip(args, sig.args, strict=True)
+            ]
+            return cgutils.pack_struct(builder, numbers)
+
+        return Count()(start, stop, step), codegen
+
+    @lower_builtin("getiter", Count)
+    def _iterator(context, builder, sig, args):
+        start, stop, step = cgutils.unpack_tuple(builder, args[0])
+        return cgutils.pack_struct(builder, [cgutils.alloca_once_value(builder, start), stop, step])
+
+    @lower_builtin("iternext", CountIterator)
+    @iternext_impl(RefType.UNTRACKED)
+    def _next_number(context, builder, sig, args, result):
+        place, stop, step = cgutils.unpack_tuple(builder, args[0])
+        number = builder.load(place)
+        valid = builder.icmp_signed("<", number, stop)
+        result.set_valid(valid)
+        with builder.if_then(valid):
+            result.yield_(number)
+            add = ir.FunctionType(_I32, [_I32, _I32])  # opaque to LLVM
+            after = builder.asm(add, "add.s32 $0, $1, $2;", "=r,r,r", [number, step], False)
+            builder.store(after, place)
 
     @intrinsic
     def row_of(typingctx, rows, group, row):
@@ -123,13 +187,14 @@ else:
 
         return types.CPointer(array.dtype)(array, types.int32), codegen
 
-    def _place(builder, memory, index):
+    def place_at(builder, memory, index):
+        """Return the LLVM pointer to an entry."""
         return builder.gep(memory, [builder.zext(index, _I64)])
 
     @intrinsic
     def load(typingctx, memory, index):
         def codegen(context, builder, sig, args):
-            return builder.load(_place(builder, *args))
+            return builder.load(place_at(builder, *args))
 
         return memory.dtype(memory, types.int32), codegen
 
@@ -137,7 +202,7 @@ else:
     def store(typingctx, memory, index, number):
         def codegen(context, builder, sig, args):
             value = context.cast(builder, args[2], sig.args[2], sig.args[0].dtype)
-            builder.store(value, _place(builder, *args[:2]))
+            builder.store(value, place_at(builder, *args[:2]))
             return context.get_dummy_value()
 
         return types.none(memory, types.int32, number), codegen
@@ -146,7 +211,7 @@ else:
         @intrinsic
         def read(typingctx, memory, index):
             def codegen(context, builder, sig, args):
-                place = _place(builder, *args)
+                place = place_at(builder, *args)
                 kind = ir.VectorType(place.type.pointee, n)
                 size = n * context.get_abi_sizeof(place.type.pointee)
                 vector = builder.load(builder.bitcast(place, kind.as_pointer()), align=size)
