@@ -29,6 +29,7 @@ from fastemd.kernels.cuda.memory import (
     quotient,
     row_at,
     row_of,
+    shared_pointer,
     store,
 )
 from fastemd.kernels.cuda.numba_cuda import SIMULATED, cuda, device, view
@@ -157,7 +158,7 @@ def scratch_per_row(n_scratch, n_edges, n_threads):
 @register_jitable
 def scratch_size(n_edges):
     """Return the size of a scratch array: a number per edge and one to spare, and even."""
-    return (n_edges + 2) // 2 * 2
+    return n_edges + 2 & -2
 
 
 # ------------------------------------------------------------------ sums and scans over the threads
@@ -324,7 +325,8 @@ def report_row(errors, slot, row):
 @device
 def scratch_at(memory, layout, n_scratch, i):
     """Return the i-th scratch array of a row; beyond the last one, the last one."""
-    begin = 2 * (cuda.blockDim.x // WARP) + min(i, n_scratch - 1) * scratch_size(layout.n_edges)
+    n_warps = quotient(int32(cuda.blockDim.x), np.int32(WARP))
+    begin = 2 * n_warps + min(i, n_scratch - 1) * scratch_size(layout.n_edges)
     return pointer(memory, int32(begin))
 
 
@@ -399,7 +401,7 @@ def row_kernel(sweep, n_scratch, n_threads, in_shared, apart):
     steps_of, out_of = step_functions(apart)
 
     def run(tables, batch, numbers, options, errors):
-        shared = cuda.shared.array(0, float64)
+        shared = shared_pointer(cuda.shared.array(0, float64))
         numbers_of_layout = pointer(tables.numbers, int32(0))
         n_bins, n_edges, n_levels, nodes = load_four(numbers_of_layout, int32(0))
         levels, bins, parents, places = load_four(numbers_of_layout, int32(4))
@@ -416,8 +418,9 @@ def row_kernel(sweep, n_scratch, n_threads, in_shared, apart):
             memory = row_at(batch.scratch, int32(first + slot), size)
         n_rows = int32(batch.n_groups * batch.rows_per_group)
         while first < n_rows:
-            number = int32(min(first + slot, n_rows - 1))
-            group = int32(0)
+            number, group = int32(first + slot), int32(0)
+            if number >= n_rows:
+                number = int32(n_rows - 1)
             if batch.n_groups > 1:
                 group = quotient(number, batch.rows_per_group)
             i = int32(number - group * batch.rows_per_group)
@@ -439,7 +442,7 @@ def team_kernel(function):
     """Return the kernel that calls ``function(team, arguments)``, every block a team of TEAM."""
 
     def run(arguments):
-        exchange = pointer(cuda.shared.array(0, float64), int32(0))
+        exchange = shared_pointer(cuda.shared.array(0, float64))
         team = Team(int32(cuda.threadIdx.x), int32(cuda.blockIdx.x), cuda.gridDim.x, exchange)
         function(team, arguments)
 

@@ -121,7 +121,9 @@ else:
             place = place_at(builder, memory, index)
             size = count * context.get_abi_sizeof(place.type.pointee)
             vector = ir.VectorType(place.type.pointee, count)
-            return builder.bitcast(place, vector.as_pointer()), min(size, VECTOR_BYTES)
+            return builder.bitcast(place, vector.as_pointer(place.type.addrspace)), min(
+                size, VECTOR_BYTES
+            )
 
         @intrinsic
         def zeros(typingctx):

@@ -60,6 +60,10 @@ if SIMULATED:
         """Return the pointer to an entry of an array (n,), or of what a pointer points to."""
         return array[index:]
 
+    def shared_pointer(array):
+        """Return the pointer to an array in shared memory."""
+        return array
+
     def load(memory, index):
         """Return a number."""
         return memory[index]
@@ -80,6 +84,7 @@ else:
     from llvmlite import ir
     from numba.cuda import cgutils, types
     from numba.cuda.core.imputils import RefType, iternext_impl
+    from numba.cuda.cudadrv import nvvm
     from numba.cuda.extending import (
         intrinsic,
         lower_builtin,
@@ -165,7 +170,8 @@ else:
             place = builder.ptrtoint(start, _I64)
             for number, stride in zip(args[1:], strides, strict=True):
                 place = builder.add(place, builder.mul(builder.zext(number, _I64), stride))
-            return builder.inttoptr(place, start.type)
+            in_global = ir.PointerType(start.type.pointee, nvvm.ADDRSPACE_GLOBAL)
+            return builder.addrspacecast(builder.inttoptr(place, in_global), start.type)
 
         return rows[0](rows, types.int32, types.int32), codegen
 
@@ -177,18 +183,47 @@ else:
 
         return memory(memory, types.int32, types.int32), codegen
 
+    class SharedPointer(types.Type):
+        """Numba's type of a pointer to float64 in shared memory, of 32 bits."""
+
+        dtype = types.float64
+
+        def __init__(self) -> None:
+            super().__init__("SharedPointer")
+
+    @register_model(SharedPointer)
+    class _SharedPointerModel(models.PrimitiveModel):
+        def __init__(self, dmm, fe_type) -> None:
+            super().__init__(dmm, fe_type, _I32)
+
+    @intrinsic
+    def shared_pointer(typingctx, array):
+        def codegen(context, builder, sig, args):
+            data = context.make_array(sig.args[0])(context, builder, args[0]).data
+            in_shared = ir.PointerType(data.type.pointee, nvvm.ADDRSPACE_SHARED)
+            return builder.ptrtoint(builder.addrspacecast(data, in_shared), _I32)
+
+        return SharedPointer()(array), codegen
+
     @intrinsic
     def pointer(typingctx, array, index):
         def codegen(context, builder, sig, args):
-            data = args[0]
+            data, index = args
+            if isinstance(array, SharedPointer):
+                return builder.add(data, builder.shl(index, _I32(3)))
             if isinstance(array, types.Array):
                 data = context.make_array(sig.args[0])(context, builder, data).data
-            return builder.gep(data, [builder.zext(args[1], _I64)])
+            return builder.gep(data, [builder.zext(index, _I64)])
 
-        return types.CPointer(array.dtype)(array, types.int32), codegen
+        kind = array if isinstance(array, SharedPointer) else types.CPointer(array.dtype)
+        return kind(array, types.int32), codegen
 
     def place_at(builder, memory, index):
         """Return the LLVM pointer to an entry."""
+        if memory.type == _I32:
+            address = builder.add(memory, builder.shl(index, _I32(3)))
+            kind = ir.PointerType(ir.DoubleType(), nvvm.ADDRSPACE_SHARED)
+            return builder.inttoptr(address, kind)
         return builder.gep(memory, [builder.zext(index, _I64)])
 
     @intrinsic
@@ -214,7 +249,8 @@ else:
                 place = place_at(builder, *args)
                 kind = ir.VectorType(place.type.pointee, n)
                 size = n * context.get_abi_sizeof(place.type.pointee)
-                vector = builder.load(builder.bitcast(place, kind.as_pointer()), align=size)
+                place = builder.bitcast(place, kind.as_pointer(place.type.addrspace))
+                vector = builder.load(place, align=size)
                 numbers = [builder.extract_element(vector, _I32(i)) for i in range(n)]
                 return context.make_tuple(builder, sig.return_type, numbers)
 

@@ -59,9 +59,9 @@ def histogram_sweep(operation, cost, is_chain, team, lanes):
             finite = fill_vector(row, x)
         else:
             masses = fill_difference(row, x)
+        valid = row.options.tolerance < 0.0 or are_histograms(row, masses, finite)
         first, second = sweep_up(row, x)
         value, mean = sums(row.team, first, second)
-        valid = row.options.tolerance < 0.0 or are_histograms(row, masses, finite)
         if row.n_columns > 0:
             if writes_bins:
                 sweep_down(row, x, mean_factor * row.numbers.project * mean)
@@ -132,9 +132,9 @@ def tree_sweeps(team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
         def sweep_up(row, x):
             """Replace the masses of the bins by edge values; return the thread's two sums."""
             first_sum, second_sum = 0.0, 0.0
-            lane = int32(row.team.thread % side_by_side)
+            lane = int32(row.team.thread & (side_by_side - 1))
             start, first_group = int32(0), quotient(row.team.thread, side_by_side)
-            for i in range(row.layout.n_levels):
+            for i in count(0, row.layout.n_levels, 1):
                 end, group = level_start(row, int32(i + 1)), first_group
                 barrier()
                 for j in count(start + row.team.thread, end, step):
@@ -165,8 +165,8 @@ def tree_sweeps(team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
         if row.team.thread == 0:
             store(x, row.layout.n_edges, start)
         end = level_start(row, int32(row.layout.n_levels - 1))  # the last node has no edge
-        for i in range(row.layout.n_levels - 2, -1, -1):
-            begin = level_start(row, int32(i))
+        for i in count(2, row.layout.n_levels + 1, 1):
+            begin = level_start(row, int32(row.layout.n_levels - i))
             barrier()
             for j in count(begin + row.team.thread, end, step):
                 edge, parent = node_edges(row, j)
