@@ -1,12 +1,17 @@
 """Compile the CUDA kernels without a GPU, and print what their machine code costs.
 
     python -m benchmarks.cuda_code [--space tree] [--dtype f] [--operations gradient ...]
+    python -m benchmarks.cuda_code --count
 
 It needs numba-cuda and ptxas, which the extras `cuda12` and `cuda13` install. For every kernel it
 prints the instructions and registers of a thread, the bytes of its local memory (registers that did
 not fit), the warps that a multiprocessor of an H100 holds on the ImageNet tree, the widths of its
 loads and stores, and the seconds of its compilation to PTX. It fails if a kernel has local memory,
 or exceeds its limit of instructions or registers.
+
+With ``--count`` it interprets the PTX of the gradient and the loss on the ImageNet tree instead,
+and prints what a warp of 32 threads executes for a row of float32: instructions of PTX, wavefronts
+of shared memory (bank conflicts add some), and sectors of 32 bytes of global memory.
 """
 
 import argparse
@@ -45,7 +50,11 @@ def main():
     parser.add_argument("--space", choices=("tree", "chain"), nargs="*", default=["tree", "chain"])
     parser.add_argument("--dtype", choices=("f", "d"), nargs="*", default=["f", "d"])
     parser.add_argument("--operations", nargs="*", help="by default all")
+    parser.add_argument("--count", action="store_true", help="count what is executed instead")
     arguments = parser.parse_args()
+    if arguments.count:
+        print_counts()
+        return
     driver, ptxas = _without_device()
     print(
         "kernel, threads per row, memory: instructions, registers, local bytes, warps, "
@@ -160,6 +169,39 @@ def _warps(operation, kind, registers):
     by_registers = REGISTERS // (32 * -(-registers // 8) * 8) // warps_per_block
     by_memory = SHARED // (rows * row_bytes + 1024) if in_shared else WARPS
     return min(by_registers, by_memory, WARPS // warps_per_block) * warps_per_block
+
+
+def print_counts():
+    """Print what a warp executes for a row."""
+    import numpy as np
+
+    import fastemd
+    from tests.support import interpreted
+
+    tree, rng, n_rows = fastemd.datasets.imagenet_tree(), np.random.default_rng(0), 4
+    device = interpreted.install()
+    device.races, device.counts = False, True
+    device.n_multiprocessors = n_rows / 64  # many rows each, so a warp processes a row
+    p, q = (device.on_device(rng.dirichlet(np.ones(1000), n_rows).astype("f")) for _ in "pq")
+    labels = device.on_device(rng.integers(1000, size=n_rows))
+    calls = {
+        "value and gradient": lambda: fastemd.emd_value_and_grad(p, q, tree, 2),
+        "loss of labels and its gradient": lambda: fastemd.emd_loss(
+            p, labels, tree, 2, reduction="none"
+        ),
+    }
+    print("per row: instructions, shared wavefronts, global sectors; requests")
+    for name, call in calls.items():
+        device.launches.clear()
+        call()
+        ((_, _, block, _, counts),) = (x for x in device.launches if "_2_tree" in x[0])
+        assert (block[0], counts.warps) == (32, n_rows)
+        numbers = counts.instructions, counts.shared_wavefronts, counts.global_sectors
+        requests = (
+            f"{n / n_rows:.0f} {kind}s ({space})"
+            for (kind, space), n in sorted(counts.requests.items())
+        )
+        print(f"{name}:", ", ".join(f"{n / n_rows:.0f}" for n in numbers) + ";", *requests)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,216 @@
+"""Run the compiled CUDA kernels on the host, and compare their results with those on the CPU.
+
+``python tests/support/run_kernels.py f`` raises if results in float32 differ, if a thread accesses
+memory that it must not access, or if two threads race; see test_kernels.py.
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import fastemd
+from tests.support import interpreted
+from tests.support.device import emd_loss_hvp
+
+LOSSES = fastemd.emd_loss, fastemd.emd_loss_hessian_diag, emd_loss_hvp
+device = interpreted.install()
+
+
+def tree(n_bins, seed=0):
+    """Return a tree of random parents; some of its inner nodes have a child only."""
+    rng = np.random.default_rng(seed)
+    n_inner = n_bins // 2
+    parents = [-1, *(rng.integers(max(0, i - 4), i) for i in range(1, n_inner))]
+    parents += list(rng.integers(0, n_inner, n_bins))
+    lengths = rng.uniform(0.5, 2.0, len(parents))
+    bins = rng.permutation(np.arange(n_inner, n_inner + n_bins))
+    return fastemd.Tree.from_parents(parents, lengths, bins=bins)
+
+
+def chain(n_bins, seed=0):
+    return fastemd.Chain(n_bins, gaps=np.random.default_rng(seed).uniform(0.5, 2.0, n_bins - 1))
+
+
+def compare(function, *arrays, space, **keywords):
+    """Assert that a function has the same results on the CPU and on the device."""
+    on_host = {k: v for k, v in keywords.items() if isinstance(v, np.ndarray)}
+    on_device = {k: device.on_device(v) for k, v in on_host.items()}
+    rho = keywords.pop("rho", None)
+    rest = (space,) if rho is None else (space, rho)
+    expected = function(*arrays, *rest, **keywords)
+    results = function(*map(device.on_device, arrays), *rest, **(keywords | on_device))
+    fastemd.synchronize()
+    pairs = (
+        zip(results, expected, strict=True)
+        if isinstance(expected, tuple)
+        else [(results, expected)]
+    )
+    for result, wanted in pairs:
+        assert_close(result.numpy(), wanted)
+
+
+def assert_close(result, expected):
+    """Assert equality up to the order of sums in float64, and two roundings to float32."""
+    expected = np.asarray(expected)
+    assert result.shape == expected.shape
+    assert result.dtype == expected.dtype
+    scale = np.abs(expected).max(initial=0.0)
+    rtol = 2.4e-7 if expected.dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(result, expected, rtol=rtol, atol=1e-12 * scale)
+
+
+class Cases:
+    """Arrays of a type for a ground space."""
+
+    def __init__(self, char, space, seed=0):
+        self.rng, self.char, self.space = np.random.default_rng(seed), char, space
+
+    def histograms(self, *shape):
+        return self.rng.dirichlet(np.ones(self.space.n_bins), shape).astype(self.char)
+
+    def logits(self, *shape):
+        return self.rng.normal(size=(*shape, self.space.n_bins)).astype(self.char)
+
+    def labels(self, *shape):
+        return self.rng.integers(self.space.n_bins, size=shape)
+
+    def check_histograms(self, rho, shape_p=(5,), shape_q=(5,)):
+        """Check the functions of p and q for an exponent."""
+        p, q = self.histograms(*shape_p), self.histograms(*shape_q)
+        v, options = self.logits(*shape_p), {"space": self.space, "rho": rho}
+        compare(fastemd.emd, p, q, **options)
+        compare(fastemd.emd_grad, p, q, **options)
+        compare(fastemd.emd_value_and_grad, p, q, **options)
+        compare(fastemd.embed, p, **options)
+        if rho > 1:
+            compare(fastemd.emd_hessian_diag, p, q, **options)
+            compare(fastemd.emd_hvp, p, q, v, **options)
+
+    def check_losses(self, rho, functions=LOSSES, **keywords):
+        """Check losses of labels and of histograms, and their derivatives."""
+        x, v, options = self.logits(5), self.logits(5), {"space": self.space, "rho": rho}
+        for function in functions:
+            vectors = (v,) if function is emd_loss_hvp else ()
+            for target in (self.labels(5), self.histograms(5)):
+                compare(function, x, target, *vectors, **options, **keywords)
+
+
+def check_functions(char):
+    """Check every function for every exponent, with a warp for each row."""
+    for make, rhos in ((chain, (1, 1.5)), (tree, (1, 1.5, 2))):
+        cases, small = Cases(char, make(37)), Cases(char, make(8))
+        for rho in rhos:
+            cases.check_histograms(rho)
+            cases.check_losses(rho, LOSSES if rho > 1 else LOSSES[:1])
+        compare(fastemd.emd_flow, *(cases.histograms(3) for _ in "pq"), space=cases.space)
+        compare(fastemd.emd_hessian, *(small.histograms(2) for _ in "pq"), space=small.space,
+                rho=1.5)  # fmt: skip
+
+
+def check_teams(char):
+    """Check teams of 8 and 128 threads, and scratch in global memory that slots of rows share."""
+    for make in (chain, tree):
+        for n_bins, n_multiprocessors in ((7, 1), (150, 132)):
+            device.n_multiprocessors = n_multiprocessors
+            cases = Cases(char, make(n_bins))
+            compare(fastemd.emd_value_and_grad, *(cases.histograms(5) for _ in "pq"),
+                    space=cases.space, rho=1.5)  # fmt: skip
+            cases.check_losses(2, LOSSES[:1])
+        device.n_multiprocessors = 132
+        with small_memory():
+            for n_bins in (37, 150):
+                cases = Cases(char, make(n_bins))
+                compare(fastemd.emd_hvp, *(cases.histograms(7) for _ in "pqv"),
+                        space=cases.space, rho=1.5)  # fmt: skip
+                cases.check_losses(2, LOSSES[:1])
+    device.n_multiprocessors = 1
+
+
+@contextlib.contextmanager
+def small_memory():
+    """Have no scratch fit into shared memory, and few rows at a time."""
+    from fastemd.kernels.cuda import driver
+
+    before = driver.SHARED_BYTES, driver.MAX_GLOBAL_ROWS
+    driver.SHARED_BYTES, driver.MAX_GLOBAL_ROWS = 128, 3
+    yield
+    driver.SHARED_BYTES, driver.MAX_GLOBAL_ROWS = before
+
+
+def check_memory(char):
+    """Check arrays that broadcast, and such that are not contiguous."""
+    cases = Cases(char, tree(37))
+    space, options = cases.space, {"space": cases.space, "rho": 2}
+    for shapes in (((3, 1), (1, 2)), ((2, 3), (3,)), ((), (6,)), ((0,), (0,))):
+        p, q = (cases.histograms(*shape) for shape in shapes)
+        compare(fastemd.emd_value_and_grad, p, q, **options)
+    p, q = cases.histograms(6), cases.histograms(3)
+    compare(fastemd.emd_value_and_grad, p[::2], q, **options)
+    compare(fastemd.emd_value_and_grad, p[::-2], q, **options)
+    compare(fastemd.emd_grad, np.asfortranarray(p[:3]), q, **options)
+    wide = np.zeros((3, 2 * space.n_bins), char)
+    wide[:, ::2] = q
+    compare(fastemd.emd_value_and_grad, p[:3], wide[:, ::2], **options)
+    x = cases.logits(2, 3)
+    compare(fastemd.emd_loss, x[:, ::2], cases.labels(2, 2), **options)
+    compare(fastemd.emd_loss, np.moveaxis(x, -1, 1), cases.labels(2, 3), axis=1, **options)
+    targets = np.moveaxis(cases.histograms(2, 3), -1, 0)
+    compare(fastemd.emd_loss, np.moveaxis(x, -1, 0), targets, axis=0, **options)
+
+
+def check_options(char):
+    """Check the options of losses."""
+    cases = Cases(char, chain(20))
+    n_bins, weights = cases.space.n_bins, np.array([1.0, 0.0, 0.5, 2.0, 3.0])
+    class_weight = cases.rng.uniform(0.5, 2.0, n_bins)
+    cases.check_losses(2, cross_entropy=0.5, sample_weight=weights, reduction="sum")
+    cases.check_losses(2, reduction="none", label_smoothing=0.1, class_weight=class_weight)
+    cases.check_losses(2, root=True, label_smoothing=0.1, sample_weight=weights)
+    for normalize in ("l1", None):
+        x, options = cases.histograms(5), {"normalize": normalize, "space": cases.space, "rho": 2}
+        compare(fastemd.emd_loss, x, cases.labels(5), **options)
+        compare(fastemd.emd_loss_hessian_diag, x, cases.histograms(5), **options)
+    labels = np.array([3, 0, 7, 0, 1])
+    compare(fastemd.emd_loss, cases.logits(5), labels, ignore_index=0, class_weight=class_weight,
+            space=cases.space, rho=2)  # fmt: skip
+    many = Cases(char, chain(3))  # several blocks of the kernels that sum rows
+    device.races = False
+    compare(fastemd.emd_loss, many.logits(1100), many.labels(1100), space=many.space, rho=2)
+    device.races = True
+
+
+def check_invalid_rows(char):
+    """Check that the first invalid row is reported."""
+    cases = Cases(char, tree(37))
+    p, q, x = cases.histograms(9), cases.histograms(9), cases.logits(9)
+    p[5, 1], p[7, 0] = -1.0, np.nan
+    assert_reports(5, fastemd.emd_grad, p, q, cases.space)
+    q[2] *= 2
+    assert_reports(2, fastemd.emd_grad, p, q, cases.space)
+    labels = cases.labels(9)
+    x[6, 3] = np.nan
+    assert_reports(6, fastemd.emd_loss, x, labels, cases.space)
+    labels[4] = cases.space.n_bins
+    assert_reports(4, fastemd.emd_loss, x, labels, cases.space)
+
+
+def assert_reports(row, function, *arguments):
+    *arrays, space = arguments
+    function(*map(device.on_device, arrays), space, 2)
+    with pytest.raises(ValueError, match=f"row {row}"):
+        fastemd.synchronize()
+
+
+CHECKS = check_functions, check_teams, check_memory, check_options, check_invalid_rows
+
+if __name__ == "__main__":
+    for check in CHECKS:
+        check(sys.argv[1])
+    rows = [x for x in device.launches if x[2][1] > 1 or x[2][0] == 128]
+    assert {block[0] for _, _, block, _, _ in rows} == {8, 32, 128}
+    assert 0 in {shared for *_, shared, _ in rows}
