@@ -26,12 +26,13 @@ from types import SimpleNamespace
 
 CC = (9, 0)
 REGISTERS, SHARED, WARPS = 65536, 227 * 1024, 64  # of a multiprocessor
-# Threads per row; whether their scratch is shared; whether the bins are apart in memory; whether a
-# loss has options for which there is a kernel of its own.
+# Threads per row; whether their scratch is shared; bins of a histogram that a thread processes side
+# by side; whether the bins are apart in memory; whether a loss has options for which there is a
+# kernel of its own.
 KINDS = (
-    (32, True, False, False), (32, False, False, False), (8, True, False, False),
-    (128, True, False, False), (128, False, False, False), (32, True, True, False),
-    (32, True, False, True), (128, False, True, True),
+    (32, True, 4, False, False), (32, True, 1, False, False), (32, False, 4, False, False),
+    (8, True, 1, False, False), (128, True, 4, False, False), (128, False, 4, False, False),
+    (32, True, 1, True, False), (32, True, 1, False, True), (128, False, 1, True, True),
 )  # fmt: skip
 
 # Most instructions and registers of a thread: a tenth more than those of the largest variant.
@@ -97,10 +98,10 @@ def _kernels(driver, space, char):
         out = "d" if operation == "curvature" else char
         # Other teams and other memory differ in a few functions, which all kernels share.
         for kind in KINDS if operation in ("gradient", "loss") and cost == "2" else KINDS[:1]:
-            if any(kind[2:]) and operation != "loss":
+            if any(kind[3:]) and operation != "loss":
                 continue
             memory = "shared" if kind[1] else "global"
-            memory += kind[2] * ", bins apart" + kind[3] * ", extended"
+            memory += f", {kind[2]} bins" + kind[3] * " apart" + kind[4] * ", extended"
             name = f"{operation}_{cost}_{space}_{char}, {kind[0]}, {memory}"
             arguments = operation, cost, space == "chain", char, out, *kind
             yield name, operation, kind, lambda a=arguments: driver._row_kernel(*a)
@@ -119,7 +120,7 @@ def _report(name, operation, kind, compiled, ptxas):
         f"{name}: {instructions}, {registers}, {local}, {warps}, {widths}, {seconds:.1f}",
         flush=True,
     )
-    most = LIMITS.get("extended loss" if kind and kind[3] else operation, LIMITS[""])
+    most = LIMITS.get("extended loss" if kind and kind[4] else operation, LIMITS[""])
     return [name] if local or instructions > most[0] or registers > most[1] else []
 
 

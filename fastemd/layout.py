@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from fastemd.tree_input import Floats, Index, bins_below, freeze
 
-MAX_CHILDREN = 8  # of an edge in `CudaTables`
+# Of `CudaTables`: most edges below a node, and nodes of a level that threads process side by side.
+MAX_CHILDREN = 4
+LANES, LANES_OF_SMALL, SMALL = 32, 8, 16
 
 
 class Edges(NamedTuple):
@@ -40,21 +42,28 @@ class BinOrder(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CudaTables:
-    """The arrays for CUDA kernels: E edges, in which all edges below a node are side by side.
+    """The arrays for CUDA kernels: E edges, and on a tree the nodes above them.
 
     A level is the height above the bins. The nodes of a level are processed at the same time, the
-    edges below a node in order, so that results have the same bits every time. No node has more
+    edges below a node in order, so that results have the same bits every time. The threads of
+    `n_lanes` nodes read side by side: the first edges below these nodes are side by side, then
+    the second ones, and so on, and nodes with more edges come first. No node has more
     than `MAX_CHILDREN` edges below it: larger groups are joined by edges of length 0. The last node
     is above the edge above the root.
     """
 
     n_edges: int
-    n_nodes: int  # 0 on a chain, as n_levels
-    n_levels: int
-    # For every node, level by level: where the edges below it start and end, its own edge (E for
-    # the last node) and that of its parent (E for the last two). For every bin its edge and that of
-    # its parent. Where the levels start and end, L + 1. Where the edges of
-    # the layout are, from the last to the first.
+    n_lanes: int  # at most `LANES_OF_SMALL` if there are at most `SMALL` edges
+    # Eight sizes: N, E, the number of levels (0 on a chain), and where the arrays after the first
+    # one start. Then, each from a multiple of four:
+    # - for every `n_lanes` nodes of a level, where the edges below them start, and in four bytes
+    #   the numbers of nodes with at least 1, 2, 3 and 4 edges
+    # - for every node, level by level, its own edge (E for the last node) and that above it (E for
+    #   the last two)
+    # - where the levels start and end among the nodes, L + 1
+    # - for every bin, its edge
+    # - for every bin, the edge above that
+    # - where the edges of the layout are, from the last to the first
     numbers: NDArray[np.int32]
     lengths: Floats  # for every edge its length and its share
 
@@ -199,8 +208,8 @@ def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
     n_given = edges.length.size
     length, share = edges.length.tolist(), edges.share.tolist()
     if n_given == n_bins:  # a chain
-        numbers = [np.arange(n_bins).repeat(2), [0], np.arange(n_bins)[::-1]]
-        return _packed(0, 0, numbers, length, share)
+        no_nodes, places = np.empty(0, np.int64), np.arange(n_bins)
+        return _packed(n_bins, 0, length, share, [*[no_nodes] * 5, places[::-1]])
     children: list[list[int]] = [[] for _ in range(n_given)]
     height = [0] * n_given
     for edge, parent in enumerate(edges.parent.tolist()):
@@ -211,32 +220,52 @@ def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
     n_edges = len(length)
     children.append([n_given - 1])  # of the last node, whose edge would be n_edges
     height.append(height[n_given - 1] + 1)
-    nodes = sorted(range(n_bins, n_edges + 1), key=height.__getitem__)
-    sizes = [len(children[node]) for node in nodes]
-    ends = np.cumsum(sizes)
-    place, parents = np.empty(n_edges + 1, np.int64), np.empty(n_edges + 1, np.int64)
-    place[[edge for node in nodes for edge in children[node]]] = np.arange(n_edges)
-    place[n_edges] = n_edges
-    parents[[edge for node in nodes for edge in children[node]]] = place[nodes].repeat(sizes)
-    parents[n_edges] = n_edges
-    records = np.stack([ends - sizes, ends, place[nodes], parents[nodes]], axis=1)
-    bins = np.stack([place[:n_bins], parents[:n_bins]], axis=1)
-    n_levels = height[-1]
-    levels = np.searchsorted([height[node] for node in nodes], np.arange(1, n_levels + 2))
-    numbers = [records.ravel(), bins.ravel(), levels, place[n_given - 1 :: -1]]
+    nodes = np.arange(n_bins, n_edges + 1)
+    heights, sizes = np.array(height)[nodes], np.array([len(children[node]) for node in nodes])
+    order = np.lexsort((-sizes, heights))
+    nodes, heights, sizes = nodes[order], heights[order], sizes[order]
+    levels = np.searchsorted(heights, np.arange(1, heights[-1] + 2))
+
+    n_lanes = _n_lanes(n_edges)
+    lane = np.arange(nodes.size) - levels[heights - 1]  # number in the level
+    starts_group = lane % n_lanes == 0
+    group, lane = np.cumsum(starts_group) - 1, lane % n_lanes
+    counts = np.stack([np.bincount(group, sizes > i) for i in range(MAX_CHILDREN)], 1).astype(int)
+    ends = counts.sum(1).cumsum()
+    starts = (ends - counts.sum(1))[:, np.newaxis] + counts.cumsum(1) - counts
+    packed_counts = (counts << 8 * np.arange(MAX_CHILDREN)).sum(1)
+
+    child = np.array([child for node in nodes for child in children[node]])
+    owner = np.arange(nodes.size).repeat(sizes)
+    number = np.arange(child.size) - (sizes.cumsum() - sizes).repeat(sizes)  # among the node's
+    place, parents = np.full(n_edges + 1, n_edges), np.full(n_edges + 1, n_edges)
+    place[child] = starts[group[owner], number] + lane[owner]
+    parents[child] = place[nodes[owner]]
     order = np.argsort(place[:n_edges])
-    length, share = ([values[edge] for edge in order] for values in (length, share))
-    return _packed(len(nodes), n_levels, numbers, length, share)
+    arrays = [
+        np.stack([starts[:, 0], packed_counts], 1),
+        np.stack([place[nodes], parents[nodes]], 1),
+        levels,
+        place[:n_bins],
+        parents[:n_bins],
+        place[n_given - 1 :: -1],
+    ]
+    return _packed(n_bins, levels.size - 1, np.array(length)[order], np.array(share)[order], arrays)
 
 
-def _packed(
-    n_nodes: int, n_levels: int, numbers: list[Any], length: list[float], share: list[float]
-) -> CudaTables:
+def _n_lanes(n_edges: int) -> int:
+    return LANES_OF_SMALL if n_edges <= SMALL else LANES
+
+
+def _packed(n_bins: int, n_levels: int, length: Any, share: Any, arrays: list[Any]) -> CudaTables:
     """Pack the tables into few arrays, since every argument of a launch costs time."""
-    packed, lengths = np.concatenate(numbers), np.stack([length, share], axis=1).ravel()
-    if max(packed.size, lengths.size) >= 1 << 31:  # the kernels' indices have 32 bits
-        raise ValueError(f"{len(length)} edges are too many for CUDA kernels; use NumPy arrays")
-    return CudaTables(len(length), n_nodes, n_levels, packed.astype(np.int32), freeze(lengths))
+    padded = [np.append(array.ravel(), [0] * (-array.size % 4)) for array in arrays]
+    *starts, size = 8 + np.cumsum([array.size for array in padded])
+    lengths, n_edges = np.stack([length, share], axis=1).ravel(), len(length)
+    if max(size, lengths.size) >= 1 << 31:  # the kernels' indices have 32 bits
+        raise ValueError(f"{n_edges} edges are too many for CUDA kernels; use NumPy arrays")
+    numbers = np.concatenate([[n_bins, n_edges, n_levels, *starts], *padded])
+    return CudaTables(n_edges, _n_lanes(n_edges), numbers.astype(np.int32), freeze(lengths))
 
 
 def _join(

@@ -16,7 +16,7 @@ import numpy as np
 from greenlet import getcurrent, greenlet
 from numba.cuda.simulator import kernel, kernelapi
 
-from fastemd import backends
+from fastemd import backends, layout
 from fastemd.kernels import edges
 from fastemd.kernels.cuda import block, driver, hessian, losses, sweeps
 
@@ -99,7 +99,8 @@ def install(tensors=False):
     """
     kernel.BlockManager = Block
     kernelapi.threading = SimpleNamespace(current_thread=getcurrent)
-    driver.block_of = lambda n_edges, rows_per_multiprocessor: (4, 2)
+    driver.block_of = lambda tables, rows_per_multiprocessor: (4, 2)
+    layout.LANES = layout.LANES_OF_SMALL = driver.LANES = sweeps.LANES = block.WARP
     block.shuffle_xor, block.shuffle_up = shuffle_xor, shuffle_up
     driver.PARTS, driver.ROWS_PER_PART = 6, 3
     drop_nan()

@@ -21,6 +21,7 @@ from numba.extending import register_jitable
 from fastemd.kernels.cuda.memory import (
     Rows,
     Steps,
+    count,
     int32,
     load,
     load_four,
@@ -28,6 +29,7 @@ from fastemd.kernels.cuda.memory import (
     quotient,
     row_at,
     row_of,
+    shared_pointer,
     store,
 )
 from fastemd.kernels.cuda.numba_cuda import SIMULATED, cuda, device, view
@@ -51,7 +53,7 @@ class Team(NamedTuple):
 class Tables(NamedTuple):
     """An edge layout as a kernel gets it, see `fastemd.layout.CudaTables`."""
 
-    numbers: Any  # four sizes, then the numbers
+    numbers: Any
     lengths: Any
 
 
@@ -60,8 +62,12 @@ class Layout(NamedTuple):
 
     n_bins: int
     n_edges: int
-    n_nodes: int
     n_levels: int
+    nodes: int  # where the arrays after the first one start in `numbers`
+    levels: int
+    bins: int
+    parents: int
+    places: int
     numbers: Any
     lengths: Any
 
@@ -81,8 +87,6 @@ class Inputs(NamedTuple):
     p: Any  # of a loss: x
     q: Any  # of a loss: the target
     v: Any
-    with_q: bool
-    with_v: bool
     steps: Steps
 
 
@@ -127,7 +131,7 @@ class Batch(NamedTuple):
     steps: Any  # Steps if the bins are not side by side, else ()
 
 
-WITH_Q, WITH_V, WITH_VALUE, WITH_LABELS, WITH_ROW_WEIGHTS = 1, 2, 4, 8, 16
+WITH_VALUE, WITH_LABELS, WITH_ROW_WEIGHTS = 1, 2, 4
 
 
 class Row(NamedTuple):
@@ -148,7 +152,13 @@ class Row(NamedTuple):
 @register_jitable
 def scratch_per_row(n_scratch, n_edges, n_threads):
     """Return the number of float64."""
-    return 2 * (n_threads // WARP) + n_scratch * (n_edges + 1)
+    return 2 * (n_threads // WARP) + n_scratch * scratch_size(n_edges)
+
+
+@register_jitable
+def scratch_size(n_edges):
+    """Return the size of a scratch array: a number per edge and one to spare, and even."""
+    return n_edges + 2 & -2
 
 
 # ------------------------------------------------------------------ sums and scans over the threads
@@ -177,6 +187,7 @@ class TeamFunctions(NamedTuple):
 
     n_threads: int  # a power of 2
     indices: Callable[..., Any]
+    groups: Callable[..., Any]  # makes ``(team, n)`` for groups of so many indices
     barrier: Callable[..., Any]
     sums: Callable[..., Any]
     largest: Callable[..., Any]
@@ -193,7 +204,15 @@ def team_functions(n_threads: int) -> TeamFunctions:
     @device
     def indices(team, n):
         """Return the indices below `n` of a thread among those of its team."""
-        return range(team.thread, n, step)
+        return count(team.thread, n, step)
+
+    def groups(size):
+        @device
+        def starts(team, n):
+            """Return the first indices of a thread's groups of `size` indices side by side."""
+            return count(size * team.thread, n, size * n_threads)
+
+        return starts
 
     @device
     def barrier():
@@ -261,49 +280,37 @@ def team_functions(n_threads: int) -> TeamFunctions:
             barrier()
         return result
 
-    def scan(replace, backwards):
-        """Make a function that replaces numbers in the order of a chain, or `backwards`.
+    def scan(backwards):
+        """Make a function that replaces numbers by sums in the order of a chain, or backwards.
 
-        ``run(team, x, n, start, context)`` calls ``replace(context, k, sum)`` for k < n, with the
-        sum of ``x[k]`` and all numbers before it, from `start`. It returns what takes the place of
-        ``x[k]``, and two terms, whose sums over the thread are returned.
+        ``run(team, x, n, start)`` replaces ``x[k]`` for k < n by the sum of it and all before it,
+        from `start`.
         """
 
         @device
-        def run(team, x, n, start, context):
+        def run(team, x, n, start):
             # Every thread sums a piece. Its size is odd: threads read side by side, and the number
             # of banks of memory is a power of 2.
             piece = quotient(int32(n + n_threads - 1), step) | 1
             begin = min(int32(team.thread * piece), n)
             end = min(int32(begin + piece), n)
             total = 0.0
-            for i in range(begin, end):
+            for i in count(begin, end, 1):
                 total += load(x, int32(n - 1 - i) if backwards else i)
             total = start + sum_before(team, total)
-            first, second = 0.0, 0.0
-            for i in range(begin, end):
+            for i in count(begin, end, 1):
                 k = int32(n - 1 - i) if backwards else i
                 total += load(x, k)
-                value, a, b = replace(context, k, total)
-                store(x, k, value)
-                first += a
-                second += b
+                store(x, k, total)
             barrier()
-            return first, second
 
         return run
 
-    return TeamFunctions(n_threads, indices, barrier, sums, largest, scan)
-
-
-@device
-def keep_sum(context, k, total):
-    """Have `TeamFunctions.scan` leave the sums."""
-    return total, 0.0, 0.0
+    return TeamFunctions(n_threads, indices, groups, barrier, sums, largest, scan)
 
 
 # Those of a block of `team_kernel`.
-_, _, _, sums, largest, scan = team_functions(TEAM)
+_, _, _, _, sums, largest, scan = team_functions(TEAM)
 
 
 @device
@@ -318,7 +325,8 @@ def report_row(errors, slot, row):
 @device
 def scratch_at(memory, layout, n_scratch, i):
     """Return the i-th scratch array of a row; beyond the last one, the last one."""
-    begin = 2 * (cuda.blockDim.x // WARP) + min(i, n_scratch - 1) * (layout.n_edges + 1)
+    n_warps = quotient(int32(cuda.blockDim.x), np.int32(WARP))
+    begin = 2 * n_warps + min(i, n_scratch - 1) * scratch_size(layout.n_edges)
     return pointer(memory, int32(begin))
 
 
@@ -371,7 +379,7 @@ def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memor
             scratch_at(memory, layout, n_scratch, 0), scratch_at(memory, layout, n_scratch, 1),
             scratch_at(memory, layout, n_scratch, 2), scratch_at(memory, layout, n_scratch, 3),
         ),
-        Inputs(p, q, v, batch.present & WITH_Q != 0, batch.present & WITH_V != 0, steps),
+        Inputs(p, q, v, steps),
         out,
         batch.n_columns,
         numbers,
@@ -393,12 +401,13 @@ def row_kernel(sweep, n_scratch, n_threads, in_shared, apart):
     steps_of, out_of = step_functions(apart)
 
     def run(tables, batch, numbers, options, errors):
-        shared = cuda.shared.array(0, float64)
+        shared = shared_pointer(cuda.shared.array(0, float64))
         numbers_of_layout = pointer(tables.numbers, int32(0))
-        n_bins, n_edges, n_nodes, n_levels = load_four(numbers_of_layout, int32(0))
+        n_bins, n_edges, n_levels, nodes = load_four(numbers_of_layout, int32(0))
+        levels, bins, parents, places = load_four(numbers_of_layout, int32(4))
         layout = Layout(
-            n_bins, n_edges, n_nodes, n_levels,
-            pointer(numbers_of_layout, int32(4)), pointer(tables.lengths, int32(0)),
+            n_bins, n_edges, n_levels, nodes, levels, bins, parents, places, numbers_of_layout,
+            pointer(tables.lengths, int32(0)),
         )  # fmt: skip
         first = int32(cuda.blockIdx.x * cuda.blockDim.y)
         slot, step = int32(cuda.threadIdx.y), int32(cuda.gridDim.x * cuda.blockDim.y)
@@ -409,8 +418,9 @@ def row_kernel(sweep, n_scratch, n_threads, in_shared, apart):
             memory = row_at(batch.scratch, int32(first + slot), size)
         n_rows = int32(batch.n_groups * batch.rows_per_group)
         while first < n_rows:
-            number = int32(min(first + slot, n_rows - 1))
-            group = int32(0)
+            number, group = int32(first + slot), int32(0)
+            if number >= n_rows:
+                number = int32(n_rows - 1)
             if batch.n_groups > 1:
                 group = quotient(number, batch.rows_per_group)
             i = int32(number - group * batch.rows_per_group)
@@ -432,7 +442,7 @@ def team_kernel(function):
     """Return the kernel that calls ``function(team, arguments)``, every block a team of TEAM."""
 
     def run(arguments):
-        exchange = pointer(cuda.shared.array(0, float64), int32(0))
+        exchange = shared_pointer(cuda.shared.array(0, float64))
         team = Team(int32(cuda.threadIdx.x), int32(cuda.blockIdx.x), cuda.gridDim.x, exchange)
         function(team, arguments)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fastemd.backends import DeviceArray
 from fastemd.kernels.cuda import block, hessian, losses, sweeps
+from fastemd.kernels.cuda.lanes import VECTOR_BYTES, lane_functions
 from fastemd.kernels.cuda.memory import Rows, Steps
 from fastemd.kernels.cuda.numba_cuda import (
     SIMULATED,
@@ -32,7 +33,7 @@ from fastemd.kernels.cuda.numba_cuda import (
 )
 from fastemd.kernels.edges import COSTS, Cost, Numbers
 from fastemd.kernels.operations import NORMALIZATIONS, OPERATIONS, variant
-from fastemd.layout import EdgeLayout
+from fastemd.layout import LANES, CudaTables, EdgeLayout
 
 Empty = Callable[[int], Any]
 
@@ -41,7 +42,8 @@ SHARED_BYTES = 48 * 1024  # the most per block, but it leaves less room for othe
 MAX_GLOBAL_ROWS = 1024  # rows that are processed at the same time if their scratch does not fit
 MOST_ROWS = 1 << 30
 MOST_TEAMS = 1024  # of a conversion
-THREADS_PER_BLOCK = 128
+THREADS_PER_BLOCK = 64
+BIN_LANES = 4  # bins that a thread processes side by side
 # Four warps share a row if there are so few rows that a multiprocessor would have fewer warps than
 # this, too few to hide the latency of memory, or if a row has so many edges.
 FEW_WARPS, LONG_ROW = 8, 8192
@@ -199,8 +201,8 @@ def _launch(
     n_rows = n_groups * rows_per_group
     _check_rows(n_rows)
     tables = block.Tables(*map(start_of, _uploaded(layout, index, _sweep_tables)))
-    n_edges, rows_per_multiprocessor = layout.cuda.n_edges, n_rows / n_multiprocessors(index)
-    n_threads, rows_per_block = block_of(n_edges, rows_per_multiprocessor)
+    n_edges = layout.cuda.n_edges
+    n_threads, rows_per_block = block_of(layout.cuda, n_rows / n_multiprocessors(index))
     size, in_shared = _scratch_of(operation, n_edges, n_threads)
     scratch = NO_ARRAY
     if in_shared:
@@ -211,8 +213,7 @@ def _launch(
         n_slots = n_blocks * rows_per_block
         scratch = empty(n_slots * size)
     present = (
-        block.WITH_Q * (rows[1].size > 0) + block.WITH_V * (rows[2].size > 0)
-        + block.WITH_VALUE * (value.size > 0) + block.WITH_LABELS * (options.labels.size > 0)
+        block.WITH_VALUE * (value.size > 0) + block.WITH_LABELS * (options.labels.size > 0)
         + block.WITH_ROW_WEIGHTS * (options.row_weights.size > 0)
     )  # fmt: skip
     p, q, v = map(rows_at, rows)
@@ -225,7 +226,8 @@ def _launch(
         labels=start_of(options.labels), row_weights=start_of(options.row_weights)
     )
     kind = (
-        layout.is_chain, rows[0].dtype.char, out_char, n_threads, in_shared, steps != (),
+        layout.is_chain, rows[0].dtype.char, out_char, n_threads, in_shared,
+        lane_count(operation, layout, rows, out), steps != (),
         options.extras != (),
     )  # fmt: skip
     threads, shared_bytes = (n_threads, rows_per_block), 8 * in_shared * rows_per_block * size
@@ -241,12 +243,24 @@ def _check_rows(n_rows: int) -> None:
         raise ValueError(f"{n_rows} rows are too many for a CUDA kernel; pass them in parts")
 
 
-def block_of(n_edges: int, rows_per_multiprocessor: float) -> tuple[int, int]:
+def block_of(tables: CudaTables, rows_per_multiprocessor: float) -> tuple[int, int]:
     """Return the threads per row and the rows per block."""
-    n_threads = 8 if n_edges <= 16 else 32
+    n_threads, n_edges = tables.n_lanes, tables.n_edges
     if n_edges > LONG_ROW or (n_edges > 128 and rows_per_multiprocessor < FEW_WARPS):
         n_threads = 128
     return n_threads, THREADS_PER_BLOCK // n_threads
+
+
+def lane_count(operation: str, layout: EdgeLayout, rows: Sequence[Any], out: Any) -> int:
+    """Return how many bins a thread processes side by side: several, if they are aligned."""
+    row = OPERATIONS[operation]
+    if row.start == "loss" or layout.cuda.n_lanes < LANES or layout.n_bins % BIN_LANES:
+        return 1
+    for array in (*rows, out) if row.output == "bins" else rows:
+        places = (array.pointer, *array.strides[:2]) if array.size else ()
+        if any(place % VECTOR_BYTES for place in places):
+            return 1
+    return BIN_LANES
 
 
 def _n_scratch(operation: str) -> int:
@@ -275,12 +289,14 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
             is_loss = operation in losses.LOSSES
             sums = [("sum_rows", char), ("sum_rows", "d"), ("convert", char)]
             kernels = sums if is_loss else []
-            n_edges, out = layout.cuda.n_edges, "d" if operation == "curvature" else char
-            for n_threads in dict.fromkeys(block_of(n_edges, rows)[0] for rows in (0, FEW_WARPS)):
-                _, in_shared = _scratch_of(operation, n_edges, n_threads)
+            tables, out = layout.cuda, "d" if operation == "curvature" else char
+            for n_threads in dict.fromkeys(block_of(tables, rows)[0] for rows in (0, FEW_WARPS)):
+                _, in_shared = _scratch_of(operation, tables.n_edges, n_threads)
+                lanes = lane_count(operation, layout, (), NO_ARRAY)
                 _row_kernel(
-                    operation, name, layout.is_chain, char, out, n_threads, in_shared, False, False
-                )
+                    operation, name, layout.is_chain, char, out, n_threads, in_shared, lanes,
+                    False, False,
+                )  # fmt: skip
             _uploaded(layout, index, _sweep_tables)
         for function, kind in kernels:
             _team_kernel(function, kind, "d")
@@ -289,19 +305,19 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
 @functools.cache
 def _row_kernel(
     operation: str, cost: str, is_chain: bool, char: str, out_char: str, n_threads: int,
-    in_shared: bool, apart: bool, extended: bool,
+    in_shared: bool, lanes: int, apart: bool, extended: bool,
 ) -> Any:  # fmt: skip
     """Return the kernel for types of arrays, threads per row, and the place of the scratch.
 
-    The bins of a row are side by side in the user's arrays, unless `apart`. A loss has `Extras` if
-    it is `extended`.
+    A thread processes `lanes` bins side by side. The bins of a row are side by side in the user's
+    arrays, unless `apart`. A loss has `Extras` if it is `extended`.
     """
     row, real = OPERATIONS[operation], from_dtype(np.dtype(char))
     arguments, value = (row, COSTS[cost], is_chain, block.team_functions(n_threads)), real
     if row.start == "loss":
         sweep, value = losses.LOSSES[operation][0](*arguments, extended), _float
     else:
-        sweep = sweeps.histogram_sweep(*arguments)
+        sweep = sweeps.histogram_sweep(*arguments, lane_functions(lanes))
     kernel = block.row_kernel(sweep, _n_scratch(operation), n_threads, in_shared, apart)
     kernel.__qualname__ = f"{operation}_{cost}_{'chain' if is_chain else 'tree'}"  # for profilers
     inputs = _type_of((_pointer(real), _int, _int), Rows)
@@ -346,9 +362,7 @@ def _copy_to_device(numbers: NDArray[Any]) -> DeviceArray:
 
 def _sweep_tables(layout: EdgeLayout) -> block.Tables:
     cuda = layout.cuda
-    sizes = layout.n_bins, cuda.n_edges, cuda.n_nodes, cuda.n_levels
-    numbers = np.concatenate([np.array(sizes, np.int32), cuda.numbers])
-    return block.Tables(_copy_to_device(numbers), _copy_to_device(cuda.lengths))
+    return block.Tables(_copy_to_device(cuda.numbers), _copy_to_device(cuda.lengths))
 
 
 def _hessian_tables(layout: EdgeLayout) -> hessian.Tables:

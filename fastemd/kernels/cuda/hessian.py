@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastemd.kernels.cuda.block import TEAM, keep_sum, scan, sums
+from fastemd.kernels.cuda.block import TEAM, scan, sums
 from fastemd.kernels.cuda.memory import int32, pointer
 from fastemd.kernels.cuda.numba_cuda import device
 
@@ -23,7 +23,7 @@ class Tables(NamedTuple):
     lowest: np.ndarray
 
 
-sum_backwards = scan(keep_sum, True)
+sum_backwards = scan(True)
 
 
 @device
@@ -50,7 +50,7 @@ def sum_paths(team, arguments):
     grand, _ = sums(team, grand, 0.0)
     if is_chain:
         for sums_of_paths in (path, mean):
-            sum_backwards(team, pointer(sums_of_paths, int32(0)), int32(n_bins), 0.0, None)
+            sum_backwards(team, pointer(sums_of_paths, int32(0)), int32(n_bins), 0.0)
     for k in range(team.thread, n_bins, TEAM):
         mean[k] = project * (mean[k] - 0.5 * grand)
 

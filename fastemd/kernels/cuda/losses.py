@@ -19,6 +19,7 @@ from fastemd.kernels.cuda.block import (
     report_row,
     sums,
 )
+from fastemd.kernels.cuda.lanes import lane_functions
 from fastemd.kernels.cuda.memory import int32, load, store
 from fastemd.kernels.cuda.numba_cuda import device
 from fastemd.kernels.cuda.sweeps import sweeps
@@ -185,7 +186,7 @@ def parts(is_chain: bool, team: TeamFunctions, extended: bool) -> Parts:
     """Make the parts of losses."""
     indices, sums, largest = team.indices, team.sums, team.largest
     target_at, class_weight, is_weighted, curve_at, has_root = extra_functions(extended)
-    _, _, sum_of_bin, put_bin = sweeps(is_chain, team)
+    _, _, sum_of_bin, put_bin = sweeps(is_chain, team, lane_functions(1))
 
     @device
     def predict(row):
@@ -308,7 +309,7 @@ def parts(is_chain: bool, team: TeamFunctions, extended: bool) -> Parts:
 
 def gradient_sweep(operation, cost, is_chain, team, extended):
     """Make the function that computes the loss of a row and its gradient."""
-    up, sweep_down, sum_of_bin, _ = sweeps(is_chain, team)
+    up, sweep_down, sum_of_bin, _ = sweeps(is_chain, team, lane_functions(1))
     sweep_up = up(operation.edge(cost))
     predict, fill_difference, cross_entropy, _, mean_over_r, _ = parts(is_chain, team, extended)
     target_at, class_weight, _, curve_at, _ = extra_functions(extended)
@@ -344,7 +345,7 @@ def gradient_sweep(operation, cost, is_chain, team, extended):
 
 def diagonal_sweep(operation, cost, is_chain, team, extended):
     """Make the function that computes the diagonal of the loss's Hessian."""
-    up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, team)
+    up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, team, lane_functions(1))
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
     predict, fill_difference, _, _, _, curve_of_sums = parts(is_chain, team, extended)
     indices, sums = team.indices, team.sums
@@ -378,7 +379,7 @@ def diagonal_sweep(operation, cost, is_chain, team, extended):
 
 def product_sweep(operation, cost, is_chain, team, extended):
     """Make the function that multiplies the loss's Hessian by `v`."""
-    up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, team)
+    up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, team, lane_functions(1))
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
     predict, fill_difference, _, fill_u, mean_over_r, curve_of_sums = parts(
         is_chain, team, extended

@@ -43,6 +43,10 @@ if SIMULATED:
         """Return ``a // b`` for integers of 32 bits."""
         return a // b
 
+    def count(start, stop, step):
+        """Return the range of integers of 32 bits; `step` is positive."""
+        return map(np.int32, range(start, stop, step))
+
     def row_of(rows, group, row):
         """Return the pointer to a row, see `Rows`."""
         return rows.start[group, row] if rows.start.size else rows.start[0, 0]
@@ -55,6 +59,10 @@ if SIMULATED:
     def pointer(array, index):
         """Return the pointer to an entry of an array (n,), or of what a pointer points to."""
         return array[index:]
+
+    def shared_pointer(array):
+        """Return the pointer to an array in shared memory."""
+        return array
 
     def load(memory, index):
         """Return a number."""
@@ -74,9 +82,15 @@ if SIMULATED:
 
 else:
     from llvmlite import ir
-    from numba.core import cgutils
-    from numba.cuda import types
-    from numba.cuda.extending import intrinsic
+    from numba.cuda import cgutils, types
+    from numba.cuda.core.imputils import RefType, iternext_impl
+    from numba.cuda.cudadrv import nvvm
+    from numba.cuda.extending import (
+        intrinsic,
+        lower_builtin,
+        models,
+        register_model,
+    )
 
     _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
@@ -94,6 +108,61 @@ else:
 
         return types.int32(types.int32, types.int32), codegen
 
+    class CountIterator(types.SimpleIteratorType):
+        """Numba's type of an iterator over a `Count`."""
+
+        def __init__(self) -> None:
+            super().__init__("CountIterator", types.int32)
+
+    class Count(types.SimpleIterableType):
+        """Numba's type of a range of integers of 32 bits.
+
+        Numba's own divides by the step, and LLVM unrolls loops over it, up to four times: with it,
+        value and gradient on a tree took 920 instructions and 72 registers, now 624 and 56.
+        """
+
+        def __init__(self) -> None:
+            super().__init__("Count", CountIterator())
+
+    def _struct_model(kind, **members):
+        @register_model(kind)
+        class _Model(models.StructModel):
+            def __init__(self, dmm, fe_type) -> None:
+                super().__init__(dmm, fe_type, list(members.items()))
+
+    _bounds = {"stop": types.int32, "step": types.int32}
+    _struct_model(Count, start=types.int32, **_bounds)
+    _struct_model(CountIterator, number=types.EphemeralPointer(types.int32), **_bounds)
+
+    @intrinsic
+    def count(typingctx, start, stop, step):
+        def codegen(context, builder, sig, args):
+            numbers = [
+                context.cast(builder, *pair, types.int32)
+                for pair in zip(args, sig.args, strict=True)
+            ]
+            return cgutils.pack_struct(builder, numbers)
+
+        return Count()(start, stop, step), codegen
+
+    @lower_builtin("getiter", Count)
+    def _iterator(context, builder, sig, args):
+        start, stop, step = cgutils.unpack_tuple(builder, args[0])
+        return cgutils.pack_struct(builder, [cgutils.alloca_once_value(builder, start), stop, step])
+
+    @lower_builtin("iternext", CountIterator)
+    @iternext_impl(RefType.UNTRACKED)
+    def _next_number(context, builder, sig, args, result):
+        place, stop, step = cgutils.unpack_tuple(builder, args[0])
+        number = builder.load(place)
+        valid = builder.icmp_signed("<", number, stop)
+        result.set_valid(valid)
+        with builder.if_then(valid):
+            result.yield_(number)
+            add = ir.FunctionType(_I32, [_I32, _I32])  # opaque to LLVM
+            after = builder.asm(add, "add.s32 $0, $1, $2;", "=r,r,r", [number, step], False)
+            builder.store(after, place)
+
     @intrinsic
     def row_of(typingctx, rows, group, row):
         def codegen(context, builder, sig, args):
@@ -101,7 +170,8 @@ else:
             place = builder.ptrtoint(start, _I64)
             for number, stride in zip(args[1:], strides, strict=True):
                 place = builder.add(place, builder.mul(builder.zext(number, _I64), stride))
-            return builder.inttoptr(place, start.type)
+            in_global = ir.PointerType(start.type.pointee, nvvm.ADDRSPACE_GLOBAL)
+            return builder.addrspacecast(builder.inttoptr(place, in_global), start.type)
 
         return rows[0](rows, types.int32, types.int32), codegen
 
@@ -113,23 +183,53 @@ else:
 
         return memory(memory, types.int32, types.int32), codegen
 
+    class SharedPointer(types.Type):
+        """Numba's type of a pointer to float64 in shared memory, of 32 bits."""
+
+        dtype = types.float64
+
+        def __init__(self) -> None:
+            super().__init__("SharedPointer")
+
+    @register_model(SharedPointer)
+    class _SharedPointerModel(models.PrimitiveModel):
+        def __init__(self, dmm, fe_type) -> None:
+            super().__init__(dmm, fe_type, _I32)
+
+    @intrinsic
+    def shared_pointer(typingctx, array):
+        def codegen(context, builder, sig, args):
+            data = context.make_array(sig.args[0])(context, builder, args[0]).data
+            in_shared = ir.PointerType(data.type.pointee, nvvm.ADDRSPACE_SHARED)
+            return builder.ptrtoint(builder.addrspacecast(data, in_shared), _I32)
+
+        return SharedPointer()(array), codegen
+
     @intrinsic
     def pointer(typingctx, array, index):
         def codegen(context, builder, sig, args):
-            data = args[0]
+            data, index = args
+            if isinstance(array, SharedPointer):
+                return builder.add(data, builder.shl(index, _I32(3)))
             if isinstance(array, types.Array):
                 data = context.make_array(sig.args[0])(context, builder, data).data
-            return builder.gep(data, [builder.zext(args[1], _I64)])
+            return builder.gep(data, [builder.zext(index, _I64)])
 
-        return types.CPointer(array.dtype)(array, types.int32), codegen
+        kind = array if isinstance(array, SharedPointer) else types.CPointer(array.dtype)
+        return kind(array, types.int32), codegen
 
-    def _place(builder, memory, index):
+    def place_at(builder, memory, index):
+        """Return the LLVM pointer to an entry."""
+        if memory.type == _I32:
+            address = builder.add(memory, builder.shl(index, _I32(3)))
+            kind = ir.PointerType(ir.DoubleType(), nvvm.ADDRSPACE_SHARED)
+            return builder.inttoptr(address, kind)
         return builder.gep(memory, [builder.zext(index, _I64)])
 
     @intrinsic
     def load(typingctx, memory, index):
         def codegen(context, builder, sig, args):
-            return builder.load(_place(builder, *args))
+            return builder.load(place_at(builder, *args))
 
         return memory.dtype(memory, types.int32), codegen
 
@@ -137,7 +237,7 @@ else:
     def store(typingctx, memory, index, number):
         def codegen(context, builder, sig, args):
             value = context.cast(builder, args[2], sig.args[2], sig.args[0].dtype)
-            builder.store(value, _place(builder, *args[:2]))
+            builder.store(value, place_at(builder, *args[:2]))
             return context.get_dummy_value()
 
         return types.none(memory, types.int32, number), codegen
@@ -146,10 +246,11 @@ else:
         @intrinsic
         def read(typingctx, memory, index):
             def codegen(context, builder, sig, args):
-                place = _place(builder, *args)
+                place = place_at(builder, *args)
                 kind = ir.VectorType(place.type.pointee, n)
                 size = n * context.get_abi_sizeof(place.type.pointee)
-                vector = builder.load(builder.bitcast(place, kind.as_pointer()), align=size)
+                place = builder.bitcast(place, kind.as_pointer(place.type.addrspace))
+                vector = builder.load(place, align=size)
                 numbers = [builder.extract_element(vector, _I32(i)) for i in range(n)]
                 return context.make_tuple(builder, sig.return_type, numbers)
 

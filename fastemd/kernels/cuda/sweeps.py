@@ -16,19 +16,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastemd.kernels.cuda.block import TeamFunctions, keep_sum
-from fastemd.kernels.cuda.memory import int32, load, load_four, load_two, store
+from fastemd.kernels.cuda.block import TeamFunctions
+from fastemd.kernels.cuda.lanes import LaneFunctions
+from fastemd.kernels.cuda.memory import (
+    count,
+    int32,
+    load,
+    load_two,
+    quotient,
+    store,
+)
 from fastemd.kernels.cuda.numba_cuda import device
 from fastemd.kernels.edges import Edge, Numbers
+from fastemd.layout import LANES
 
 
-def histogram_sweep(operation, cost, is_chain, team):
-    """Make the function that performs an operation on a row; it returns `valid` and the value."""
-    up, sweep_down, sum_of_bin, _ = sweeps(is_chain, team)
+def histogram_sweep(operation, cost, is_chain, team, lanes):
+    """Make the function that performs an operation on a row; it returns `valid` and the value.
+
+    A thread reads and writes as many bins side by side as there are `lanes`.
+    """
+    up, sweep_down, sum_of_bins, put_bins = sweeps(is_chain, team, lanes)
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
-    fill_difference, fill_vector = fillers(is_chain, team)
-    masses_of_pair, are_histograms = checks(team)
-    indices, sums = team.indices, team.sums
+    fill_difference = masses_of(put_bins, operation.pairs, team, lanes)
+    masses_of_pair = masses_of(ignore_bins, operation.pairs, team, lanes)
+    fill_vector = vector_filler(put_bins, team, lanes)
+    are_histograms = histogram_check(operation.pairs, team)
+    indices, groups, sums = team.indices, team.groups(lanes.count), team.sums
+    write = lanes.write
     starts_from_v, sweeps_other = operation.start == "v", operation.other == "v"
     writes_bins, mean_factor = operation.output == "bins", operation.mean
     n_roots = 1 if operation.output == "nodes" else 0  # the root has no edge
@@ -44,14 +59,14 @@ def histogram_sweep(operation, cost, is_chain, team):
             finite = fill_vector(row, x)
         else:
             masses = fill_difference(row, x)
+        valid = row.options.tolerance < 0.0 or are_histograms(row, masses, finite)
         first, second = sweep_up(row, x)
         value, mean = sums(row.team, first, second)
-        valid = row.options.tolerance < 0.0 or are_histograms(row, masses, finite)
         if row.n_columns > 0:
             if writes_bins:
                 sweep_down(row, x, mean_factor * row.numbers.project * mean)
-                for k in indices(row.team, row.layout.n_bins):
-                    store(row.out, k, sum_of_bin(row, x, k))
+                for k in groups(row.team, row.layout.n_bins):
+                    write(row.out, k, sum_of_bins(row, x, k))
             else:
                 write_edges(row, x)
         return valid, value * row.numbers.cost_factor
@@ -70,51 +85,45 @@ def histogram_sweep(operation, cost, is_chain, team):
 
 
 @device
-def node(row, j):
-    """Return where the edges below an inner node start and end, its edge, and its parent's."""
-    return load_four(row.layout.numbers, int32(4 * j))
-
-
-@device
-def edges_of_bin(row, k):
-    """Return the edge of a bin, and that above it."""
-    return load_two(row.layout.numbers, int32(4 * row.layout.n_nodes + 2 * k))
+def node_edges(row, j):
+    """Return the edge of an inner node and that above it."""
+    return load_two(row.layout.numbers, int32(row.layout.nodes + 2 * j))
 
 
 @device
 def level_start(row, i):
-    begin = 4 * row.layout.n_nodes + 2 * row.layout.n_bins
-    return load(row.layout.numbers, int32(begin + i))
+    return load(row.layout.numbers, int32(row.layout.levels + i))
 
 
 @device
 def place_from_end(row, i):
     """Return where the layout's last edge but `i` is."""
-    begin = 4 * row.layout.n_nodes + 2 * row.layout.n_bins + row.layout.n_levels + 1
-    return load(row.layout.numbers, int32(begin + i))
+    return load(row.layout.numbers, int32(row.layout.places + i))
 
 
 # ----------------------------------------------------------------------------------- the two sweeps
 
 
 class Sweeps(NamedTuple):
-    """The sweeps for a kind of space and a team."""
+    """The sweeps for a kind of space, a team, and lanes of bins."""
 
     up: Callable[[Any], Any]  # makes ``sweep_up(row, x)`` for an edge function
     down: Any  # ``sweep_down(row, x, start)``
-    sum_of_bin: Any  # ``(row, x, k)``: the sum of the edge values above a bin, after `down`
-    put_bin: Any  # ``(row, x, k, mass)``: the mass of a bin, before `up`
+    sum_of_bins: Any  # ``(row, x, k)``: the sums of the edge values above the bins, after `down`
+    put_bins: Any  # ``(row, x, k, mass)``: the masses of the bins, before `up`
 
 
 @functools.cache
-def sweeps(is_chain: bool, team: TeamFunctions) -> Sweeps:
+def sweeps(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
     """Make the sweeps."""
-    return (chain_sweeps if is_chain else tree_sweeps)(team)
+    return (chain_sweeps if is_chain else tree_sweeps)(team, lanes)
 
 
-def tree_sweeps(team: TeamFunctions) -> Sweeps:
+def tree_sweeps(team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
     """Make the sweeps for trees: the nodes of a level are processed at the same time."""
     barrier, step = team.barrier, np.int32(team.n_threads)
+    side_by_side = np.int32(min(team.n_threads, LANES))  # nodes, see `CudaTables`
+    gather, scatter, places = lanes.gather, lanes.scatter, lanes.places
 
     def up(edge_values):
         apply_edge = edge_function(edge_values)
@@ -123,21 +132,27 @@ def tree_sweeps(team: TeamFunctions) -> Sweeps:
         def sweep_up(row, x):
             """Replace the masses of the bins by edge values; return the thread's two sums."""
             first_sum, second_sum = 0.0, 0.0
-            start = int32(0)
-            for i in range(row.layout.n_levels):
-                end = level_start(row, int32(i + 1))
+            lane = int32(row.team.thread & (side_by_side - 1))
+            start, first_group = int32(0), quotient(row.team.thread, side_by_side)
+            for i in count(0, row.layout.n_levels, 1):
+                end, group = level_start(row, int32(i + 1)), first_group
                 barrier()
-                for j in range(int32(start + row.team.thread), end, step):
-                    child, end_child, edge, _ = node(row, j)
-                    flow = 0.0
-                    for c in range(child, end_child):
+                for j in count(start + row.team.thread, end, step):
+                    c, counts = load_two(row.layout.numbers, int32(8 + 2 * group))
+                    edge, _ = node_edges(row, j)
+                    flow, c = 0.0, int32(c + lane)
+                    while lane < counts & 255:
                         flow_of_child = load(x, c)
                         flow += flow_of_child
                         value, first, second = apply_edge(row, c, flow_of_child)
                         store(x, c, value)
                         first_sum += first
                         second_sum += second
+                        c, counts = int32(c + (counts & 255)), int32(counts >> 8)
                     store(x, edge, flow)
+                    group = int32(group + quotient(step, side_by_side))
+                n_groups = quotient(end - start + side_by_side - 1, side_by_side)
+                first_group = int32(first_group + n_groups)
                 start = end
             barrier()
             return first_sum, second_sum
@@ -150,56 +165,64 @@ def tree_sweeps(team: TeamFunctions) -> Sweeps:
         if row.team.thread == 0:
             store(x, row.layout.n_edges, start)
         end = level_start(row, int32(row.layout.n_levels - 1))  # the last node has no edge
-        for i in range(row.layout.n_levels - 2, -1, -1):
-            begin = level_start(row, int32(i))
+        for i in count(2, row.layout.n_levels + 1, 1):
+            begin = level_start(row, int32(row.layout.n_levels - i))
             barrier()
-            for j in range(int32(begin + row.team.thread), end, step):
-                _, _, edge, parent = node(row, j)
+            for j in count(begin + row.team.thread, end, step):
+                edge, parent = node_edges(row, j)
                 store(x, edge, load(x, edge) + load(x, parent))
             end = begin
         barrier()
 
     @device
-    def sum_of_bin(row, x, k):
-        edge, parent = edges_of_bin(row, k)
-        return load(x, edge) + load(x, parent)
+    def sum_of_bins(row, x, k):
+        edges = places(row.layout.numbers, int32(row.layout.bins + k))
+        parents = places(row.layout.numbers, int32(row.layout.parents + k))
+        return gather(x, edges) + gather(x, parents)
 
     @device
-    def put_bin(row, x, k, mass):
-        edge, _ = edges_of_bin(row, k)
-        store(x, edge, mass)
+    def put_bins(row, x, k, mass):
+        scatter(x, places(row.layout.numbers, int32(row.layout.bins + k)), mass)
 
-    return Sweeps(up, sweep_down, sum_of_bin, put_bin)
+    return Sweeps(up, sweep_down, sum_of_bins, put_bins)
 
 
-def chain_sweeps(team: TeamFunctions) -> Sweeps:
-    """Make the sweeps for chains: every thread processes a piece."""
-    barrier = team.barrier
-    sum_backwards = team.scan(keep_sum, True)
+def chain_sweeps(team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
+    """Make the sweeps for chains: every thread sums a piece."""
+    barrier, indices, read, write = team.barrier, team.indices, lanes.read, lanes.write
+    sum_forwards, sum_backwards = team.scan(False), team.scan(True)
 
     def up(edge_values):
-        scan = team.scan(edge_function(edge_values), False)
+        apply_edge = edge_function(edge_values)
 
         @device
         def sweep_up(row, x):
             barrier()
-            return scan(row.team, x, row.layout.n_bins, 0.0, row)
+            sum_forwards(row.team, x, row.layout.n_bins, 0.0)
+            first_sum, second_sum = 0.0, 0.0
+            for k in indices(row.team, row.layout.n_bins):
+                value, first, second = apply_edge(row, k, load(x, k))
+                store(x, k, value)
+                first_sum += first
+                second_sum += second
+            barrier()
+            return first_sum, second_sum
 
         return sweep_up
 
     @device
     def sweep_down(row, x, start):
-        sum_backwards(row.team, x, row.layout.n_bins, start, row)
+        sum_backwards(row.team, x, row.layout.n_bins, start)
 
     @device
-    def sum_of_bin(row, x, k):
-        return load(x, k)
+    def sum_of_bins(row, x, k):
+        return read(x, k)
 
     @device
-    def put_bin(row, x, k, mass):
-        store(x, k, mass)
+    def put_bins(row, x, k, mass):
+        write(x, k, mass)
 
-    return Sweeps(up, sweep_down, sum_of_bin, put_bin)
+    return Sweeps(up, sweep_down, sum_of_bins, put_bins)
 
 
 # ------------------------------------------------------------------------- a function on every edge
@@ -214,7 +237,7 @@ def edge_function(edge_values):
     row must not get finite results.
     """
     if edge_values is None:
-        return keep_sum
+        return keep_flow
     values, _, _ = edge_values(Edge(1.0, 1.0, 1.0, Numbers(1.0, 1.0, 1.0, 1.0, 1.0)), 1.0)
     has_two = isinstance(values, tuple)
 
@@ -235,6 +258,11 @@ def edge_function(edge_values):
 
 
 @device
+def keep_flow(row, e, flow):
+    return flow, 0.0, 0.0
+
+
+@device
 def product(factors):
     """Return the product of two factors; if the edge function returns none, -0.0."""
     if factors is None:
@@ -245,62 +273,62 @@ def product(factors):
 # -------------------------------------------------------------------- what the sweep up starts from
 
 
-def fillers(is_chain: bool, team: TeamFunctions) -> tuple[Any, Any]:
-    """Make the functions that fill scratch with ``p - q`` and with `v`."""
-    _, _, _, put_bin = sweeps(is_chain, team)
-    indices, sums = team.indices, team.sums
+def vector_filler(put_bins, team: TeamFunctions, lanes: LaneFunctions) -> Any:
+    """Make the function that fills scratch with `v`."""
+    groups, sums = team.groups(lanes.count), team.sums
+    read, total_of = lanes.read, lanes.total
 
     @device
     def fill_vector(row, x):
         """Fill with `v`, less its mean if the total mass is to be conserved; return 0 or NaN."""
-        total = 0.0
-        for k in indices(row.team, row.layout.n_bins):
-            total += np.float64(load(row.inputs.v, k))
+        total, finite = 0.0, 0.0
+        for k in groups(row.team, row.layout.n_bins):
+            total += total_of(read(row.inputs.v, k))
         total, _ = sums(row.team, total, 0.0)
         mean = row.numbers.project * total / row.layout.n_bins
-        finite = 0.0
-        for k in indices(row.team, row.layout.n_bins):
-            v = np.float64(load(row.inputs.v, k))
-            put_bin(row, x, k, v - mean)
-            finite += 0.0 * v
+        for k in groups(row.team, row.layout.n_bins):
+            v = read(row.inputs.v, k)
+            put_bins(row, x, k, v - mean)
+            finite += total_of(0.0 * v)
         return finite
 
-    return masses_of(put_bin, team), fill_vector
+    return fill_vector
 
 
-def masses_of(put, team: TeamFunctions) -> Any:
+def masses_of(put, pairs: bool, team: TeamFunctions, lanes: LaneFunctions) -> Any:
     """Make ``masses(row, x)``, which also calls ``put(row, x, k, p - q)`` for all bins."""
-    indices = team.indices
+    groups = team.groups(lanes.count)
+    read, zeros, total_of = lanes.read, lanes.zeros, lanes.total
 
     @device
     def masses(row, x):
-        """Return the masses of p and q, and of their negative entries, of this thread's bins."""
-        mass_p, mass_q, negative_p, negative_q = 0.0, 0.0, 0.0, 0.0
-        for k in indices(row.team, row.layout.n_bins):
-            p, q = np.float64(load(row.inputs.p, k)), 0.0
-            if row.inputs.with_q:
-                q = np.float64(load(row.inputs.q, k))
+        """Return the masses of p and q, and of their absolute values, of this thread's bins."""
+        mass_p, mass_q, size_p, size_q = 0.0, 0.0, 0.0, 0.0
+        for k in groups(row.team, row.layout.n_bins):
+            p, q = read(row.inputs.p, k), zeros()
+            if pairs:
+                q = read(row.inputs.q, k)
             put(row, x, k, p - q)
-            mass_p += p
-            mass_q += q
-            negative_p -= min(p, 0.0)
-            negative_q -= min(q, 0.0)
-        return mass_p, mass_q, negative_p, negative_q
+            mass_p += total_of(p)
+            mass_q += total_of(q)
+            size_p += total_of(abs(p))
+            size_q += total_of(abs(q))
+        return mass_p, mass_q, size_p, size_q
 
     return masses
 
 
 @device
-def ignore_bin(row, x, k, mass):
+def ignore_bins(row, x, k, mass):
     pass
 
 
 # ------------------------------------------------------------------------------------------- checks
 
 
-def checks(team: TeamFunctions) -> tuple[Any, Any]:
-    """Make the functions that add up masses, and that compare them."""
-    sums, masses_of_pair = team.sums, masses_of(ignore_bin, team)
+def histogram_check(pairs: bool, team: TeamFunctions) -> Any:
+    """Make the function that compares masses."""
+    sums = team.sums
 
     @device
     def are_histograms(row, masses, finite):
@@ -309,16 +337,17 @@ def checks(team: TeamFunctions) -> tuple[Any, Any]:
         `masses` are those of `masses_of`; `finite` is NaN if `v` is not finite.
         """
         tolerance = row.options.tolerance
-        mass_p, mass_q, negative_p, negative_q = masses
+        mass_p, mass_q, size_p, size_q = masses
         mass_p, mass_q = sums(row.team, mass_p + finite, mass_q)
-        negative_p, negative_q = sums(row.team, negative_p, negative_q)
-        if not row.inputs.with_q:
-            mass_q = mass_p
+        size_p, size_q = sums(row.team, size_p, size_q)
+        if not pairs:
+            mass_q = size_q = mass_p
+        # Half the difference is the mass of the negative entries; without any it is exactly 0.
         return (
             mass_p + mass_q < np.inf
-            and negative_p <= tolerance * mass_p
-            and negative_q <= tolerance * mass_q
+            and 0.5 * (size_p - mass_p) <= tolerance * mass_p
+            and 0.5 * (size_q - mass_q) <= tolerance * mass_q
             and abs(mass_p - mass_q) <= tolerance * max(mass_p, mass_q)
         )
 
-    return masses_of_pair, are_histograms
+    return are_histograms
