@@ -248,7 +248,7 @@ def block_of(tables: CudaTables, rows_per_multiprocessor: float) -> tuple[int, i
     n_threads, n_edges = tables.n_lanes, tables.n_edges
     if n_edges > LONG_ROW or (n_edges > 128 and rows_per_multiprocessor < FEW_WARPS):
         n_threads = 128
-    return n_threads, THREADS_PER_BLOCK // n_threads
+    return n_threads, max(THREADS_PER_BLOCK // n_threads, 1)
 
 
 def lane_count(operation: str, layout: EdgeLayout, rows: Sequence[Any], out: Any) -> int:
