@@ -26,13 +26,19 @@ from types import SimpleNamespace
 
 CC = (9, 0)
 REGISTERS, SHARED, WARPS = 65536, 227 * 1024, 64  # of a multiprocessor
-# Threads per row; whether their scratch is shared; bins of a histogram that a thread processes side
-# by side; whether the bins are apart in memory; whether a loss has options for which there is a
-# kernel of its own.
+# Threads per row; whether their scratch is shared; bins that a thread processes side by side;
+# whether the bins are apart in memory; the normalisation of a loss, whether its targets are labels,
+# and whether it has options for which there are kernels of their own.
 KINDS = (
-    (32, True, 4, False, False), (32, True, 1, False, False), (32, False, 4, False, False),
-    (8, True, 1, False, False), (128, True, 4, False, False), (128, False, 4, False, False),
-    (32, True, 1, True, False), (32, True, 1, False, True), (128, False, 1, True, True),
+    (32, True, 4, False), (32, True, 1, False), (32, False, 4, False), (8, True, 1, False),
+    (128, True, 4, False), (128, False, 4, False),
+)  # fmt: skip
+LOSS_KINDS = (
+    (*KINDS[0], ("softmax", True, False)), (*KINDS[0], ("softmax", False, False)),
+    (*KINDS[0], ("l1", False, False)), (*KINDS[0], (None, False, False)),
+    (*KINDS[0], ("softmax", True, True)), (*KINDS[0], ("softmax", False, True)),
+    *((*kind, ("softmax", True, False)) for kind in KINDS[1:]),
+    (32, True, 1, True, ("softmax", False, False)), (128, False, 1, True, ("softmax", False, True)),
 )  # fmt: skip
 
 # Most instructions and registers of a thread: a tenth more than those of the largest variant.
@@ -97,14 +103,22 @@ def _kernels(driver, space, char):
     for operation, cost in sorted(variants):
         out = "d" if operation == "curvature" else char
         # Other teams and other memory differ in a few functions, which all kernels share.
-        for kind in KINDS if operation in ("gradient", "loss") and cost == "2" else KINDS[:1]:
-            if any(kind[3:]) and operation != "loss":
-                continue
-            memory = "shared" if kind[1] else "global"
-            memory += f", {kind[2]} bins" + kind[3] * " apart" + kind[4] * ", extended"
-            name = f"{operation}_{cost}_{space}_{char}, {kind[0]}, {memory}"
-            arguments = operation, cost, space == "chain", char, out, *kind
-            yield name, operation, kind, lambda a=arguments: driver._row_kernel(*a)
+        kinds = (
+            LOSS_KINDS if operation in driver.losses.LOSSES else [(*kind, None) for kind in KINDS]
+        )
+        for *kind, loss in (
+            kinds if operation in ("gradient", "loss") and cost == "2" else kinds[:1]
+        ):
+            n_threads, in_shared, n_bins, apart = kind
+            name = f"{operation}_{cost}_{space}_{char}, {n_threads}"
+            name += f", {'shared' if in_shared else 'global'}, {n_bins} bins" + apart * " apart"
+            if loss:
+                normalize, labelled, extended = loss
+                name += f", {normalize}, {'labels' if labelled else 'histograms'}"
+                name += extended * ", extended"
+                loss = driver.losses.LossKind(driver.NORMALIZATIONS[normalize], labelled, extended)
+            arguments = operation, cost, space == "chain", char, out, *kind, loss
+            yield name, operation, (*kind, loss), lambda a=arguments: driver._row_kernel(*a)
     for name in driver.TEAM_FUNCTIONS:
         for pair in ("dd", char + "d", "li") if name == "convert" else (char + "d",):
             yield f"{name}_{pair}", name, None, lambda n=name, p=pair: driver._team_kernel(n, *p)
@@ -120,7 +134,8 @@ def _report(name, operation, kind, compiled, ptxas):
         f"{name}: {instructions}, {registers}, {local}, {warps}, {widths}, {seconds:.1f}",
         flush=True,
     )
-    most = LIMITS.get("extended loss" if kind and kind[4] else operation, LIMITS[""])
+    extended = kind and kind[4] and kind[4].extended
+    most = LIMITS.get("extended loss" if extended else operation, LIMITS[""])
     return [name] if local or instructions > most[0] or registers > most[1] else []
 
 

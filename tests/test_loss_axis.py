@@ -7,12 +7,18 @@ import pytest
 
 import fastemd
 from fastemd.losses import Loss, resolve_loss, run_loss
-from tests.support.device import cpu
+from tests.support.device import DEVICE, cpu
 from tests.support.losses import random_inputs
 
 pytestmark = pytest.mark.any_backend
 FUNCTIONS = ["emd_loss", "emd_loss_hessian_diag", "emd_loss_hvp"]
 SHAPES = [(3,), (2, 9), (3, 2, 5)]
+
+
+def assert_same(comp, ref):
+    """On CUDA a thread adds up neighbouring bins first, so the sums are not the same bits."""
+    tolerance = 0.0 if DEVICE == "cpu" else 1e-6 if ref.dtype == np.float32 else 1e-13
+    np.testing.assert_allclose(comp, ref, rtol=tolerance, atol=0.01 * tolerance)
 
 
 def results(backend, name, x, target, space, **keywords):
@@ -36,9 +42,9 @@ def test_loss_axis_equals_moved_axis(name, shape, dtype, labelled, small_case, r
         other = target if labelled else np.ascontiguousarray(np.moveaxis(target, -1, axis))
         at_axis = results(backend, name, moved, other, small_case.space, axis=axis, **keywords)
         assert at_axis[1].shape == moved.shape
-        np.testing.assert_array_equal(np.moveaxis(at_axis[1], axis, -1), rows)
+        assert_same(np.moveaxis(at_axis[1], axis, -1), rows)
         if value is not None:
-            np.testing.assert_array_equal(at_axis[0], value)
+            assert_same(at_axis[0], value)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -52,8 +58,8 @@ def test_emd_loss_axis_of_neighbouring_rows(n_bins, shape, dtype, rng, backend):
     for axis in range(len(shape)):
         moved, other = (np.ascontiguousarray(np.moveaxis(a, -1, axis)) for a in (x, target))
         loss, grad = backend.emd_loss(moved, other, chain, reduction="none", axis=axis)
-        np.testing.assert_array_equal(loss, value)
-        np.testing.assert_array_equal(np.moveaxis(grad, axis, -1), rows)
+        assert_same(loss, value)
+        assert_same(np.moveaxis(grad, axis, -1), rows)
 
 
 def test_emd_loss_axis_broadcasts_targets(rng, backend):

@@ -217,8 +217,10 @@ def test_warm_up_compiles_what_functions_launch(name, is_chain, rng, monkeypatch
             for n_rows in (4, 5):
                 teams = itertools.repeat((4, 2) if n_rows == 4 else (2, 4))
                 arrays = rng.dirichlet(np.ones(space.n_bins), (3, n_rows)).astype(dtype)
-                for reduction in ("mean", "none"):
-                    call_by_name(name, *map(on_device, arrays), space, rho, reduction)
+                p, q, v = map(on_device, arrays)
+                targets = [q, on_device(np.arange(n_rows))] if "loss" in name else [q]
+                for target, reduction in itertools.product(targets, ("mean", "none")):
+                    call_by_name(name, p, target, v, space, rho, reduction)
             assert set(compiled) == prepared
 
 

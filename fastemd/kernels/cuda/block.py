@@ -94,7 +94,6 @@ class Options(NamedTuple):
     """Options of all rows, and the labels and weights of the rows."""
 
     tolerance: float  # of masses; negative: no checks
-    normalize: int  # of a loss: see `fastemd.kernels.operations.NORMALIZATIONS`
     cross_entropy: float
     labels: Any  # (G * R,), or null if the targets are histograms
     row_weights: Any  # (G * R,), or null
@@ -332,11 +331,11 @@ def scratch_at(memory, layout, n_scratch, i):
 
 @device
 def label_of(present, options, number, n_bins):
-    """Return the label of a row; -1 if the target is a histogram, `n_bins` if it is invalid."""
+    """Return the label of a row, `n_bins` if it is invalid."""
     if present & WITH_LABELS == 0:
-        return -1
+        return n_bins
     label = load(options.labels, number)
-    return label if 0 <= label < n_bins else n_bins
+    return int32(label if 0 <= label < n_bins else n_bins)
 
 
 def step_functions(apart):

@@ -32,7 +32,7 @@ from fastemd.kernels.cuda.numba_cuda import (
     upload,
 )
 from fastemd.kernels.edges import COSTS, Cost, Numbers
-from fastemd.kernels.operations import NORMALIZATIONS, OPERATIONS, variant
+from fastemd.kernels.operations import NORMALIZATIONS, OPERATIONS, SOFTMAX, variant
 from fastemd.layout import LANES, CudaTables, EdgeLayout
 
 Empty = Callable[[int], Any]
@@ -57,7 +57,7 @@ _layout = _type_of((_pointer(_int32), _pointer(_float)), block.Tables)
 _tables = _type_of((_ints, _floats, _ints, _ints, _ints), hessian.Tables)
 _steps = _type_of((_int32, _int32, _int32, _int32, _int, _int), Steps)
 _numbers = _type_of([_float] * len(Numbers._fields), Numbers)
-_options = _float, _int, _float, _pointer(types.int64), _pointer(_float), _float
+_options = _float, _float, _pointer(types.int64), _pointer(_float), _float
 _extras = _type_of((_float, _float, _int, _pointer(_float), _int), block.Extras)
 
 # The functions of teams, and the types of their arguments. A string stands for arrays whose type
@@ -129,13 +129,13 @@ def launch(
     """
     with on_device(index):
         _launch(
-            operation, layout, rows, cost, value, out, project, _without_loss(tolerance), errors,
-            empty, index, stream,
+            operation, layout, rows, cost, value, out, project, _without_loss(tolerance), None, (),
+            errors, empty, index, stream,
         )  # fmt: skip
 
 
 def _without_loss(tolerance: float) -> block.Options:
-    return block.Options(tolerance, 0, 0.0, NO_ARRAY, NO_ARRAY, 1.0, ())
+    return block.Options(tolerance, 0.0, NO_ARRAY, NO_ARRAY, 1.0, ())
 
 
 def launch_loss(
@@ -182,20 +182,23 @@ def launch_loss(
                 1.0 - label_smoothing, label_smoothing / layout.n_bins, int(root),
                 start_of(class_weights), int(class_weights.size > 0),
             )  # fmt: skip
-        options = block.Options(
-            tolerance, NORMALIZATIONS[normalize], cross_entropy, labels, row_weights, row_weight,
-            extras,
-        )  # fmt: skip
+        options = block.Options(tolerance, cross_entropy, labels, row_weights, row_weight, extras)
+        kind = losses.LossKind(NORMALIZATIONS[normalize], labels.size > 0, extras != ())
         _launch(
-            operation, layout, rows, cost, value, out, True, options, errors, empty, index, stream
-        )
+            operation, layout, rows, cost, value, out, True, options, kind, (class_weights,),
+            errors, empty, index, stream,
+        )  # fmt: skip
 
 
 def _launch(
     operation: str, layout: EdgeLayout, rows: Sequence[Any], cost: Cost, value: Any, out: Any,
-    project: bool, options: block.Options, errors: Any, empty: Empty, index: int, stream: int,
+    project: bool, options: block.Options, loss: losses.LossKind | None, others: Sequence[Any],
+    errors: Any, empty: Empty, index: int, stream: int,
 ) -> None:  # fmt: skip
-    """Launch an operation on the current device."""
+    """Launch an operation on the current device.
+
+    It reads `others` as well, one number per bin.
+    """
     operation, name, numbers = variant(operation, cost)
     (n_groups, rows_per_group), out_char = rows[0].shape[:2], out.dtype.char
     n_rows = n_groups * rows_per_group
@@ -218,6 +221,7 @@ def _launch(
     )  # fmt: skip
     p, q, v = map(rows_at, rows)
     steps = steps_of(*rows, out)
+    read_by_bins = (*rows, *others, *[out] * (OPERATIONS[operation].output == "bins"))
     batch = block.Batch(
         p, q, v, start_of(out), start_of(value), start_of(scratch), n_groups, rows_per_group,
         out.shape[2] if out.size else 0, present, steps,
@@ -227,8 +231,7 @@ def _launch(
     )
     kind = (
         layout.is_chain, rows[0].dtype.char, out_char, n_threads, in_shared,
-        lane_count(operation, layout, rows, out), steps != (),
-        options.extras != (),
+        lane_count(layout, read_by_bins, steps), steps != (), loss,
     )  # fmt: skip
     threads, shared_bytes = (n_threads, rows_per_block), 8 * in_shared * rows_per_block * size
     launch = configure(
@@ -251,13 +254,12 @@ def block_of(tables: CudaTables, rows_per_multiprocessor: float) -> tuple[int, i
     return n_threads, max(THREADS_PER_BLOCK // n_threads, 1)
 
 
-def lane_count(operation: str, layout: EdgeLayout, rows: Sequence[Any], out: Any) -> int:
+def lane_count(layout: EdgeLayout, arrays: Sequence[Any], steps: Steps | tuple[()]) -> int:
     """Return how many bins a thread processes side by side: several, if they are aligned."""
-    row = OPERATIONS[operation]
-    if row.start == "loss" or layout.cuda.n_lanes < LANES or layout.n_bins % BIN_LANES:
+    if steps or layout.cuda.n_lanes < LANES or layout.n_bins % BIN_LANES:
         return 1
-    for array in (*rows, out) if row.output == "bins" else rows:
-        places = (array.pointer, *array.strides[:2]) if array.size else ()
+    for array in arrays:
+        places = (array.pointer, *array.strides[:-1]) if array.size else ()
         if any(place % VECTOR_BYTES for place in places):
             return 1
     return BIN_LANES
@@ -292,11 +294,13 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
             tables, out = layout.cuda, "d" if operation == "curvature" else char
             for n_threads in dict.fromkeys(block_of(tables, rows)[0] for rows in (0, FEW_WARPS)):
                 _, in_shared = _scratch_of(operation, tables.n_edges, n_threads)
-                lanes = lane_count(operation, layout, (), NO_ARRAY)
-                _row_kernel(
-                    operation, name, layout.is_chain, char, out, n_threads, in_shared, lanes,
-                    False, False,
-                )  # fmt: skip
+                lanes = lane_count(layout, (), ())
+                kinds = [losses.LossKind(SOFTMAX, labelled, False) for labelled in (True, False)]
+                for kind in kinds if is_loss else [None]:
+                    _row_kernel(
+                        operation, name, layout.is_chain, char, out, n_threads, in_shared, lanes,
+                        False, kind,
+                    )  # fmt: skip
             _uploaded(layout, index, _sweep_tables)
         for function, kind in kernels:
             _team_kernel(function, kind, "d")
@@ -305,26 +309,28 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
 @functools.cache
 def _row_kernel(
     operation: str, cost: str, is_chain: bool, char: str, out_char: str, n_threads: int,
-    in_shared: bool, lanes: int, apart: bool, extended: bool,
+    in_shared: bool, lanes: int, apart: bool, loss: losses.LossKind | None,
 ) -> Any:  # fmt: skip
     """Return the kernel for types of arrays, threads per row, and the place of the scratch.
 
     A thread processes `lanes` bins side by side. The bins of a row are side by side in the user's
-    arrays, unless `apart`. A loss has `Extras` if it is `extended`.
+    arrays, unless `apart`.
     """
     row, real = OPERATIONS[operation], from_dtype(np.dtype(char))
-    arguments, value = (row, COSTS[cost], is_chain, block.team_functions(n_threads)), real
-    if row.start == "loss":
-        sweep, value = losses.LOSSES[operation][0](*arguments, extended), _float
+    team, value = block.team_functions(n_threads), real
+    arguments = row, COSTS[cost], is_chain, team, lane_functions(lanes)
+    if loss:
+        sweep, value = losses.LOSSES[operation][0](*arguments, loss), _float
     else:
-        sweep = sweeps.histogram_sweep(*arguments, lane_functions(lanes))
+        sweep = sweeps.histogram_sweep(*arguments)
     kernel = block.row_kernel(sweep, _n_scratch(operation), n_threads, in_shared, apart)
     kernel.__qualname__ = f"{operation}_{cost}_{'chain' if is_chain else 'tree'}"  # for profilers
     inputs = _type_of((_pointer(real), _int, _int), Rows)
     memory = map(_pointer, (from_dtype(np.dtype(out_char)), value, _float))
     steps = _steps if apart else types.Tuple(())
     batch = inputs, inputs, inputs, *memory, *([_int32] * 4), steps
-    options = _type_of((*_options, _extras if extended else types.Tuple(())), block.Options)
+    extras = _extras if loss and loss.extended else types.Tuple(())
+    options = _type_of((*_options, extras), block.Options)
     signature = _layout, _type_of(batch, block.Batch), _numbers, options, _labels
     return compiled(kernel, signature)
 
@@ -412,8 +418,8 @@ def launch_hessian(
         )
         _launch(
             "curvature", layout, rows, cost, NO_ARRAY,
-            memory.reshape(*rows[0].shape[:2], n_edges), project, _without_loss(tolerance), errors,
-            empty, index, stream,
+            memory.reshape(*rows[0].shape[:2], n_edges), project, _without_loss(tolerance), None,
+            (), errors, empty, index, stream,
         )  # fmt: skip
         tables = _uploaded(layout, index, _hessian_tables)
         _launch_teams(

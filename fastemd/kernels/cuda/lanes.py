@@ -5,6 +5,7 @@ tree execute a quarter of the loads of rows and tables. In Numba's simulator lan
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,6 +29,10 @@ class LaneFunctions(NamedTuple):
     gather: Callable[..., Any]  # ``(memory, places)``
     scatter: Callable[..., Any]  # ``(memory, places, lanes)``
     total: Callable[..., Any]  # ``(lanes)``: the sum of the numbers
+    most: Callable[..., Any]  # ``(memory, index)``: the largest number, unless it is NaN
+    negative: Callable[..., Any]  # ``(memory, index)``: minus the sum of the negative numbers
+    exp: Callable[..., Any]
+    equal: Callable[..., Any]  # ``(index, i)``: 1 where ``index + lane == i``, else 0
 
 
 if SIMULATED:
@@ -50,8 +55,30 @@ if SIMULATED:
             for place, number in zip(places, lanes, strict=True):
                 memory[place] = number
 
-        zeros = functools.partial(np.zeros, count)
-        return LaneFunctions(count, zeros, read, write, places, gather, scatter, np.sum)
+        def most(memory, index):
+            return np.fmax.reduce(read(memory, index))
+
+        def negative(memory, index):
+            return -np.fmin(read(memory, index), 0.0).sum()
+
+        def equal(index, i):
+            return (np.arange(count) == i - index).astype(float)
+
+        zeros, total = functools.partial(np.zeros, count), np.sum
+        return LaneFunctions(
+            count,
+            zeros,
+            read,
+            write,
+            places,
+            gather,
+            scatter,
+            total,
+            most,
+            negative,
+            np.exp,
+            equal,
+        )
 
 else:
     from llvmlite import ir
@@ -95,23 +122,26 @@ else:
             lanes = builder.insert_element(lanes, number, _I32(i))
         return lanes
 
-    def _define_for_lanes(function, *operands):
-        """Define a function of numbers for lanes."""
+    def _define_for_lanes(function, *operands, result=types.float64):
+        """Define a function of numbers for lanes; booleans become 1 and 0."""
 
         @lower_builtin(function, *operands)
         def lower(context, builder, sig, args):
-            of_numbers = types.float64(*[types.float64] * len(args))
-            compute = context.get_function(function, of_numbers)
+            compute = context.get_function(function, result(*[types.float64] * len(args)))
             pairs, count = zip(sig.args, args, strict=True), sig.return_type.count
             numbers = zip(*(_split(context, builder, *pair, count) for pair in pairs), strict=True)
-            return _join(builder, [compute(builder, each) for each in numbers])
+            results = (compute(builder, each) for each in numbers)
+            cast = context.cast
+            return _join(builder, [cast(builder, x, result, types.float64) for x in results])
 
-    type_callable(abs)(lambda context: lambda a: _lanes_among(a))
-    _define_for_lanes(abs, Lanes)
-    for _function in operator.add, operator.sub, operator.mul:
+    for _function in abs, math.exp:
+        type_callable(_function)(lambda context: lambda a: _lanes_among(a))
+        _define_for_lanes(_function, Lanes)
+    for _function in operator.add, operator.sub, operator.mul, operator.gt, operator.eq, max:
         type_callable(_function)(lambda context: lambda a, b: _lanes_among(a, b))
+        _result = types.boolean if _function in (operator.gt, operator.eq) else types.float64
         for _operands in (Lanes, Lanes), (Lanes, types.Number), (types.Number, Lanes):
-            _define_for_lanes(_function, *_operands)
+            _define_for_lanes(_function, *_operands, result=_result)
 
     def _several_lanes(count):
         kind, places_kind = Lanes(count), types.UniTuple(types.int32, count)
@@ -187,15 +217,61 @@ else:
         @intrinsic
         def total(typingctx, lanes):
             def codegen(context, builder, sig, args):
-                numbers = _split(context, builder, kind, args[0], count)
-                while len(numbers) > 1:
-                    pairs = zip(numbers[::2], numbers[1::2], strict=True)
-                    numbers = [builder.fadd(a, b) for a, b in pairs]
-                return numbers[0]
+                return add(builder, _split(context, builder, kind, args[0], count))
 
             return types.float64(kind), codegen
 
-        return LaneFunctions(count, zeros, read, write, places, gather, scatter, total)
+        def reduced(reduce):
+            """Make a function of numbers side by side, computed in their type."""
+
+            @intrinsic
+            def of_memory(typingctx, memory, index):
+                def codegen(context, builder, sig, args):
+                    place, align = vector_at(context, builder, *args)
+                    vector, number = builder.load(place, align=align), memory.dtype
+                    numbers = [builder.extract_element(vector, _I32(i)) for i in range(count)]
+                    choose = {
+                        f: context.get_function(f, number(number, number)) for f in (min, max)
+                    }
+                    result = reduce(builder, choose, numbers)
+                    return context.cast(builder, result, number, types.float64)
+
+                return types.float64(memory, types.int32), codegen
+
+            return of_memory
+
+        def add(builder, numbers):
+            while len(numbers) > 1:
+                pairs = zip(numbers[::2], numbers[1::2], strict=True)
+                numbers = [builder.fadd(a, b) for a, b in pairs]
+            return numbers[0]
+
+        @reduced
+        def most(builder, choose, numbers):
+            return functools.reduce(lambda a, b: choose[max](builder, (a, b)), numbers)
+
+        @reduced
+        def negative(builder, choose, numbers):
+            zero = ir.Constant(numbers[0].type, 0.0)
+            total = add(builder, [choose[min](builder, (x, zero)) for x in numbers])
+            return builder.fsub(zero, total)
+
+        @device
+        def exp(lanes):
+            return math.exp(lanes)
+
+        @intrinsic
+        def equal(typingctx, index, i):
+            def codegen(context, builder, sig, args):
+                distance = builder.sub(args[1], args[0])
+                are_equal = (builder.icmp_signed("==", distance, _I32(j)) for j in range(count))
+                return _join(builder, [builder.uitofp(x, ir.DoubleType()) for x in are_equal])
+
+            return kind(types.int32, types.int32), codegen
+
+        return LaneFunctions(
+            count, zeros, read, write, places, gather, scatter, total, most, negative, exp, equal
+        )
 
 
 @functools.cache
@@ -216,4 +292,18 @@ def lane_functions(count: int) -> LaneFunctions:
     def total(number):
         return number
 
-    return LaneFunctions(count, zeros, read, store, load, load, store, total)
+    @device
+    def negative(memory, index):
+        return -min(read(memory, index), 0.0)
+
+    @device
+    def exp(number):
+        return math.exp(number)
+
+    @device
+    def equal(index, i):
+        return 1.0 if index == i else 0.0
+
+    return LaneFunctions(
+        count, zeros, read, store, load, load, store, total, read, negative, exp, equal
+    )

@@ -19,8 +19,8 @@ from fastemd.kernels.cuda.block import (
     report_row,
     sums,
 )
-from fastemd.kernels.cuda.lanes import lane_functions
-from fastemd.kernels.cuda.memory import int32, load, store
+from fastemd.kernels.cuda.lanes import LaneFunctions
+from fastemd.kernels.cuda.memory import int32, load
 from fastemd.kernels.cuda.numba_cuda import device
 from fastemd.kernels.cuda.sweeps import sweeps
 from fastemd.kernels.operations import L1, NONE, SOFTMAX, Jacobian, jacobian
@@ -50,50 +50,12 @@ class Curve(NamedTuple):
     second: float
 
 
-# --------------------------------------------------- the user's rows, not read if their weight is 0
+class LossKind(NamedTuple):
+    """The options of losses that have kernels of their own."""
 
-
-@device
-def x_at(row, k):
-    return (
-        np.float64(load(row.inputs.p, int32(k * row.inputs.steps.p)))
-        if row.row_weight != 0.0
-        else 0.0
-    )
-
-
-@device
-def v_at(row, k):
-    return (
-        np.float64(load(row.inputs.v, int32(k * row.inputs.steps.v)))
-        if row.row_weight != 0.0
-        else 0.0
-    )
-
-
-@device
-def sharp_target_at(row, k):
-    if row.row_weight == 0.0:
-        return 0.0
-    if row.label < 0:
-        return np.float64(load(row.inputs.q, int32(k * row.inputs.steps.q)))
-    return 1.0 if k == row.label else 0.0
-
-
-@device
-def write(row, k, derivative):
-    """Write the derivative of a bin."""
-    store(row.out, int32(k * row.inputs.steps.out), derivative)
-
-
-@device
-def r_at(row, prediction, k):
-    return load(row.scratch.y, k) * prediction.jacobian.r_y + prediction.jacobian.r_1
-
-
-@device
-def a_at(row, prediction, k):
-    return load(row.scratch.y, k) * prediction.jacobian.a_y + prediction.jacobian.a_1
+    normalize: int  # see `fastemd.kernels.operations.NORMALIZATIONS`
+    labelled: bool  # whether the targets are labels, otherwise histograms
+    extended: bool  # whether there are `fastemd.kernels.cuda.block.Extras`
 
 
 # ------------------------------------------------------ smoothed targets, weights of classes, roots
@@ -102,7 +64,7 @@ def a_at(row, prediction, k):
 class ExtraFunctions(NamedTuple):
     """The functions for `Extras`; without them, the compiler removes what they do."""
 
-    target_at: Any
+    smoothed: Any
     class_weight: Any
     is_weighted: Any
     curve_at: Any
@@ -110,20 +72,22 @@ class ExtraFunctions(NamedTuple):
 
 
 @functools.cache
-def extra_functions(extended: bool) -> ExtraFunctions:
+def extra_functions(extended: bool, lanes: LaneFunctions) -> ExtraFunctions:
     """Make the functions for kernels with `Extras`, or for those without."""
+    read, zeros = lanes.read, lanes.zeros
     if extended:
 
         @device
-        def target_at(row, k):
-            extras = row.options.extras
-            q = sharp_target_at(row, k) * extras.keep + extras.floor
-            return q if row.row_weight != 0.0 else 0.0
+        def smoothed(row, q):
+            """Return the smoothed targets; of a row of weight 0, they are 0."""
+            if row.row_weight == 0.0:
+                return zeros()
+            return q * row.options.extras.keep + row.options.extras.floor
 
         @device
         def class_weight(row, k):
             extras = row.options.extras
-            return load(extras.class_weights, k) if extras.weighted else 1.0
+            return read(extras.class_weights, k) if extras.weighted else zeros() + 1.0
 
         @device
         def is_weighted(row):
@@ -146,7 +110,10 @@ def extra_functions(extended: bool) -> ExtraFunctions:
             return Curve(root, first, first / emd * (inverse_rho - 1.0))
 
     else:
-        target_at = sharp_target_at
+
+        @device
+        def smoothed(row, q):
+            return q
 
         @device
         def class_weight(row, k):
@@ -164,14 +131,82 @@ def extra_functions(extended: bool) -> ExtraFunctions:
         def curve_at(row, prediction, emd):
             return Curve(emd, 1.0, 0.0)
 
-    return ExtraFunctions(target_at, class_weight, is_weighted, curve_at, has_root)
+    return ExtraFunctions(smoothed, class_weight, is_weighted, curve_at, has_root)
+
+
+# ------------------------------------------------------------- numbers of the bins from `k` on
+
+
+class BinFunctions(NamedTuple):
+    """Functions ``(row, k)`` or ``(row, prediction, k)`` that return lanes, or write them.
+
+    The user's rows are not read if their weight is 0.
+    """
+
+    x_at: Any
+    v_at: Any
+    is_label: Any  # 1 for the label of the row, else 0
+    target_at: Any  # smoothed
+    y_at: Any
+    r_at: Any
+    a_at: Any
+    write: Any  # ``(row, k, derivatives)``
+
+
+@functools.cache
+def bin_functions(lanes: LaneFunctions, kind: LossKind) -> BinFunctions:
+    """Make the functions."""
+    read, write_lanes, zeros, equal = lanes.read, lanes.write, lanes.zeros, lanes.equal
+    smoothed, labelled = extra_functions(kind.extended, lanes).smoothed, kind.labelled
+
+    @device
+    def x_at(row, k):
+        if row.row_weight == 0.0:
+            return zeros()
+        return read(row.inputs.p, int32(k * row.inputs.steps.p))
+
+    @device
+    def v_at(row, k):
+        if row.row_weight == 0.0:
+            return zeros()
+        return read(row.inputs.v, int32(k * row.inputs.steps.v))
+
+    @device
+    def is_label(row, k):
+        return equal(k, row.label) if labelled else zeros()
+
+    @device
+    def target_at(row, k):
+        if labelled:
+            return smoothed(row, equal(k, row.label))
+        if row.row_weight == 0.0:
+            return zeros()
+        return smoothed(row, read(row.inputs.q, int32(k * row.inputs.steps.q)))
+
+    @device
+    def y_at(row, k):
+        return read(row.scratch.y, k)
+
+    @device
+    def r_at(row, prediction, k):
+        return y_at(row, k) * prediction.jacobian.r_y + prediction.jacobian.r_1
+
+    @device
+    def a_at(row, prediction, k):
+        return y_at(row, k) * prediction.jacobian.a_y + prediction.jacobian.a_1
+
+    @device
+    def write(row, k, derivatives):
+        write_lanes(row.out, int32(k * row.inputs.steps.out), derivatives)
+
+    return BinFunctions(x_at, v_at, is_label, target_at, y_at, r_at, a_at, write)
 
 
 # --------------------------------------------------------------------------- from x to histograms
 
 
 class Parts(NamedTuple):
-    """The parts of losses, for a kind of space and a team."""
+    """The parts of losses, for a kind of space, a team, lanes of bins and a kind of loss."""
 
     predict: Any
     fill_difference: Any
@@ -182,47 +217,95 @@ class Parts(NamedTuple):
 
 
 @functools.cache
-def parts(is_chain: bool, team: TeamFunctions, extended: bool) -> Parts:
+def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossKind) -> Parts:
     """Make the parts of losses."""
-    indices, sums, largest = team.indices, team.sums, team.largest
-    target_at, class_weight, is_weighted, curve_at, has_root = extra_functions(extended)
-    _, _, sum_of_bin, put_bin = sweeps(is_chain, team, lane_functions(1))
+    groups, sums, largest = team.groups(lanes.count), team.sums, team.largest
+    read, zeros, total_of = lanes.read, lanes.zeros, lanes.total
+    exp, most, negative, store_lanes = lanes.exp, lanes.most, lanes.negative, lanes.write
+    _, class_weight, is_weighted, curve_at, has_root = extra_functions(kind.extended, lanes)
+    x_at, v_at, is_label, target_at, y_at, r_at, a_at, _ = bin_functions(lanes, kind)
+    _, _, sum_of_bins, put_bins = sweeps(is_chain, team, lanes)
+    normalize, labelled, extended = kind
+
+    @device
+    def highest_of(row):
+        """Return the largest logit; NaN is found in the sum of their exponentials."""
+        highest = -np.inf
+        if row.row_weight == 0.0:
+            highest = 0.0
+        else:
+            for k in groups(row.team, row.layout.n_bins):
+                highest = max(highest, most(row.inputs.p, int32(k * row.inputs.steps.p)))
+        return largest(row.team, highest)
+
+    @device
+    def fill_y(row, highest):
+        """Fill scratch ``y``; return the sums of y and of its negative numbers of this thread."""
+        total, negative_x = 0.0, 0.0
+        for k in groups(row.team, row.layout.n_bins):
+            y = x_at(row, k)
+            if normalize == SOFTMAX:
+                y = exp(y - highest)
+            elif row.row_weight != 0.0:
+                negative_x += negative(row.inputs.p, int32(k * row.inputs.steps.p))
+            store_lanes(row.scratch.y, k, y)
+            total += total_of(y)
+        return total, negative_x
+
+    @device
+    def check_target(row):
+        """Return the sums of q and its negative numbers; NaN if the cross entropy is not finite."""
+        mass, negative_q, excluded = 0.0, 0.0, 0.0
+        if labelled and not extended:
+            if row.team.thread == 0 and row.row_weight != 0.0:
+                k = int32(row.label * row.inputs.steps.p)
+                has_entropy = row.options.cross_entropy > 0.0
+                if row.label < row.layout.n_bins and not (
+                    has_entropy and load(row.inputs.p, k) == -np.inf
+                ):
+                    mass = 1.0
+            return mass, negative_q
+        for k in groups(row.team, row.layout.n_bins):
+            q = is_label(row, k) if labelled else target_without_smoothing(row, k)
+            mass += total_of(q)
+            if not labelled and row.row_weight != 0.0:
+                negative_q += negative(row.inputs.q, int32(k * row.inputs.steps.q))
+            if row.options.cross_entropy > 0.0:
+                q = target_at(row, k)
+                excluded += total_of((q > 0.0) * (x_at(row, k) == -np.inf) * 1.0)
+        if excluded > 0.0:
+            mass = np.nan
+        return mass, negative_q
+
+    @device
+    def target_without_smoothing(row, k):
+        if row.row_weight == 0.0:
+            return zeros()
+        return read(row.inputs.q, int32(k * row.inputs.steps.q))
+
+    @device
+    def weights_of_target(row):
+        """Return ``<w, q>`` of this thread's bins, without negative entries of q: label, others."""
+        own, others = 0.0, 0.0
+        for k in groups(row.team, row.layout.n_bins):
+            weight = class_weight(row, k) * max(target_at(row, k), 0.0)
+            own += total_of(weight * is_label(row, k))
+            others += total_of(weight * (1.0 - is_label(row, k)))
+        return own, others
 
     @device
     def predict(row):
         """Fill scratch ``y``, check the row, and return the normalisation."""
-        highest, normalize, tolerance = -np.inf, row.options.normalize, row.options.tolerance
-        for k in indices(row.team, row.layout.n_bins):
-            highest = larger(highest, x_at(row, k))
-        highest = largest(row.team, highest)
-        total, mass, negative_x, negative_q = 0.0, 0.0, 0.0, 0.0
-        others, own = 0.0, 0.0
-        for k in indices(row.team, row.layout.n_bins):
-            x, q = x_at(row, k), sharp_target_at(row, k)
-            smoothed = q
-            y = x
-            if normalize == SOFTMAX:
-                y = math.exp(x - highest)
-            else:
-                negative_x -= min(x, 0.0)
-            store(row.scratch.y, k, y)
-            total += y
-            if extended:
-                smoothed = target_at(row, k)
-                weight = class_weight(row, k) * max(smoothed, 0.0)
-                if k == row.label:
-                    own += weight
-                else:
-                    others += weight
-            if row.options.cross_entropy > 0.0 and smoothed > 0.0 and x == -np.inf:
-                q = np.nan  # the class is excluded
-            mass += q
-            negative_q -= min(q, 0.0)
+        tolerance, c, highest = row.options.tolerance, row.options.cross_entropy, 0.0
+        if normalize == SOFTMAX:
+            highest = highest_of(row)
+        total, negative_x = fill_y(row, highest)
+        mass, negative_q = check_target(row)
         total, mass = sums(row.team, total, mass)
         negative_x, negative_q = sums(row.team, negative_x, negative_q)
         valid = abs(mass - 1.0) <= tolerance and negative_q <= tolerance * mass
         if normalize == SOFTMAX:
-            valid = valid and abs(highest) < np.inf
+            valid = valid and abs(highest) < np.inf and total < np.inf
         else:
             valid = valid and SMALLEST <= total < np.inf and negative_x <= tolerance * total
         if normalize == NONE:
@@ -230,10 +313,11 @@ def parts(is_chain: bool, team: TeamFunctions, extended: bool) -> Parts:
             total = 1.0
         if row.row_weight == 0.0:
             valid, total = True, max(total, 1.0)
-        target_weight, entropy = 1.0, row.options.cross_entropy * (mass + negative_q)
+        target_weight, others, entropy = 1.0, 0.0, c * (mass + negative_q)
         if extended:
-            others, own = sums(row.team, others, own)
-            entropy = row.options.cross_entropy * (others + own)
+            own, others = weights_of_target(row)
+            own, others = sums(row.team, own, others)
+            entropy = c * (others + own)
             if is_weighted(row):
                 target_weight = others + own
         scale = 1.0 / total
@@ -244,31 +328,37 @@ def parts(is_chain: bool, team: TeamFunctions, extended: bool) -> Parts:
     def fill_difference(row, prediction):
         """Fill ``x`` with ``p - q``."""
         x, scale = row.scratch.x, prediction.scale
-        for k in indices(row.team, row.layout.n_bins):
-            y = load(row.scratch.y, k)
-            if row.label < 0:
-                difference = y * scale - target_at(row, k)
+        for k in groups(row.team, row.layout.n_bins):
+            if labelled:
+                difference = (y_at(row, k) - target_at(row, k) * prediction.total) * scale
             else:
-                difference = (y - prediction.total * target_at(row, k)) * scale
-            put_bin(row, x, k, difference)
+                difference = y_at(row, k) * scale - target_at(row, k)
+            put_bins(row, x, k, difference)
 
     @device
     def mean_over_r(row, prediction, x):
         """Return ``<r, x>`` for the sums of the bins, on this thread's bins."""
         total = 0.0
-        for k in indices(row.team, row.layout.n_bins):
-            total += r_at(row, prediction, k) * sum_of_bin(row, x, k)
+        for k in groups(row.team, row.layout.n_bins):
+            total += total_of(r_at(row, prediction, k) * sum_of_bins(row, x, k))
         return total
 
     @device
     def cross_entropy(row, prediction):
         """Return the cross entropy times c; 0 for a row of weight 0."""
-        half, c = 0.0, row.options.cross_entropy  # half, as a difference of logits may overflow
-        for k in indices(row.team, row.layout.n_bins):
-            q = target_at(row, k)
-            if q > 0.0:
-                logit = max(0.5 * x_at(row, k) - 0.5 * prediction.highest, LOWEST_LOGIT)
-                half += c * class_weight(row, k) * q * (0.5 * math.log(prediction.total) - logit)
+        # Halves, as a difference of logits may overflow.
+        half, c, highest = 0.0, row.options.cross_entropy, 0.5 * prediction.highest
+        entropy_of_0 = 0.5 * math.log(prediction.total)
+        if labelled and not extended:
+            if row.row_weight != 0.0:
+                k = int32(min(row.label, row.layout.n_bins - 1) * row.inputs.steps.p)
+                logit = max(0.5 * np.float64(load(row.inputs.p, k)) - highest, LOWEST_LOGIT)
+                half = c * (entropy_of_0 - logit)
+            return 2.0 * half
+        for k in groups(row.team, row.layout.n_bins):
+            logits = max(x_at(row, k) * 0.5 - highest, LOWEST_LOGIT)
+            q = class_weight(row, k) * max(target_at(row, k), 0.0)
+            half += total_of(c * q * (entropy_of_0 - logits))
         half, _ = sums(row.team, half, 0.0)
         return 2.0 * half
 
@@ -276,18 +366,18 @@ def parts(is_chain: bool, team: TeamFunctions, extended: bool) -> Parts:
     def fill_u(row, prediction):
         """Fill scratch ``u`` with the change of p along `v`; for l1 return the sum of v, else 0."""
         mean, sum_of_v = 0.0, 0.0
-        for k in indices(row.team, row.layout.n_bins):
-            mean += r_at(row, prediction, k) * v_at(row, k)
-            sum_of_v += v_at(row, k)
+        for k in groups(row.team, row.layout.n_bins):
+            mean += total_of(r_at(row, prediction, k) * v_at(row, k))
+            sum_of_v += total_of(v_at(row, k))
         mean, sum_of_v = sums(row.team, mean, sum_of_v)
-        if row.options.normalize == L1:
+        if normalize == L1:
             mean = 0.0
         else:
             sum_of_v = 0.0
-        for k in indices(row.team, row.layout.n_bins):
-            p = load(row.scratch.y, k) * prediction.scale
+        for k in groups(row.team, row.layout.n_bins):
+            p = y_at(row, k) * prediction.scale
             change = v_at(row, k) - mean - p * sum_of_v
-            store(row.scratch.u, k, a_at(row, prediction, k) * change)
+            store_lanes(row.scratch.u, k, a_at(row, prediction, k) * change)
         return sum_of_v
 
     @device
@@ -295,9 +385,9 @@ def parts(is_chain: bool, team: TeamFunctions, extended: bool) -> Parts:
         """Return the curve after a sweep down, from EMD^rho = ``<p - q, D> / rho``."""
         emd = 0.0
         if has_root(row):
-            for k in indices(row.team, row.layout.n_bins):
-                p = load(row.scratch.y, k) * prediction.scale
-                emd += (p - target_at(row, k)) * (sum_of_bin(row, x, k) - mean)
+            for k in groups(row.team, row.layout.n_bins):
+                difference = y_at(row, k) * prediction.scale - target_at(row, k)
+                emd += total_of(difference * (sum_of_bins(row, x, k) - mean))
             emd, _ = sums(row.team, emd, 0.0)
         return curve_at(row, prediction, max(emd, 0.0) * row.numbers.cost_factor)
 
@@ -307,13 +397,15 @@ def parts(is_chain: bool, team: TeamFunctions, extended: bool) -> Parts:
 # --------------------------------------------------------------------------- the loss, its gradient
 
 
-def gradient_sweep(operation, cost, is_chain, team, extended):
+def gradient_sweep(operation, cost, is_chain, team, lanes, kind):
     """Make the function that computes the loss of a row and its gradient."""
-    up, sweep_down, sum_of_bin, _ = sweeps(is_chain, team, lane_functions(1))
+    up, sweep_down, sum_of_bins, _ = sweeps(is_chain, team, lanes)
     sweep_up = up(operation.edge(cost))
-    predict, fill_difference, cross_entropy, _, mean_over_r, _ = parts(is_chain, team, extended)
-    target_at, class_weight, _, curve_at, _ = extra_functions(extended)
-    indices, sums = team.indices, team.sums
+    predict, fill_difference, cross_entropy, _, mean_over_r, _ = parts(is_chain, team, lanes, kind)
+    _, class_weight, _, curve_at, _ = extra_functions(kind.extended, lanes)
+    _, _, is_label, target_at, _, _, a_at, write = bin_functions(lanes, kind)
+    groups, sums = team.groups(lanes.count), team.sums
+    only_label = kind.labelled and not kind.extended  # of the target is not 0
 
     @device
     def sweep(row):
@@ -326,15 +418,14 @@ def gradient_sweep(operation, cost, is_chain, team, extended):
         value = curve.value
         if c > 0.0:
             value += cross_entropy(row, prediction)
-        for k in indices(row.team, row.layout.n_bins):
-            a, slope = a_at(row, prediction, k), curve.first * (sum_of_bin(row, x, k) - mean)
-            if row.label == k:  # rounded once
-                entropy = prediction.entropy * (a - 1.0) + c * prediction.others
-                grad = row.row_weight * (a * slope + entropy)
-            else:
+        for k in groups(row.team, row.layout.n_bins):
+            a, label = a_at(row, prediction, k), is_label(row, k)
+            grad = a * (curve.first * (sum_of_bins(row, x, k) - mean))
+            grad = grad + (a - label) * prediction.entropy  # rounded once where a is almost 1
+            if not only_label:
                 q = class_weight(row, k) * max(target_at(row, k), 0.0)
-                grad = row.row_weight * (a * (slope + prediction.entropy) - c * q)
-            write(row, k, grad)
+                grad = grad + c * (label * prediction.others - (1.0 - label) * q)
+            write(row, k, row.row_weight * grad)
         return prediction.valid, row.row_weight * value
 
     return sweep
@@ -343,19 +434,20 @@ def gradient_sweep(operation, cost, is_chain, team, extended):
 # -------------------------------------------------------------------------- its second derivatives
 
 
-def diagonal_sweep(operation, cost, is_chain, team, extended):
+def diagonal_sweep(operation, cost, is_chain, team, lanes, kind):
     """Make the function that computes the diagonal of the loss's Hessian."""
-    up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, team, lane_functions(1))
+    up, sweep_down, sum_of_bins, put_bins = sweeps(is_chain, team, lanes)
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
-    predict, fill_difference, _, _, _, curve_of_sums = parts(is_chain, team, extended)
-    indices, sums = team.indices, team.sums
+    predict, fill_difference, _, _, _, curve_of_sums = parts(is_chain, team, lanes, kind)
+    _, _, _, _, y_at, r_at, a_at, write = bin_functions(lanes, kind)
+    groups, sums, extended = team.groups(lanes.count), team.sums, kind.extended
 
     @device
     def sweep(row):
         x, other, prediction = row.scratch.x, row.scratch.other, predict(row)
         jac, entropy = prediction.jacobian, prediction.entropy
-        for k in indices(row.team, row.layout.n_bins):
-            put_bin(row, other, k, r_at(row, prediction, k))
+        for k in groups(row.team, row.layout.n_bins):
+            put_bins(row, other, k, r_at(row, prediction, k))
         sweep_up_other(row, other)
         fill_difference(row, prediction)
         mean, grand_mean = sweep_up(row, x)
@@ -363,56 +455,58 @@ def diagonal_sweep(operation, cost, is_chain, team, extended):
         sweep_down(row, other, 0.0)
         sweep_down(row, x, 0.0)
         curve = curve_of_sums(row, prediction, x, mean)
-        for k in indices(row.team, row.layout.n_bins):
-            a, slope = a_at(row, prediction, k), sum_of_bin(row, x, k) - mean
-            second = sum_of_bin(row, other, k) + grand_mean - 2.0 * jac.depends * slope
+        for k in groups(row.team, row.layout.n_bins):
+            a, slope = a_at(row, prediction, k), sum_of_bins(row, x, k) - mean
+            second = sum_of_bins(row, other, k) + grand_mean - 2.0 * jac.depends * slope
             second = curve.first * second - entropy
             if extended:
-                second += curve.second * slope * slope
+                second = second + curve.second * slope * slope
             slope = curve.first * slope + entropy
-            change = a * (a * second) + load(row.scratch.y, k) * jac.a_y * slope
+            change = a * (a * second) + y_at(row, k) * jac.a_y * slope
             write(row, k, row.row_weight * change)
         return prediction.valid, 0.0
 
     return sweep
 
 
-def product_sweep(operation, cost, is_chain, team, extended):
+def product_sweep(operation, cost, is_chain, team, lanes, kind):
     """Make the function that multiplies the loss's Hessian by `v`."""
-    up, sweep_down, sum_of_bin, put_bin = sweeps(is_chain, team, lane_functions(1))
+    up, sweep_down, sum_of_bins, put_bins = sweeps(is_chain, team, lanes)
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
     predict, fill_difference, _, fill_u, mean_over_r, curve_of_sums = parts(
-        is_chain, team, extended
+        is_chain, team, lanes, kind
     )
-    indices, sums = team.indices, team.sums
+    _, _, _, _, _, _, a_at, write = bin_functions(lanes, kind)
+    groups, sums, extended = team.groups(lanes.count), team.sums, kind.extended
+    read, total_of = lanes.read, lanes.total
 
     @device
     def sweep(row):
         x, other, u, prediction = row.scratch.x, row.scratch.other, row.scratch.u, predict(row)
         jac, sum_of_v = prediction.jacobian, fill_u(row, prediction)
-        for k in indices(row.team, row.layout.n_bins):
-            put_bin(row, other, k, load(u, k))
+        for k in groups(row.team, row.layout.n_bins):
+            put_bins(row, other, k, read(u, k))
         sweep_up_other(row, other)
         fill_difference(row, prediction)
         sweep_up(row, x)
         sweep_down(row, other, 0.0)
         sweep_down(row, x, 0.0)
         u_slope = 0.0
-        for k in indices(row.team, row.layout.n_bins):
-            u_slope += load(u, k) * sum_of_bin(row, x, k)
+        for k in groups(row.team, row.layout.n_bins):
+            u_slope += total_of(read(u, k) * sum_of_bins(row, x, k))
         mean, u_slope = sums(row.team, mean_over_r(row, prediction, x), u_slope)
         mean_of_product, _ = sums(row.team, mean_over_r(row, prediction, other), 0.0)
         mean_of_product += jac.depends * u_slope
         softmax = jac.a_y / prediction.scale  # 1, or 0
         curve = curve_of_sums(row, prediction, x, mean)
-        for k in indices(row.team, row.layout.n_bins):
-            a, slope = a_at(row, prediction, k), sum_of_bin(row, x, k) - mean
-            change = curve.first * (sum_of_bin(row, other, k) - mean_of_product)
+        for k in groups(row.team, row.layout.n_bins):
+            a, slope = a_at(row, prediction, k), sum_of_bins(row, x, k) - mean
+            change = curve.first * (sum_of_bins(row, other, k) - mean_of_product)
             if extended:
-                change += curve.second * u_slope * slope
+                change = change + curve.second * u_slope * slope
             slope = curve.first * slope + prediction.entropy
-            change -= jac.a_1 * sum_of_v * slope
-            write(row, k, row.row_weight * (a * change + softmax * load(u, k) * slope))
+            change = change - jac.a_1 * sum_of_v * slope
+            write(row, k, row.row_weight * (a * change + softmax * read(u, k) * slope))
         return prediction.valid, 0.0
 
     return sweep

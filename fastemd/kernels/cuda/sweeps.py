@@ -298,22 +298,22 @@ def vector_filler(put_bins, team: TeamFunctions, lanes: LaneFunctions) -> Any:
 def masses_of(put, pairs: bool, team: TeamFunctions, lanes: LaneFunctions) -> Any:
     """Make ``masses(row, x)``, which also calls ``put(row, x, k, p - q)`` for all bins."""
     groups = team.groups(lanes.count)
-    read, zeros, total_of = lanes.read, lanes.zeros, lanes.total
+    read, zeros, total_of, negative = lanes.read, lanes.zeros, lanes.total, lanes.negative
 
     @device
     def masses(row, x):
-        """Return the masses of p and q, and of their absolute values, of this thread's bins."""
-        mass_p, mass_q, size_p, size_q = 0.0, 0.0, 0.0, 0.0
+        """Return the masses of p and q, and of their negative entries, of this thread's bins."""
+        mass_p, mass_q, negative_p, negative_q = 0.0, 0.0, 0.0, 0.0
         for k in groups(row.team, row.layout.n_bins):
             p, q = read(row.inputs.p, k), zeros()
+            mass_p += total_of(p)
+            negative_p += negative(row.inputs.p, k)
             if pairs:
                 q = read(row.inputs.q, k)
+                mass_q += total_of(q)
+                negative_q += negative(row.inputs.q, k)
             put(row, x, k, p - q)
-            mass_p += total_of(p)
-            mass_q += total_of(q)
-            size_p += total_of(abs(p))
-            size_q += total_of(abs(q))
-        return mass_p, mass_q, size_p, size_q
+        return mass_p, mass_q, negative_p, negative_q
 
     return masses
 
@@ -337,16 +337,15 @@ def histogram_check(pairs: bool, team: TeamFunctions) -> Any:
         `masses` are those of `masses_of`; `finite` is NaN if `v` is not finite.
         """
         tolerance = row.options.tolerance
-        mass_p, mass_q, size_p, size_q = masses
+        mass_p, mass_q, negative_p, negative_q = masses
         mass_p, mass_q = sums(row.team, mass_p + finite, mass_q)
-        size_p, size_q = sums(row.team, size_p, size_q)
+        negative_p, negative_q = sums(row.team, negative_p, negative_q)
         if not pairs:
-            mass_q = size_q = mass_p
-        # Half the difference is the mass of the negative entries; without any it is exactly 0.
+            mass_q = mass_p
         return (
             mass_p + mass_q < np.inf
-            and 0.5 * (size_p - mass_p) <= tolerance * mass_p
-            and 0.5 * (size_q - mass_q) <= tolerance * mass_q
+            and negative_p <= tolerance * mass_p
+            and negative_q <= tolerance * mass_q
             and abs(mass_p - mass_q) <= tolerance * max(mass_p, mass_q)
         )
 
