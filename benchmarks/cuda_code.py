@@ -175,10 +175,10 @@ def _warps(operation, kind, registers):
     import fastemd
     from fastemd.kernels.cuda import block, driver
 
-    n_edges = fastemd.datasets.imagenet_tree().layout("levels").cuda.n_edges
-    n_threads, in_shared, *_ = kind
-    row_bytes = 8 * block.scratch_per_row(driver._n_scratch(operation), n_edges, n_threads)
-    rows = driver.THREADS_PER_BLOCK // n_threads
+    layout, (n_threads, in_shared, *_) = fastemd.datasets.imagenet_tree().layout("levels"), kind
+    sizes = driver.scratch_arrays(operation), layout.cuda.n_edges, layout.n_bins, n_threads
+    row_bytes = 8 * block.scratch_per_row(*sizes)
+    rows = max(driver.THREADS_PER_BLOCK // n_threads, 1)
     rows = min(rows, driver.SHARED_BYTES // row_bytes) if in_shared else rows
     warps_per_block = max(rows * n_threads // 32, 1)
     by_registers = REGISTERS // (32 * -(-registers // 8) * 8) // warps_per_block

@@ -152,13 +152,13 @@ def slope_edge(cost: EdgeCost) -> Any:
 
 
 def loss_edge(cost: EdgeCost) -> Any:
-    """Compute the slope. Sum: the cost."""
+    """Compute the slope. Sums: the cost, and ``<p - q, D>`` for the derivative D in p."""
     slope, cost_of = cost.slope, cost.cost
 
     @jitable_everywhere
     def edge_values(edge, flow):
         psi = slope(flow, edge.length, edge.numbers.rho)
-        return psi, cost_of(flow, psi, edge.length, edge.numbers.rho), None
+        return psi, cost_of(flow, psi, edge.length, edge.numbers.rho), (flow, psi)
 
     return edge_values
 

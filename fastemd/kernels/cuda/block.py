@@ -73,11 +73,13 @@ class Layout(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Arrays of float64, one number per edge and one to spare; as many as an operation needs."""
+    """Arrays of float64, as many as an operation needs."""
 
+    # A number per edge and one to spare:
     x: Any  # flow, then edge value, then sum of edge values up to the root
+    other: Any  # the same for a second vector
+    # A number per bin:
     y: Any  # of a loss: the masses before they are normalised
-    other: Any  # the same as x for a second vector
     u: Any  # of a loss: the change of p
 
 
@@ -149,15 +151,15 @@ class Row(NamedTuple):
 
 
 @register_jitable
-def scratch_per_row(n_scratch, n_edges, n_threads):
-    """Return the number of float64."""
-    return 2 * (n_threads // WARP) + n_scratch * scratch_size(n_edges)
+def scratch_per_row(n_arrays, n_edges, n_bins, n_threads):
+    """Return the number of float64 for arrays of edges and arrays of bins."""
+    of_edges, of_bins = n_arrays
+    return 2 * (n_threads // WARP) + of_edges * even(n_edges + 1) + of_bins * even(n_bins)
 
 
 @register_jitable
-def scratch_size(n_edges):
-    """Return the size of a scratch array: a number per edge and one to spare, and even."""
-    return n_edges + 2 & -2
+def even(n):
+    return n + 1 & -2
 
 
 # ------------------------------------------------------------------ sums and scans over the threads
@@ -321,12 +323,18 @@ def report_row(errors, slot, row):
 # ----------------------------------------------------------------------------- one row of the batch
 
 
-@device
-def scratch_at(memory, layout, n_scratch, i):
-    """Return the i-th scratch array of a row; beyond the last one, the last one."""
-    n_warps = quotient(int32(cuda.blockDim.x), np.int32(WARP))
-    begin = 2 * n_warps + min(i, n_scratch - 1) * scratch_size(layout.n_edges)
-    return pointer(memory, int32(begin))
+@view
+def scratch_of(memory, layout, n_arrays):
+    """Return the scratch arrays of a row; an array that it does not have is one that it has."""
+    of_edges, of_bins = n_arrays
+    x = 2 * quotient(int32(cuda.blockDim.x), np.int32(WARP))
+    other = x + (of_edges - 1) * even(layout.n_edges + 1)
+    y = x + of_edges * even(layout.n_edges + 1)
+    u = y + (of_bins - 1) * even(layout.n_bins)
+    return Scratch(
+        pointer(memory, int32(x)), pointer(memory, int32(other)), pointer(memory, int32(y)),
+        pointer(memory, int32(u)),
+    )  # fmt: skip
 
 
 @device
@@ -365,7 +373,7 @@ def step_functions(apart):
 
 
 @view
-def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memory, steps, out):
+def open_row(layout, batch, numbers, options, number, group, i, n_arrays, memory, steps, out):
     """Return the row of this number, which is row `i` of a group."""
     p, q, v = row_of(batch.p, group, i), row_of(batch.q, group, i), row_of(batch.v, group, i)
     row_weight = options.row_weight
@@ -374,10 +382,7 @@ def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memor
     return Row(
         Team(int32(cuda.threadIdx.x), int32(0), int32(0), pointer(memory, int32(0))),
         layout,
-        Scratch(
-            scratch_at(memory, layout, n_scratch, 0), scratch_at(memory, layout, n_scratch, 1),
-            scratch_at(memory, layout, n_scratch, 2), scratch_at(memory, layout, n_scratch, 3),
-        ),
+        scratch_of(memory, layout, n_arrays),
         Inputs(p, q, v, steps),
         out,
         batch.n_columns,
@@ -391,7 +396,7 @@ def open_row(layout, batch, numbers, options, number, group, i, n_scratch, memor
 # ---------------------------------------------------------------------------------------- kernels
 
 
-def row_kernel(sweep, n_scratch, n_threads, in_shared, apart):
+def row_kernel(sweep, n_arrays, n_threads, in_shared, apart):
     """Return the kernel that calls ``sweep(row)`` for every row.
 
     The first invalid row goes to ``errors[0]``. The memory of a row is shared, or a row of
@@ -403,14 +408,14 @@ def row_kernel(sweep, n_scratch, n_threads, in_shared, apart):
         shared = shared_pointer(cuda.shared.array(0, float64))
         numbers_of_layout = pointer(tables.numbers, int32(0))
         n_bins, n_edges, n_levels, nodes = load_four(numbers_of_layout, int32(0))
-        levels, bins, parents, places = load_four(numbers_of_layout, int32(4))
+        levels, bins, parents, places = load_four(numbers_of_layout, int32(1))
         layout = Layout(
             n_bins, n_edges, n_levels, nodes, levels, bins, parents, places, numbers_of_layout,
             pointer(tables.lengths, int32(0)),
         )  # fmt: skip
         first = int32(cuda.blockIdx.x * cuda.blockDim.y)
         slot, step = int32(cuda.threadIdx.y), int32(cuda.gridDim.x * cuda.blockDim.y)
-        size = int32(scratch_per_row(n_scratch, n_edges, n_threads))
+        size = int32(scratch_per_row(n_arrays, n_edges, n_bins, n_threads))
         if in_shared:
             memory = pointer(shared, int32(slot * size))
         else:
@@ -424,7 +429,7 @@ def row_kernel(sweep, n_scratch, n_threads, in_shared, apart):
                 group = quotient(number, batch.rows_per_group)
             i = int32(number - group * batch.rows_per_group)
             row = open_row(
-                layout, batch, numbers, options, number, group, i, n_scratch, memory,
+                layout, batch, numbers, options, number, group, i, n_arrays, memory,
                 steps_of(batch), out_of(batch, number, group, i),
             )  # fmt: skip
             valid, result = sweep(row)

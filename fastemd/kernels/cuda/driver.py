@@ -204,9 +204,8 @@ def _launch(
     n_rows = n_groups * rows_per_group
     _check_rows(n_rows)
     tables = block.Tables(*map(start_of, _uploaded(layout, index, _sweep_tables)))
-    n_edges = layout.cuda.n_edges
     n_threads, rows_per_block = block_of(layout.cuda, n_rows / n_multiprocessors(index))
-    size, in_shared = _scratch_of(operation, n_edges, n_threads)
+    size, in_shared = _scratch_of(operation, layout, n_threads)
     scratch = NO_ARRAY
     if in_shared:
         rows_per_block = min(rows_per_block, SHARED_BYTES // (8 * size))
@@ -265,17 +264,18 @@ def lane_count(layout: EdgeLayout, arrays: Sequence[Any], steps: Steps | tuple[(
     return BIN_LANES
 
 
-def _n_scratch(operation: str) -> int:
-    """Return the number of scratch arrays x, y, other, u that an operation needs."""
+def scratch_arrays(operation: str) -> tuple[int, int]:
+    """Return how many arrays of edges and of bins an operation needs, see `block.Scratch`."""
     row = OPERATIONS[operation]
     if row.start == "loss":
         return losses.LOSSES[operation][1]
-    return 2 if row.other else 1
+    return 2 if row.other else 1, 0
 
 
-def _scratch_of(operation: str, n_edges: int, n_threads: int) -> tuple[int, bool]:
+def _scratch_of(operation: str, layout: EdgeLayout, n_threads: int) -> tuple[int, bool]:
     """Return the number of float64 that a row needs, and whether they are in shared memory."""
-    size = block.scratch_per_row(_n_scratch(operation), n_edges, n_threads)
+    n_edges, n_bins = layout.cuda.n_edges, layout.n_bins
+    size = block.scratch_per_row(scratch_arrays(operation), n_edges, n_bins, n_threads)
     return size, 8 * size <= SHARED_BYTES
 
 
@@ -293,7 +293,7 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
             kernels = sums if is_loss else []
             tables, out = layout.cuda, "d" if operation == "curvature" else char
             for n_threads in dict.fromkeys(block_of(tables, rows)[0] for rows in (0, FEW_WARPS)):
-                _, in_shared = _scratch_of(operation, tables.n_edges, n_threads)
+                _, in_shared = _scratch_of(operation, layout, n_threads)
                 lanes = lane_count(layout, (), ())
                 kinds = [losses.LossKind(SOFTMAX, labelled, False) for labelled in (True, False)]
                 for kind in kinds if is_loss else [None]:
@@ -323,7 +323,7 @@ def _row_kernel(
         sweep, value = losses.LOSSES[operation][0](*arguments, loss), _float
     else:
         sweep = sweeps.histogram_sweep(*arguments)
-    kernel = block.row_kernel(sweep, _n_scratch(operation), n_threads, in_shared, apart)
+    kernel = block.row_kernel(sweep, scratch_arrays(operation), n_threads, in_shared, apart)
     kernel.__qualname__ = f"{operation}_{cost}_{'chain' if is_chain else 'tree'}"  # for profilers
     inputs = _type_of((_pointer(real), _int, _int), Rows)
     memory = map(_pointer, (from_dtype(np.dtype(out_char)), value, _float))

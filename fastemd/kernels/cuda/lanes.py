@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastemd.kernels.cuda.memory import load, store
+from fastemd.kernels.cuda.memory import int32, load, quotient, store
 from fastemd.kernels.cuda.numba_cuda import SIMULATED, device
 
 VECTOR_BYTES = 16  # read or written at a time
@@ -28,6 +28,9 @@ class LaneFunctions(NamedTuple):
     places: Callable[..., Any]  # ``(memory, index)``: the integers side by side
     gather: Callable[..., Any]  # ``(memory, places)``
     scatter: Callable[..., Any]  # ``(memory, places, lanes)``
+    # For memory of n numbers that a thread writes and reads at the same indices k:
+    read_own: Callable[..., Any]  # ``(memory, k, n)``
+    write_own: Callable[..., Any]  # ``(memory, k, n, lanes)``
     total: Callable[..., Any]  # ``(lanes)``: the sum of the numbers
     most: Callable[..., Any]  # ``(memory, index)``: the largest number, unless it is NaN
     negative: Callable[..., Any]  # ``(memory, index)``: minus the sum of the negative numbers
@@ -65,20 +68,17 @@ if SIMULATED:
             return (np.arange(count) == i - index).astype(float)
 
         zeros, total = functools.partial(np.zeros, count), np.sum
+
+        def read_own(memory, k, n):
+            return read(memory, k)
+
+        def write_own(memory, k, n, lanes):
+            write(memory, k, lanes)
+
         return LaneFunctions(
-            count,
-            zeros,
-            read,
-            write,
-            places,
-            gather,
-            scatter,
-            total,
-            most,
-            negative,
-            np.exp,
-            equal,
-        )
+            count, zeros, read, write, places, gather, scatter, read_own, write_own, total, most,
+            negative, np.exp, equal,
+        )  # fmt: skip
 
 else:
     from llvmlite import ir
@@ -146,7 +146,7 @@ else:
     def _several_lanes(count):
         kind, places_kind = Lanes(count), types.UniTuple(types.int32, count)
 
-        def vector_at(context, builder, memory, index):
+        def vector_at(context, builder, memory, index, count=count):
             """Return the pointer to numbers side by side, and its alignment."""
             place = place_at(builder, memory, index)
             size = count * context.get_abi_sizeof(place.type.pointee)
@@ -214,6 +214,50 @@ else:
 
             return types.none(memory, places_kind, kind), codegen
 
+        half, block = count // 2, np.int32(32 * count)
+
+        @device
+        def own_places(k, n):
+            """Return the places of two halves: the threads of a warp write side by side."""
+            first = int32(k & -block)
+            place = int32(first + quotient(int32(k - first), np.int32(2)))
+            return place, int32(
+                place + min(quotient(block, np.int32(2)), quotient(int32(n - first), np.int32(2)))
+            )
+
+        @intrinsic
+        def read_halves(typingctx, memory, place, other):
+            def codegen(context, builder, sig, args):
+                numbers = []
+                for index in args[1:]:
+                    start, align = vector_at(context, builder, args[0], index, half)
+                    vector = builder.load(start, align=align)
+                    numbers += [builder.extract_element(vector, _I32(i)) for i in range(half)]
+                return _join(builder, numbers)
+
+            return kind(memory, types.int32, types.int32), codegen
+
+        @intrinsic
+        def write_halves(typingctx, memory, place, other, lanes):
+            def codegen(context, builder, sig, args):
+                numbers = _split(context, builder, kind, args[3], count)
+                for index, part in zip(args[1:3], (numbers[:half], numbers[half:]), strict=True):
+                    start, align = vector_at(context, builder, args[0], index, half)
+                    builder.store(_join(builder, part), start, align=align)
+                return context.get_dummy_value()
+
+            return types.none(memory, types.int32, types.int32, kind), codegen
+
+        @device
+        def read_own(memory, k, n):
+            place, other = own_places(k, n)
+            return read_halves(memory, place, other)
+
+        @device
+        def write_own(memory, k, n, lanes):
+            place, other = own_places(k, n)
+            write_halves(memory, place, other, lanes)
+
         @intrinsic
         def total(typingctx, lanes):
             def codegen(context, builder, sig, args):
@@ -270,8 +314,9 @@ else:
             return kind(types.int32, types.int32), codegen
 
         return LaneFunctions(
-            count, zeros, read, write, places, gather, scatter, total, most, negative, exp, equal
-        )
+            count, zeros, read, write, places, gather, scatter, read_own, write_own, total, most,
+            negative, exp, equal,
+        )  # fmt: skip
 
 
 @functools.cache
@@ -287,6 +332,14 @@ def lane_functions(count: int) -> LaneFunctions:
     @device
     def read(memory, index):
         return np.float64(load(memory, index))
+
+    @device
+    def read_own(memory, k, n):
+        return load(memory, k)
+
+    @device
+    def write_own(memory, k, n, number):
+        store(memory, k, number)
 
     @device
     def total(number):
@@ -305,5 +358,6 @@ def lane_functions(count: int) -> LaneFunctions:
         return 1.0 if index == i else 0.0
 
     return LaneFunctions(
-        count, zeros, read, store, load, load, store, total, read, negative, exp, equal
-    )
+        count, zeros, read, store, load, load, store, read_own, write_own, total, read, negative,
+        exp, equal,
+    )  # fmt: skip

@@ -19,7 +19,7 @@ from fastemd.kernels.cuda.block import (
     report_row,
     sums,
 )
-from fastemd.kernels.cuda.lanes import LaneFunctions
+from fastemd.kernels.cuda.lanes import LaneFunctions, lane_functions
 from fastemd.kernels.cuda.memory import int32, load
 from fastemd.kernels.cuda.numba_cuda import device
 from fastemd.kernels.cuda.sweeps import sweeps
@@ -148,6 +148,7 @@ class BinFunctions(NamedTuple):
     is_label: Any  # 1 for the label of the row, else 0
     target_at: Any  # smoothed
     y_at: Any
+    u_at: Any
     r_at: Any
     a_at: Any
     write: Any  # ``(row, k, derivatives)``
@@ -157,6 +158,7 @@ class BinFunctions(NamedTuple):
 def bin_functions(lanes: LaneFunctions, kind: LossKind) -> BinFunctions:
     """Make the functions."""
     read, write_lanes, zeros, equal = lanes.read, lanes.write, lanes.zeros, lanes.equal
+    read_own = lanes.read_own
     smoothed, labelled = extra_functions(kind.extended, lanes).smoothed, kind.labelled
 
     @device
@@ -185,7 +187,11 @@ def bin_functions(lanes: LaneFunctions, kind: LossKind) -> BinFunctions:
 
     @device
     def y_at(row, k):
-        return read(row.scratch.y, k)
+        return read_own(row.scratch.y, k, row.layout.n_bins)
+
+    @device
+    def u_at(row, k):
+        return read_own(row.scratch.u, k, row.layout.n_bins)
 
     @device
     def r_at(row, prediction, k):
@@ -199,7 +205,7 @@ def bin_functions(lanes: LaneFunctions, kind: LossKind) -> BinFunctions:
     def write(row, k, derivatives):
         write_lanes(row.out, int32(k * row.inputs.steps.out), derivatives)
 
-    return BinFunctions(x_at, v_at, is_label, target_at, y_at, r_at, a_at, write)
+    return BinFunctions(x_at, v_at, is_label, target_at, y_at, u_at, r_at, a_at, write)
 
 
 # --------------------------------------------------------------------------- from x to histograms
@@ -221,9 +227,9 @@ def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossK
     """Make the parts of losses."""
     groups, sums, largest = team.groups(lanes.count), team.sums, team.largest
     read, zeros, total_of = lanes.read, lanes.zeros, lanes.total
-    exp, most, negative, store_lanes = lanes.exp, lanes.most, lanes.negative, lanes.write
+    exp, most, negative, write_own = lanes.exp, lanes.most, lanes.negative, lanes.write_own
     _, class_weight, is_weighted, curve_at, has_root = extra_functions(kind.extended, lanes)
-    x_at, v_at, is_label, target_at, y_at, r_at, a_at, _ = bin_functions(lanes, kind)
+    x_at, v_at, is_label, target_at, y_at, _, r_at, a_at, _ = bin_functions(lanes, kind)
     _, _, sum_of_bins, put_bins = sweeps(is_chain, team, lanes)
     normalize, labelled, extended = kind
 
@@ -248,7 +254,7 @@ def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossK
                 y = exp(y - highest)
             elif row.row_weight != 0.0:
                 negative_x += negative(row.inputs.p, int32(k * row.inputs.steps.p))
-            store_lanes(row.scratch.y, k, y)
+            write_own(row.scratch.y, k, row.layout.n_bins, y)
             total += total_of(y)
         return total, negative_x
 
@@ -377,7 +383,8 @@ def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossK
         for k in groups(row.team, row.layout.n_bins):
             p = y_at(row, k) * prediction.scale
             change = v_at(row, k) - mean - p * sum_of_v
-            store_lanes(row.scratch.u, k, a_at(row, prediction, k) * change)
+            change = a_at(row, prediction, k) * change
+            write_own(row.scratch.u, k, row.layout.n_bins, change)
         return sum_of_v
 
     @device
@@ -403,17 +410,23 @@ def gradient_sweep(operation, cost, is_chain, team, lanes, kind):
     sweep_up = up(operation.edge(cost))
     predict, fill_difference, cross_entropy, _, mean_over_r, _ = parts(is_chain, team, lanes, kind)
     _, class_weight, _, curve_at, _ = extra_functions(kind.extended, lanes)
-    _, _, is_label, target_at, _, _, a_at, write = bin_functions(lanes, kind)
+    _, _, is_label, target_at, _, _, _, a_at, write = bin_functions(lanes, kind)
     groups, sums = team.groups(lanes.count), team.sums
     only_label = kind.labelled and not kind.extended  # of the target is not 0
+    by_label = only_label and kind.normalize == SOFTMAX
+    sum_of_bin = sweeps(is_chain, team, lane_functions(1)).sum_of_bins
 
     @device
     def sweep(row):
         x, c, prediction = row.scratch.x, row.options.cross_entropy, predict(row)
         fill_difference(row, prediction)
-        value, _ = sweep_up(row, x)
+        value, mean = sweep_up(row, x)
         sweep_down(row, x, 0.0)
-        value, mean = sums(row.team, value, mean_over_r(row, prediction, x))
+        if by_label:  # <p, D> = <p - q, D> + <q, D>
+            value, mean = sums(row.team, value, mean)
+            mean += sum_of_bin(row, x, int32(min(row.label, row.layout.n_bins - 1)))
+        else:
+            value, mean = sums(row.team, value, mean_over_r(row, prediction, x))
         curve = curve_at(row, prediction, value * row.numbers.cost_factor)
         value = curve.value
         if c > 0.0:
@@ -439,7 +452,7 @@ def diagonal_sweep(operation, cost, is_chain, team, lanes, kind):
     up, sweep_down, sum_of_bins, put_bins = sweeps(is_chain, team, lanes)
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
     predict, fill_difference, _, _, _, curve_of_sums = parts(is_chain, team, lanes, kind)
-    _, _, _, _, y_at, r_at, a_at, write = bin_functions(lanes, kind)
+    _, _, _, _, y_at, _, r_at, a_at, write = bin_functions(lanes, kind)
     groups, sums, extended = team.groups(lanes.count), team.sums, kind.extended
 
     @device
@@ -476,16 +489,16 @@ def product_sweep(operation, cost, is_chain, team, lanes, kind):
     predict, fill_difference, _, fill_u, mean_over_r, curve_of_sums = parts(
         is_chain, team, lanes, kind
     )
-    _, _, _, _, _, _, a_at, write = bin_functions(lanes, kind)
+    _, _, _, _, _, u_at, _, a_at, write = bin_functions(lanes, kind)
     groups, sums, extended = team.groups(lanes.count), team.sums, kind.extended
-    read, total_of = lanes.read, lanes.total
+    total_of = lanes.total
 
     @device
     def sweep(row):
-        x, other, u, prediction = row.scratch.x, row.scratch.other, row.scratch.u, predict(row)
+        x, other, prediction = row.scratch.x, row.scratch.other, predict(row)
         jac, sum_of_v = prediction.jacobian, fill_u(row, prediction)
         for k in groups(row.team, row.layout.n_bins):
-            put_bins(row, other, k, read(u, k))
+            put_bins(row, other, k, u_at(row, k))
         sweep_up_other(row, other)
         fill_difference(row, prediction)
         sweep_up(row, x)
@@ -493,7 +506,7 @@ def product_sweep(operation, cost, is_chain, team, lanes, kind):
         sweep_down(row, x, 0.0)
         u_slope = 0.0
         for k in groups(row.team, row.layout.n_bins):
-            u_slope += total_of(read(u, k) * sum_of_bins(row, x, k))
+            u_slope += total_of(u_at(row, k) * sum_of_bins(row, x, k))
         mean, u_slope = sums(row.team, mean_over_r(row, prediction, x), u_slope)
         mean_of_product, _ = sums(row.team, mean_over_r(row, prediction, other), 0.0)
         mean_of_product += jac.depends * u_slope
@@ -506,17 +519,17 @@ def product_sweep(operation, cost, is_chain, team, lanes, kind):
                 change = change + curve.second * u_slope * slope
             slope = curve.first * slope + prediction.entropy
             change = change - jac.a_1 * sum_of_v * slope
-            write(row, k, row.row_weight * (a * change + softmax * read(u, k) * slope))
+            write(row, k, row.row_weight * (a * change + softmax * u_at(row, k) * slope))
         return prediction.valid, 0.0
 
     return sweep
 
 
-# For each loss: what makes its function, and the number of scratch arrays x, y, other, u it needs.
+# For each loss: what makes its function, and the scratch arrays of edges and of bins it needs.
 LOSSES = {
-    "loss": (gradient_sweep, 2),
-    "loss_diagonal": (diagonal_sweep, 3),
-    "loss_product": (product_sweep, 4),
+    "loss": (gradient_sweep, (1, 1)),
+    "loss_diagonal": (diagonal_sweep, (2, 1)),
+    "loss_product": (product_sweep, (2, 2)),
 }
 
 

@@ -73,12 +73,12 @@ if SIMULATED:
         memory[index] = number
 
     def load_two(memory, index):
-        """Return two numbers; the first one is at a multiple of 2."""
-        return memory[index], memory[index + 1]
+        """Return pair number `index` of numbers."""
+        return memory[2 * index], memory[2 * index + 1]
 
     def load_four(memory, index):
-        """Return four numbers; the first one is at a multiple of 4."""
-        return memory[index], memory[index + 1], memory[index + 2], memory[index + 3]
+        """Return the four numbers from number ``4 index`` on."""
+        return tuple(memory[4 * index + i] for i in range(4))
 
 else:
     from llvmlite import ir
@@ -246,11 +246,11 @@ else:
         @intrinsic
         def read(typingctx, memory, index):
             def codegen(context, builder, sig, args):
-                place = place_at(builder, *args)
-                kind = ir.VectorType(place.type.pointee, n)
-                size = n * context.get_abi_sizeof(place.type.pointee)
-                place = builder.bitcast(place, kind.as_pointer(place.type.addrspace))
-                vector = builder.load(place, align=size)
+                start, index = args
+                kind = ir.VectorType(start.type.pointee, n)
+                size = n * context.get_abi_sizeof(start.type.pointee)
+                start = builder.bitcast(start, kind.as_pointer(start.type.addrspace))
+                vector = builder.load(place_at(builder, start, index), align=size)
                 numbers = [builder.extract_element(vector, _I32(i)) for i in range(n)]
                 return context.make_tuple(builder, sig.return_type, numbers)
 

@@ -23,6 +23,7 @@ from fastemd.kernels.cuda.memory import (
     int32,
     load,
     load_two,
+    pointer,
     quotient,
     store,
 )
@@ -87,7 +88,13 @@ def histogram_sweep(operation, cost, is_chain, team, lanes):
 @device
 def node_edges(row, j):
     """Return the edge of an inner node and that above it."""
-    return load_two(row.layout.numbers, int32(row.layout.nodes + 2 * j))
+    return load_two(pointer(row.layout.numbers, row.layout.nodes), j)
+
+
+@device
+def node_group(row, i):
+    """Return where the edges below nodes side by side start, and their numbers by place."""
+    return load_two(pointer(row.layout.numbers, int32(8)), i)
 
 
 @device
@@ -138,17 +145,18 @@ def tree_sweeps(team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
                 end, group = level_start(row, int32(i + 1)), first_group
                 barrier()
                 for j in count(start + row.team.thread, end, step):
-                    c, counts = load_two(row.layout.numbers, int32(8 + 2 * group))
+                    c, counts = node_group(row, group)
                     edge, _ = node_edges(row, j)
-                    flow, c = 0.0, int32(c + lane)
-                    while lane < counts & 255:
+                    flow, c, n = 0.0, int32(c + lane), int32(counts & 255)
+                    while lane < n:
                         flow_of_child = load(x, c)
                         flow += flow_of_child
                         value, first, second = apply_edge(row, c, flow_of_child)
                         store(x, c, value)
                         first_sum += first
                         second_sum += second
-                        c, counts = int32(c + (counts & 255)), int32(counts >> 8)
+                        c, counts = int32(c + n), int32(counts >> 8)
+                        n = int32(counts & 255)
                     store(x, edge, flow)
                     group = int32(group + quotient(step, side_by_side))
                 n_groups = quotient(end - start + side_by_side - 1, side_by_side)
@@ -243,7 +251,7 @@ def edge_function(edge_values):
 
     @device
     def apply_edge(row, e, flow):
-        length, share = load_two(row.layout.lengths, int32(2 * e))
+        length, share = load_two(row.layout.lengths, e)
         length *= row.numbers.length_factor
         edge = Edge(length, share, load(row.scratch.other, e), row.numbers)
         values, first, second = edge_values(edge, flow)
