@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import fastemd
-from tests.support import interpreted
+from tests.support import interpreted, threads
 from tests.support.device import emd_loss_hvp
 
 LOSSES = fastemd.emd_loss, fastemd.emd_loss_hessian_diag, emd_loss_hvp
@@ -184,9 +184,9 @@ def check_options(char):
     compare(fastemd.emd_loss, cases.logits(5), labels, ignore_index=0, class_weight=class_weight,
             space=cases.space, rho=2)  # fmt: skip
     many = Cases(char, chain(3))  # several blocks of the kernels that sum rows
-    device.races = False
+    device.observer = lambda: None
     compare(fastemd.emd_loss, many.logits(1100), many.labels(1100), space=many.space, rho=2)
-    device.races = True
+    device.observer = threads.Races
 
 
 def check_invalid_rows(char):
