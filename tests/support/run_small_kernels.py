@@ -123,6 +123,13 @@ def same_number(x, by_block):
         x[0] = by_block * cuda.blockIdx.x
 
 
+def read_and_write(x):
+    if cuda.threadIdx.x == 0:
+        x[1] = x[0]
+    else:
+        x[0] = 1.0
+
+
 def leave_before_barrier(x):
     if cuda.threadIdx.x < 32:
         cuda.syncthreads()
@@ -184,6 +191,8 @@ def check_errors():
     assert len(wrong) == 3  # the order of the threads shows
     x = np.arange(32.0)
     fails_with("race with", reverse_by_warp("shuffle"), (FLOATS,), x, shared_bytes=32 * 8)
+    for seed in range(4):  # either thread is the first one
+        fails_with("race with", read_and_write, (FLOATS,), np.zeros(2), n_threads=2, seed=seed)
     fails_with("race with", same_number, (FLOATS, types.float64), np.zeros(1), 1.0, blocks=2)
     x = aligned(4, float)
     fails_with("multiple of 16", load_pairs, (FLOATS, types.int64), x, 1, n_threads=1)
@@ -227,13 +236,32 @@ def check_numbers():
             np.testing.assert_allclose(out, expected, rtol=4e-16)
 
 
-def check_opcodes():
-    source = ".entry small(.param .u64 small_param_0)\n{{\n.reg .f64 %fd<2>;\n{0}\nret;\n}}"
-    ptx.Kernel(source.format("mov.f64 %fd1, 0d3FF0000000000000;"))
+NAN = "0d7FF8000000000000"
+INSTRUCTIONS = {
+    "min.s32 %rd1, -3, 2": 2**32 - 3, "max.s64 %rd1, -3, 2": 2, "shr.u32 %rd1, -4, 1": 2**31 - 2,
+    "shl.b32 %rd1, 3, 31": 2**31, "shl.b64 %rd1, 1, 64": 0,
+    "bfi.b64 %rd1, 5, 7, 32, 32": 5 << 32 | 7,
+    "mul.wide.s32 %rd1, -3, 2": 2**64 - 6, "mul.wide.u32 %rd1, -3, 2": 2**33 - 6,
+    "mad.lo.s32 %rd1, -3, 2, 7": 1, "cvt.s64.s32 %rd1, -3": 2**64 - 3, "not.b32 %rd1, 5": 2**32 - 6,
+    f"setp.num.f64 %p1, {NAN}, {NAN}; selp.u64 %rd1, 3, 4, %p1": 4,
+    f"setp.leu.f64 %p1, {NAN}, {NAN}; selp.u64 %rd1, 3, 4, %p1": 3,
+    "setp.lt.s64 %p1, -3, 2; selp.u64 %rd1, 3, 4, %p1": 3,
+    "setp.lt.u64 %p1, -3, 2; selp.u64 %rd1, 3, 4, %p1": 4,
+}  # fmt: skip
+
+
+def check_instructions():
+    out, memory = np.zeros(1, np.uint64), threads.Memory()
+    memory.add(out)
+    head, tail = ".entry small() {\n.reg .b64 %rd<2>;", f"st.global.u64 [{out.ctypes.data}], %rd1;"
+    for instruction, expected in INSTRUCTIONS.items():
+        kernel = ptx.Kernel(f"{head}\n{instruction};\n{tail}\nret;\n}}")
+        threads.launch(kernel, (1, 1, 1), (1, 1, 1), [], memory)
+        assert out == expected, instruction
     with pytest.raises(NotImplementedError, match=r"tanh\.approx\.f32"):
-        ptx.Kernel(source.format("tanh.approx.f32 %fd1, %fd1;"))
+        ptx.Kernel(f"{head}\ntanh.approx.f32 %fd1, %fd1;\n}}")
 
 
 if __name__ == "__main__":
-    for check in (check_results, check_errors, check_counts, check_numbers, check_opcodes):
+    for check in (check_results, check_errors, check_counts, check_numbers, check_instructions):
         check()
