@@ -245,6 +245,7 @@ INSTRUCTIONS = {
     "mad.lo.s32 %rd1, -3, 2, 7": 1, "cvt.s64.s32 %rd1, -3": 2**64 - 3, "not.b32 %rd1, 5": 2**32 - 6,
     f"setp.num.f64 %p1, {NAN}, {NAN}; selp.u64 %rd1, 3, 4, %p1": 4,
     f"setp.leu.f64 %p1, {NAN}, {NAN}; selp.u64 %rd1, 3, 4, %p1": 3,
+    "setp.leu.f64 %p1, 0d0000000000000000, 0d0000000000000000; selp.u64 %rd1, 3, 4, %p1": 3,
     "setp.lt.s64 %p1, -3, 2; selp.u64 %rd1, 3, 4, %p1": 3,
     "setp.lt.u64 %p1, -3, 2; selp.u64 %rd1, 3, 4, %p1": 4,
 }  # fmt: skip
