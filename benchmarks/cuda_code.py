@@ -191,11 +191,11 @@ def print_counts():
     import numpy as np
 
     import fastemd
-    from tests.support import interpreted
+    from tests.support import interpreted, threads
 
     tree, rng, n_rows = fastemd.datasets.imagenet_tree(), np.random.default_rng(0), 4
     device = interpreted.install()
-    device.races, device.counts = False, True
+    device.observer = threads.Counts
     device.n_multiprocessors = n_rows / 64  # many rows each, so a warp processes a row
     p, q = (device.on_device(rng.dirichlet(np.ones(1000), n_rows).astype("f")) for _ in "pq")
     labels = device.on_device(rng.integers(1000, size=n_rows))

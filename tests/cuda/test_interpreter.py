@@ -1,11 +1,11 @@
 """The compiled CUDA kernels, interpreted on the host; that needs no GPU, but numba-cuda.
 
 In other processes, as Numba finds either CUDA or its simulator when it is imported.
+
+The order of the tests balances two processes, which get two tests each.
 """
 
 from pathlib import Path
-
-import pytest
 
 from tests.support.device import numba_cuda, run_without_simulator
 
@@ -14,20 +14,25 @@ SUPPORT = Path(__file__).parents[1] / "support"
 pytestmark = numba_cuda
 
 
-@pytest.mark.parametrize("char", ["f", "d"])
-def test_compiled_kernels_agree_with_cpu(char):
-    done = run_without_simulator(str(SUPPORT / "run_kernels.py"), char)
+def run_script(*command):
+    done = run_without_simulator(*command)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_compiled_kernels_agree_with_cpu_in_float32():
+    run_script(str(SUPPORT / "run_kernels.py"), "f")
 
 
 def test_interpreter_runs_kernels_and_reports_errors():
-    done = run_without_simulator(str(SUPPORT / "run_small_kernels.py"))
-    assert done.returncode == 0, done.stderr
+    run_script(str(SUPPORT / "run_small_kernels.py"))
+
+
+def test_compiled_kernels_agree_with_cpu_in_float64():
+    run_script(str(SUPPORT / "run_kernels.py"), "d")
 
 
 def test_cuda_code_prints_counts():
-    done = run_without_simulator("-m", "benchmarks.cuda_code", "--count")
-    assert done.returncode == 0, done.stderr
-    _, gradient, loss = done.stdout.splitlines()
+    _, gradient, loss = run_script("-m", "benchmarks.cuda_code", "--count").splitlines()
     assert gradient.startswith("value and gradient: ")
     assert loss.startswith("loss of labels and its gradient: ")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tests.support import ptx
+from tests.support import ptx, threads
 from tests.support.device import DeviceArray, DeviceBackend
 
 CC = (9, 0)
@@ -22,9 +22,9 @@ class Device:
     """The replacement of a device, and the options of all launches."""
 
     def __init__(self):
-        self.memory, self.n_multiprocessors = ptx.Memory(), 1
-        self.races, self.counts = True, False
-        self.launches = []  # name of the kernel, grid, block, bytes of shared memory, counts
+        self.memory, self.n_multiprocessors = threads.Memory(), 1
+        self.observer = threads.Races  # of every launch
+        self.launches = []  # name of the kernel, grid, block, bytes of shared memory, observer
 
     def copy(self, array):
         """Return a NumPy array that the interpreter knows; it starts like memory of a device."""
@@ -66,13 +66,13 @@ def install():
                 self._prepare_args(kind, argument, stream, [], passed)
             for kind, value in zip(self.kernel.parameters, passed, strict=True):
                 if not isinstance(value, int) and 8 * ctypes.sizeof(value) != int(kind[1:]):
-                    raise ptx.KernelError(f"{value} passed as {kind}")
+                    raise threads.KernelError(f"{value} passed as {kind}")
             passed = [getattr(value, "value", value) for value in passed]
-            counts = self.kernel(
-                griddim, blockdim, passed, device.memory, sharedmem, seed=len(device.launches),
-                races=device.races, counts=device.counts,
-            )  # fmt: skip
-            device.launches.append((self.name, griddim, blockdim, sharedmem, counts))
+            seed, observer = len(device.launches), device.observer()
+            device.launches.append((self.name, griddim, blockdim, sharedmem, observer))
+            threads.launch(
+                self.kernel, griddim, blockdim, passed, device.memory, sharedmem, seed, observer
+            )
 
         _prepare_args = dispatcher._Kernel._prepare_args
 

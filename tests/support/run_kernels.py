@@ -1,7 +1,7 @@
 """Run the compiled CUDA kernels on the host, and compare their results with those on the CPU.
 
 ``python tests/support/run_kernels.py f`` raises if results in float32 differ, if a thread accesses
-memory that it must not access, or if two threads race; see test_kernels.py.
+memory that it must not access, or if two threads race; see test_interpreter.py.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import fastemd
-from tests.support import interpreted
+from tests.support import interpreted, threads
 from tests.support.device import emd_loss_hvp
 
 LOSSES = fastemd.emd_loss, fastemd.emd_loss_hessian_diag, emd_loss_hvp
@@ -91,44 +91,53 @@ class Cases:
             compare(fastemd.emd_hessian_diag, p, q, **options)
             compare(fastemd.emd_hvp, p, q, v, **options)
 
-    def check_losses(self, rho, functions=LOSSES, **keywords):
-        """Check losses of labels and of histograms, and their derivatives."""
+    def check_losses(self, rho, functions=LOSSES, targets=("labels", "histograms"), **keywords):
+        """Check losses and their derivatives."""
         x, v, options = self.logits(5), self.logits(5), {"space": self.space, "rho": rho}
         for function in functions:
             vectors = (v,) if function is emd_loss_hvp else ()
-            for target in (self.labels(5), self.histograms(5)):
-                compare(function, x, target, *vectors, **options, **keywords)
+            for target in targets:
+                compare(function, x, getattr(self, target)(5), *vectors, **options, **keywords)
 
 
 def check_functions(char):
-    """Check every function for every exponent, with a warp for each row."""
-    # Rows of 40 bins start at multiples of the width of a vector, rows of 37 bins do not.
-    for make, n_bins, rhos in ((chain, 37, (1, 1.5)), (tree, 40, (1, 1.5, 2))):
-        cases, small = Cases(char, make(n_bins)), Cases(char, make(8))
-        for rho in rhos:
-            cases.check_histograms(rho)
-            cases.check_losses(rho, LOSSES if rho > 1 else LOSSES[:1])
-        compare(fastemd.emd_flow, *(cases.histograms(3) for _ in "pq"), space=cases.space)
-        compare(fastemd.emd_hessian, *(small.histograms(2) for _ in "pq"), space=small.space,
-                rho=1.5)  # fmt: skip
+    """Check every function and exponent, with a warp for each row."""
+    # One type has exponents on the chain that the other one has on the tree, as every exponent,
+    # type and space has kernels that take long to compile. Rows of 40 bins start at multiples of
+    # the width of a vector, rows of 37 bins do not.
+    first, second = (tree, chain) if char == "f" else (chain, tree)
+    cases = Cases(char, first(40))
+    cases.check_histograms(1.5)
+    cases.check_losses(1.5)
+    compare(fastemd.emd_flow, *(cases.histograms(3) for _ in "pq"), space=cases.space)
+    cases = Cases(char, second(37))
+    for rho in (1, 2):
+        cases.check_histograms(rho)
+        cases.check_losses(rho, LOSSES if rho > 1 else LOSSES[:1], ("labels",))
+    small = Cases(char, second(8))
+    compare(fastemd.emd_hessian, *(small.histograms(2) for _ in "pq"), space=small.space,
+            rho=1.5)  # fmt: skip
 
 
 def check_teams(char):
     """Check teams of 8 and 128 threads, and scratch in global memory that slots of rows share."""
-    for make in (chain, tree):
-        for n_bins, n_multiprocessors in ((7, 1), (150, 132)):
-            device.n_multiprocessors = n_multiprocessors
-            cases = Cases(char, make(n_bins))
-            compare(fastemd.emd_value_and_grad, *(cases.histograms(5) for _ in "pq"),
-                    space=cases.space, rho=1.5)  # fmt: skip
+
+    def check(n_bins, of_loss):
+        cases = Cases(char, make(n_bins))
+        if of_loss:
             cases.check_losses(2, LOSSES[:1])
-        device.n_multiprocessors = 132
-        with small_memory():
-            for n_bins in (37, 150):
-                cases = Cases(char, make(n_bins))
-                compare(fastemd.emd_hvp, *(cases.histograms(7) for _ in "pqv"),
-                        space=cases.space, rho=1.5)  # fmt: skip
-                cases.check_losses(2, LOSSES[:1])
+        else:
+            compare(fastemd.emd_hvp, *(cases.histograms(7) for _ in "pqv"),
+                    space=cases.space, rho=1.5)  # fmt: skip
+
+    # One type has losses where the other one has products, as they share the functions of teams.
+    make, of_loss = (tree, True) if char == "f" else (chain, False)
+    for n_bins, n_multiprocessors in ((7, 1), (152, 132)):
+        device.n_multiprocessors = n_multiprocessors
+        check(n_bins, of_loss)
+    with small_memory():
+        for n_bins in (37, 152):
+            check(n_bins, not of_loss)
     device.n_multiprocessors = 1
 
 
@@ -146,7 +155,7 @@ def small_memory():
 def check_memory(char):
     """Check arrays that broadcast, and such that are not contiguous."""
     for n_bins in (37, 40):
-        check_memory_of(Cases(char, tree(n_bins)))
+        check_memory_of(Cases(char, chain(n_bins)))
 
 
 def check_memory_of(cases):
@@ -170,7 +179,7 @@ def check_memory_of(cases):
 
 def check_options(char):
     """Check the options of losses."""
-    cases = Cases(char, chain(20))
+    cases = Cases(char, tree(37))
     n_bins, weights = cases.space.n_bins, np.array([1.0, 0.0, 0.5, 2.0, 3.0])
     class_weight = cases.rng.uniform(0.5, 2.0, n_bins)
     cases.check_losses(2, cross_entropy=0.5, sample_weight=weights, reduction="sum")
@@ -184,14 +193,14 @@ def check_options(char):
     compare(fastemd.emd_loss, cases.logits(5), labels, ignore_index=0, class_weight=class_weight,
             space=cases.space, rho=2)  # fmt: skip
     many = Cases(char, chain(3))  # several blocks of the kernels that sum rows
-    device.races = False
+    device.observer = lambda: None
     compare(fastemd.emd_loss, many.logits(1100), many.labels(1100), space=many.space, rho=2)
-    device.races = True
+    device.observer = threads.Races
 
 
 def check_invalid_rows(char):
     """Check that the first invalid row is reported."""
-    cases = Cases(char, tree(37))
+    cases = Cases(char, chain(37))
     p, q, x = cases.histograms(9), cases.histograms(9), cases.logits(9)
     p[5, 1], p[7, 0] = -1.0, np.nan
     assert_reports(5, fastemd.emd_grad, p, q, cases.space)
@@ -211,10 +220,14 @@ def assert_reports(row, function, *arguments):
         fastemd.synchronize()
 
 
-CHECKS = check_functions, check_teams, check_memory, check_options, check_invalid_rows
+# Strides and options do not depend on the type, so each is checked with one of them.
+CHECKS = {
+    "f": (check_functions, check_teams, check_memory, check_invalid_rows),
+    "d": (check_functions, check_teams, check_options),
+}
 
 if __name__ == "__main__":
-    for check in CHECKS:
+    for check in CHECKS[sys.argv[1]]:
         check(sys.argv[1])
     rows = [x for x in device.launches if x[2][1] > 1 or x[2][0] == 128]
     assert {block[0] for _, _, block, _, _ in rows} == {8, 32, 128}
