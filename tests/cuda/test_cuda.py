@@ -218,7 +218,7 @@ def test_warm_up_compiles_what_functions_launch(name, is_chain, rng, monkeypatch
                 teams = itertools.repeat((4, 2) if n_rows == 4 else (2, 4))
                 arrays = rng.dirichlet(np.ones(space.n_bins), (3, n_rows)).astype(dtype)
                 p, q, v = map(on_device, arrays)
-                targets = [q, on_device(np.arange(n_rows))] if "loss" in name else [q]
+                targets = [q, on_device(np.arange(n_rows) % 2)] if "loss" in name else [q]
                 for target, reduction in itertools.product(targets, ("mean", "none")):
                     call_by_name(name, p, target, v, space, rho, reduction)
             assert set(compiled) == prepared
@@ -227,14 +227,3 @@ def test_warm_up_compiles_what_functions_launch(name, is_chain, rng, monkeypatch
 def _record(compiled, function, *arguments):
     compiled.append((function.__name__, *arguments))
     return function(*arguments)
-
-
-@simulator
-def test_launch_rejects_more_rows_than_it_counts(monkeypatch, rng):
-    from fastemd.kernels.cuda import driver
-
-    monkeypatch.setattr(driver, "MOST_ROWS", 3)
-    p, q = random_pair(rng, (4, 3))
-    with pytest.raises(ValueError, match="4 rows are too many for a CUDA kernel"):
-        fastemd.emd(on_device(p), on_device(q), CHAIN, 2)
-    assert fastemd.emd(on_device(p[:3]), on_device(q[:3]), CHAIN, 2).shape == (3,)

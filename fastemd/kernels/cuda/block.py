@@ -23,6 +23,7 @@ from fastemd.kernels.cuda.memory import (
     Steps,
     count,
     int32,
+    int64,
     load,
     load_four,
     pointer,
@@ -413,21 +414,19 @@ def row_kernel(sweep, n_arrays, n_threads, in_shared, apart):
             n_bins, n_edges, n_levels, nodes, levels, bins, parents, places, numbers_of_layout,
             pointer(tables.lengths, int32(0)),
         )  # fmt: skip
-        first = int32(cuda.blockIdx.x * cuda.blockDim.y)
-        slot, step = int32(cuda.threadIdx.y), int32(cuda.gridDim.x * cuda.blockDim.y)
+        first = int64(cuda.blockIdx.x) * cuda.blockDim.y
+        slot, step = int32(cuda.threadIdx.y), int64(cuda.gridDim.x) * cuda.blockDim.y
         size = int32(scratch_per_row(n_arrays, n_edges, n_bins, n_threads))
         if in_shared:
             memory = pointer(shared, int32(slot * size))
         else:
-            memory = row_at(batch.scratch, int32(first + slot), size)
-        n_rows = int32(batch.n_groups * batch.rows_per_group)
+            memory = row_at(batch.scratch, first + slot, size)
+        n_rows = batch.n_groups * batch.rows_per_group
         while first < n_rows:
-            number, group = int32(first + slot), int32(0)
-            if number >= n_rows:
-                number = int32(n_rows - 1)
+            number, group = min(first + slot, n_rows - 1), int64(0)
             if batch.n_groups > 1:
                 group = quotient(number, batch.rows_per_group)
-            i = int32(number - group * batch.rows_per_group)
+            i = number - group * batch.rows_per_group
             row = open_row(
                 layout, batch, numbers, options, number, group, i, n_arrays, memory,
                 steps_of(batch), out_of(batch, number, group, i),
@@ -437,7 +436,7 @@ def row_kernel(sweep, n_arrays, n_threads, in_shared, apart):
                 report_row(errors, 0, number)
             if batch.present & WITH_VALUE and row.team.thread == 0:
                 store(batch.value, number, result)
-            first = int32(first + step)
+            first += step
 
     return run
 
@@ -476,7 +475,7 @@ def sum_rows(team, arguments):
     values, out, n = arguments
     total = 0.0
     for i in grid_range(team, n):
-        total += load(values, int32(i))
+        total += load(values, i)
     total, _ = sums(team, total, 0.0)
     if team.thread == 0:
         store(out, team.block, total)

@@ -40,9 +40,8 @@ Empty = Callable[[int], Any]
 NO_ARRAY = np.empty((1, 1, 0))
 SHARED_BYTES = 48 * 1024  # the most per block, but it leaves less room for other blocks
 MAX_GLOBAL_ROWS = 1024  # rows that are processed at the same time if their scratch does not fit
-MOST_ROWS = 1 << 30
 MOST_TEAMS = 1024  # of a conversion
-THREADS_PER_BLOCK = 64
+THREADS_PER_BLOCK, MOST_BLOCKS = 64, (1 << 31) - 1
 BIN_LANES = 4  # bins that a thread processes side by side
 # Four warps share a row if there are so few rows that a multiprocessor would have fewer warps than
 # this, too few to hide the latency of memory, or if a row has so many edges.
@@ -74,7 +73,7 @@ TEAM_FUNCTIONS: dict[str, tuple[Any, ...]] = {
         _labels,
     ),
     "divide_by_sum": (losses.divide_by_sum, _floats, _floats),
-    "sum_rows": (block.sum_rows, _pointer(_float), "out", _int32),
+    "sum_rows": (block.sum_rows, _pointer(_float), "out", _int),
     "convert": (block.convert, "values", "out array"),
     "sum_paths": (hessian.sum_paths, _tables, _matrix, _matrix, _matrix, _float),
     "fill_chain": (hessian.fill_chain, _tables, _matrix, _matrix, "hessians"),
@@ -202,14 +201,13 @@ def _launch(
     operation, name, numbers = variant(operation, cost)
     (n_groups, rows_per_group), out_char = rows[0].shape[:2], out.dtype.char
     n_rows = n_groups * rows_per_group
-    _check_rows(n_rows)
     tables = block.Tables(*map(start_of, _uploaded(layout, index, _sweep_tables)))
     n_threads, rows_per_block = block_of(layout.cuda, n_rows / n_multiprocessors(index))
     size, in_shared = _scratch_of(operation, layout, n_threads)
     scratch = NO_ARRAY
     if in_shared:
         rows_per_block = min(rows_per_block, SHARED_BYTES // (8 * size))
-    n_blocks = -(-n_rows // rows_per_block)
+    n_blocks = min(-(-n_rows // rows_per_block), MOST_BLOCKS)
     if not in_shared:
         n_blocks = min(n_blocks, -(-MAX_GLOBAL_ROWS // rows_per_block))
         n_slots = n_blocks * rows_per_block
@@ -237,12 +235,6 @@ def _launch(
         _row_kernel(operation, name, *kind), index, n_blocks, threads, stream, shared_bytes
     )
     launch(tables, batch, Numbers(*numbers, float(project)), options, errors)
-
-
-def _check_rows(n_rows: int) -> None:
-    """Raise if a kernel cannot count the rows, and a step beyond them, by 32 bits."""
-    if n_rows > MOST_ROWS:
-        raise ValueError(f"{n_rows} rows are too many for a CUDA kernel; pass them in parts")
 
 
 def block_of(tables: CudaTables, rows_per_multiprocessor: float) -> tuple[int, int]:
@@ -328,7 +320,7 @@ def _row_kernel(
     inputs = _type_of((_pointer(real), _int, _int), Rows)
     memory = map(_pointer, (from_dtype(np.dtype(out_char)), value, _float))
     steps = _steps if apart else types.Tuple(())
-    batch = inputs, inputs, inputs, *memory, *([_int32] * 4), steps
+    batch = inputs, inputs, inputs, *memory, _int, _int, _int32, _int32, steps
     extras = _extras if loss and loss.extended else types.Tuple(())
     options = _type_of((*_options, extras), block.Options)
     signature = _layout, _type_of(batch, block.Batch), _numbers, options, _labels
@@ -446,7 +438,6 @@ def find_row_weights(
     With `mean` they are divided by their sum, in which they count times those of their classes, if
     there are any.
     """
-    _check_rows(row_weights.size)
     n_parts = _n_parts(row_weights.size)
     with on_device(index):
         both = (

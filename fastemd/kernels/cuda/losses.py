@@ -411,7 +411,7 @@ def gradient_sweep(operation, cost, is_chain, team, lanes, kind):
     predict, fill_difference, cross_entropy, _, mean_over_r, _ = parts(is_chain, team, lanes, kind)
     _, class_weight, _, curve_at, _ = extra_functions(kind.extended, lanes)
     _, _, is_label, target_at, _, _, _, a_at, write = bin_functions(lanes, kind)
-    groups, sums = team.groups(lanes.count), team.sums
+    groups, sums, barrier = team.groups(lanes.count), team.sums, team.barrier
     only_label = kind.labelled and not kind.extended  # of the target is not 0
     by_label = only_label and kind.normalize == SOFTMAX
     sum_of_bin = sweeps(is_chain, team, lane_functions(1)).sum_of_bins
@@ -425,6 +425,7 @@ def gradient_sweep(operation, cost, is_chain, team, lanes, kind):
         if by_label:  # <p, D> = <p - q, D> + <q, D>
             value, mean = sums(row.team, value, mean)
             mean += sum_of_bin(row, x, int32(min(row.label, row.layout.n_bins - 1)))
+            barrier()  # another thread fills this bin for the next row
         else:
             value, mean = sums(row.team, value, mean_over_r(row, prediction, x))
         curve = curve_at(row, prediction, value * row.numbers.cost_factor)

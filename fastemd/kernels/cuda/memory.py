@@ -1,8 +1,8 @@
 """Memory of the device by 32-bit indices.
 
 Numba computes places in arrays with 64 bits, for which a GPU needs two registers and several
-instructions each, and handles negative indices. Here a row is a pointer, and an index is an integer
-of 32 bits that is not negative.
+instructions each, and handles negative indices. Here a row is a pointer, and an index in a row is
+an integer of 32 bits that is not negative. Numbers of rows have 64 bits.
 
 In Numba's simulator pointers are NumPy arrays.
 """
@@ -39,8 +39,12 @@ if SIMULATED:
         """Return an integer of 32 bits."""
         return np.int32(number)
 
+    def int64(number):
+        """Return an integer of 64 bits."""
+        return np.int64(number)
+
     def quotient(a, b):
-        """Return ``a // b`` for integers of 32 bits."""
+        """Return ``a // b`` for integers that are not negative."""
         return a // b
 
     def count(start, stop, step):
@@ -94,19 +98,24 @@ else:
 
     _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
-    @intrinsic
-    def int32(typingctx, number):
-        def codegen(context, builder, sig, args):
-            return context.cast(builder, args[0], sig.args[0], types.int32)
+    def _cast_to(kind):
+        @intrinsic
+        def cast(typingctx, number):
+            def codegen(context, builder, sig, args):
+                return context.cast(builder, args[0], sig.args[0], kind)
 
-        return types.int32(number), codegen
+            return kind(number), codegen
+
+        return cast
+
+    int32, int64 = _cast_to(types.int32), _cast_to(types.int64)
 
     @intrinsic
     def quotient(typingctx, a, b):
         def codegen(context, builder, sig, args):
             return builder.udiv(*args)
 
-        return types.int32(types.int32, types.int32), codegen
+        return a(a, a), codegen
 
     class CountIterator(types.SimpleIteratorType):
         """Numba's type of an iterator over a `Count`."""
@@ -169,19 +178,19 @@ else:
             start, *strides = cgutils.unpack_tuple(builder, args[0])
             place = builder.ptrtoint(start, _I64)
             for number, stride in zip(args[1:], strides, strict=True):
-                place = builder.add(place, builder.mul(builder.zext(number, _I64), stride))
+                place = builder.add(place, builder.mul(number, stride))
             in_global = ir.PointerType(start.type.pointee, nvvm.ADDRSPACE_GLOBAL)
             return builder.addrspacecast(builder.inttoptr(place, in_global), start.type)
 
-        return rows[0](rows, types.int32, types.int32), codegen
+        return rows[0](rows, types.int64, types.int64), codegen
 
     @intrinsic
     def row_at(typingctx, memory, row, size):
         def codegen(context, builder, sig, args):
-            row, size = (builder.zext(number, _I64) for number in args[1:])
-            return builder.gep(args[0], [builder.mul(row, size)])
+            memory, row, size = args
+            return builder.gep(memory, [builder.mul(row, builder.zext(size, _I64))])
 
-        return memory(memory, types.int32, types.int32), codegen
+        return memory(memory, types.int64, types.int32), codegen
 
     class SharedPointer(types.Type):
         """Numba's type of a pointer to float64 in shared memory, of 32 bits."""
@@ -224,14 +233,17 @@ else:
             address = builder.add(memory, builder.shl(index, _I32(3)))
             kind = ir.PointerType(ir.DoubleType(), nvvm.ADDRSPACE_SHARED)
             return builder.inttoptr(address, kind)
-        return builder.gep(memory, [builder.zext(index, _I64)])
+        return builder.gep(memory, [builder.zext(index, _I64) if index.type == _I32 else index])
+
+    def _index(kind):
+        return types.int64 if kind == types.int64 else types.int32
 
     @intrinsic
     def load(typingctx, memory, index):
         def codegen(context, builder, sig, args):
             return builder.load(place_at(builder, *args))
 
-        return memory.dtype(memory, types.int32), codegen
+        return memory.dtype(memory, _index(index)), codegen
 
     @intrinsic
     def store(typingctx, memory, index, number):
@@ -240,7 +252,7 @@ else:
             builder.store(value, place_at(builder, *args[:2]))
             return context.get_dummy_value()
 
-        return types.none(memory, types.int32, number), codegen
+        return types.none(memory, _index(index), number), codegen
 
     def _load_several(n):
         @intrinsic
