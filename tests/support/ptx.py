@@ -30,6 +30,10 @@ def double(bits):
     return struct.unpack("<d", struct.pack("<Q", bits))[0]
 
 
+def bits32(x):
+    return struct.unpack("<I", struct.pack("<f", x))[0]
+
+
 def single(bits):
     return struct.unpack("<f", struct.pack("<I", bits))[0]
 
@@ -72,33 +76,33 @@ fma = ctypes.CDLL(ctypes.util.find_library("m")).fma
 fma.argtypes, fma.restype = [ctypes.c_double] * 3, ctypes.c_double
 
 FUNCTIONS = (
-    bits64, double, single, f32, divide, divide_signed, reciprocal_approx, smallest, greatest,
-    truncate, fma, math.copysign,
+    bits64, double, bits32, single, f32, divide, divide_signed, reciprocal_approx, smallest,
+    greatest, truncate, fma, math.copysign,
 )  # fmt: skip
 
 # What an instruction assigns. The operands are a, b, c and d, or A and B as integers with sign; M
 # is the mask of the type. The table has the whole opcode, or that without the bits of an integer.
 EXPRESSIONS = {
-    "abs.f32": "abs(a)", "abs.f64": "abs(a)", "add.f64": "a + b", "add.rn.f64": "a + b",
-    "add.s": "(a + b) & M", "and.b": "a & b", "and.pred": "a & b",
+    "abs.f32": "abs(a)", "abs.f64": "abs(a)", "add.f32": "f32(a + b)", "add.f64": "a + b",
+    "add.rn.f64": "a + b", "add.s": "(a + b) & M", "and.b": "a & b", "and.pred": "a & b",
     "bfi.b": "(a & (1 << d) - 1) << c | b & ~((1 << d) - 1 << c)",
     "copysign.f64": "copysign(b, a)", "cvt.f64.f32": "a", "cvt.rn.f32.f64": "f32(a)",
-    "cvt.rn.f64.s32": "float(A)", "cvt.rn.f64.u32": "float(a)", "cvt.rzi.f64.f64": "truncate(a)",
+    "cvt.rn.f64.s32": "float(A)", "cvt.rn.f64.u32": "float(a)",
+    "cvt.rzi.f64.f64": "truncate(a)",
     "cvt.s64.s32": f"A & {MASK[64]}", "cvt.u32.u64": f"a & {MASK[32]}", "cvt.u64.u32": "a",
     "cvta.to.global.u64": "a", "div.rn.f64": "divide(a, b)", "div.s": "divide_signed(A, B) & M",
     "div.u": "a // b", "fma.rn.f64": "fma(a, b, c)", "mad.lo.s": "(a * b + c) & M",
-    "max.f64": "greatest(a, b)", "max.s": "a if A > B else b",
-    "min.f64": "smallest(a, b)", "min.s": "a if A < B else b",
-    "min.u": "min(a, b)",
-    "add.f32": "f32(a + b)", "sub.f32": "f32(a - b)", "max.f32": "greatest(a, b)",
-    "min.f32": "smallest(a, b)", "mov.f32": "a",
-    "mov.f64": "a", "mov.pred": "a", "mov.u": "a", "mul.f64": "a * b", "mul.rn.f64": "a * b",
+    "max.f32": "greatest(a, b)", "max.f64": "greatest(a, b)", "max.s": "a if A > B else b",
+    "min.f32": "smallest(a, b)", "min.f64": "smallest(a, b)", "min.s": "a if A < B else b",
+    "min.u": "a if a < b else b", "mov.f32": "a", "mov.f64": "a", "mov.pred": "a",
+    "mov.u": "a", "mul.f64": "a * b", "mul.rn.f64": "a * b",
     "mul.lo.s": "a * b & M", "mul.wide.s32": f"A * B & {MASK[64]}", "mul.wide.u32": "a * b",
     "neg.f64": "-a", "neg.s": "-a & M", "not.b": "~a & M", "not.pred": "not a", "or.b": "a | b",
     "or.pred": "a | b", "rcp.approx.ftz.f64": "reciprocal_approx(a)",
     "rcp.rn.f64": "divide(1.0, a)", "setp.num.f64": "a == a and b == b",
     "shl.b": "(a << b if b < 64 else 0) & M", "shr.s": "A >> b & M", "shr.u": "a >> b",
-    "sub.f64": "a - b", "sub.s": "(a - b) & M", "xor.b": "a ^ b", "xor.pred": "a ^ b",
+    "sub.f32": "f32(a - b)", "sub.f64": "a - b", "sub.s": "(a - b) & M",
+    "xor.b": "a ^ b", "xor.pred": "a ^ b",
 }  # fmt: skip
 SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
 for kind, operands in {"f32": "ab", "f64": "ab", "u": "ab", "b": "ab", "s": "AB"}.items():

@@ -238,11 +238,13 @@ def check_numbers():
 
 NAN = "0d7FF8000000000000"
 INSTRUCTIONS = {
-    "min.s32 %rd1, -3, 2": 2**32 - 3, "max.s64 %rd1, -3, 2": 2, "shr.u32 %rd1, -4, 1": 2**31 - 2,
-    "shl.b32 %rd1, 3, 31": 2**31, "shl.b64 %rd1, 1, 64": 0,
+    "min.u32 %rd1, -3, 2": 2, "min.s32 %rd1, -3, 2": 2**32 - 3, "max.s64 %rd1, -3, 2": 2,
+    "shr.u32 %rd1, -4, 1": 2**31 - 2, "shl.b32 %rd1, 3, 31": 2**31, "shl.b64 %rd1, 1, 64": 0,
     "bfi.b64 %rd1, 5, 7, 32, 32": 5 << 32 | 7,
     "mul.wide.s32 %rd1, -3, 2": 2**64 - 6, "mul.wide.u32 %rd1, -3, 2": 2**33 - 6,
     "mad.lo.s32 %rd1, -3, 2, 7": 1, "cvt.s64.s32 %rd1, -3": 2**64 - 3, "not.b32 %rd1, 5": 2**32 - 6,
+    "add.f32 %f1, 0f3F800000, 0f31800000; mov.b32 %rd1, %f1": 0x3F800000,  # 1 + 2**-28
+    "sub.f32 %f1, 0f3F800000, 0f31800000; mov.b32 %rd1, %f1": 0x3F800000,
     f"setp.num.f64 %p1, {NAN}, {NAN}; selp.u64 %rd1, 3, 4, %p1": 4,
     f"setp.leu.f64 %p1, {NAN}, {NAN}; selp.u64 %rd1, 3, 4, %p1": 3,
     "setp.leu.f64 %p1, 0d0000000000000000, 0d0000000000000000; selp.u64 %rd1, 3, 4, %p1": 3,
@@ -254,7 +256,10 @@ INSTRUCTIONS = {
 def check_instructions():
     out, memory = np.zeros(1, np.uint64), threads.Memory()
     memory.add(out)
-    head, tail = ".entry small() {\n.reg .b64 %rd<2>;", f"st.global.u64 [{out.ctypes.data}], %rd1;"
+    head, tail = (
+        ".entry small() {\n.reg .b64 %rd<2>;\n.reg .f32 %f<2>;",
+        f"st.global.u64 [{out.ctypes.data}], %rd1;",
+    )
     for instruction, expected in INSTRUCTIONS.items():
         kernel = ptx.Kernel(f"{head}\n{instruction};\n{tail}\nret;\n}}")
         threads.launch(kernel, (1, 1, 1), (1, 1, 1), [], memory)
