@@ -19,7 +19,7 @@ def test_kernels_compile_within_limits(char, space):
     variants |= {"flow": 1, "embed": 1, "loss": 3, "loss_diagonal": 3, "loss_product": 3}
     n_teams = 7 + 2  # "convert" for three pairs of types
     _, *lines = done.stdout.splitlines()
-    assert len(lines) == sum(variants.values()) + 4 + 7 + n_teams  # more kinds of two
+    assert len(lines) == sum(variants.values()) + 5 + 12 + n_teams  # more kinds of two
 
 
 def test_cuda_code_fails_beyond_limits():

@@ -23,7 +23,7 @@ class Device:
 
     def __init__(self):
         self.memory, self.n_multiprocessors = threads.Memory(), 1
-        self.observer = threads.Races  # of every launch
+        self.observer, self.last_blocks = threads.Races, None  # of every launch; None: all blocks
         self.launches = []  # name of the kernel, grid, block, bytes of shared memory, observer
 
     def copy(self, array):
@@ -70,9 +70,11 @@ def install():
             passed = [getattr(value, "value", value) for value in passed]
             seed, observer = len(device.launches), device.observer()
             device.launches.append((self.name, griddim, blockdim, sharedmem, observer))
+            first = 0 if device.last_blocks is None else griddim[0] - device.last_blocks
             threads.launch(
-                self.kernel, griddim, blockdim, passed, device.memory, sharedmem, seed, observer
-            )
+                self.kernel, griddim, blockdim, passed, device.memory, sharedmem, seed, observer,
+                first,
+            )  # fmt: skip
 
         _prepare_args = dispatcher._Kernel._prepare_args
 

@@ -14,6 +14,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import fastemd
+from fastemd import backends
+from fastemd.kernels.cuda import driver
+from fastemd.kernels.edges import power
 from tests.support import interpreted, threads
 from tests.support.device import emd_loss_hvp
 
@@ -144,8 +147,6 @@ def check_teams(char):
 @contextlib.contextmanager
 def small_memory():
     """Have no scratch fit into shared memory, and few rows at a time."""
-    from fastemd.kernels.cuda import driver
-
     before = driver.SHARED_BYTES, driver.MAX_GLOBAL_ROWS
     driver.SHARED_BYTES, driver.MAX_GLOBAL_ROWS = 128, 3
     yield
@@ -198,6 +199,30 @@ def check_options(char):
     device.observer = threads.Races
 
 
+def check_many_rows(char):
+    """Check the last rows of a batch that 32 bits cannot count."""
+    cases, n_groups, rows_per_group, n_last = Cases(char, tree(40)), 2, (1 << 31) - 3, 4
+    p, q = cases.histograms(2), cases.histograms(1)
+    n_rows, size = n_groups * rows_per_group, p.itemsize
+    values = device.copy(np.zeros(n_last, char))
+
+    def rows(array, group_stride):
+        array = device.copy(array)
+        shape, strides = (n_groups, rows_per_group, 40), (group_stride, 0, size)
+        return backends.DeviceArray(array, shape, array.dtype, array.ctypes.data, strides)
+
+    start = values.ctypes.data - (n_rows - n_last) * size
+    value = backends.DeviceArray(values, (n_rows,), values.dtype, start)
+    device.last_blocks = 2
+    inputs, errors = (rows(p, p.strides[0]), rows(q, 0), driver.NO_ARRAY), np.zeros(2, np.int64)
+    driver.launch(
+        "gradient", cases.space.layout("levels"), inputs, power(2.0), value, driver.NO_ARRAY, True,
+        1e-3, driver.upload(errors), None, 0, 0,
+    )  # fmt: skip
+    device.last_blocks = None
+    assert_close(values, np.repeat(fastemd.emd(p[1], q[0], cases.space, 2), n_last))
+
+
 def check_invalid_rows(char):
     """Check that the first invalid row is reported."""
     cases = Cases(char, chain(37))
@@ -222,7 +247,7 @@ def assert_reports(row, function, *arguments):
 
 # Strides and options do not depend on the type, so each is checked with one of them.
 CHECKS = {
-    "f": (check_functions, check_teams, check_memory, check_invalid_rows),
+    "f": (check_functions, check_teams, check_memory, check_many_rows, check_invalid_rows),
     "d": (check_functions, check_teams, check_options),
 }
 

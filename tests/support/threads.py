@@ -56,7 +56,9 @@ class _Launch(NamedTuple):
     observer: "Races | Counts | None"
 
 
-def launch(kernel, grid, block, arguments, memory, shared_bytes=0, seed=0, observer=None):
+def launch(
+    kernel, grid, block, arguments, memory, shared_bytes=0, seed=0, observer=None, first_block=0
+):
     """Run a kernel.
 
     Parameters
@@ -72,12 +74,14 @@ def launch(kernel, grid, block, arguments, memory, shared_bytes=0, seed=0, obser
         Of the order of the threads.
     observer : Races or Counts, optional
         Gets every access to memory.
+    first_block : int
+        The blocks before it, in x, are left out.
     """
     if len(arguments) != len(kernel.parameters):
         raise KernelError(f"{len(arguments)} arguments, not {len(kernel.parameters)}")
     rng = random.Random(seed)
     state = _Launch(kernel, grid, block, arguments, memory, shared_bytes, rng, observer)
-    places = _places(grid)
+    places = [(first_block + x, y, z) for x, y, z in _places((grid[0] - first_block, *grid[1:]))]
     for place in rng.sample(places, len(places)):
         _Block(state, place).run()
 
