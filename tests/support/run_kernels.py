@@ -183,9 +183,12 @@ def check_options(char):
     cases = Cases(char, tree(37))
     n_bins, weights = cases.space.n_bins, np.array([1.0, 0.0, 0.5, 2.0, 3.0])
     class_weight = cases.rng.uniform(0.5, 2.0, n_bins)
-    cases.check_losses(2, cross_entropy=0.5, sample_weight=weights, reduction="sum")
-    cases.check_losses(2, reduction="none", label_smoothing=0.1, class_weight=class_weight)
-    cases.check_losses(2, root=True, label_smoothing=0.1, sample_weight=weights)
+    cases.check_losses(2, LOSSES, ("labels",), cross_entropy=0.5, sample_weight=weights,
+                       reduction="sum")  # fmt: skip
+    cases.check_losses(2, LOSSES, ("histograms",), cross_entropy=0.5, label_smoothing=0.1,
+                       class_weight=class_weight, reduction="none")  # fmt: skip
+    cases.check_losses(2, LOSSES, ("labels",), root=True, label_smoothing=0.1,
+                       sample_weight=weights)  # fmt: skip
     for normalize in ("l1", None):
         x, options = cases.histograms(5), {"normalize": normalize, "space": cases.space, "rho": 2}
         compare(fastemd.emd_loss, x, cases.labels(5), **options)
