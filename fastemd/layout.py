@@ -22,7 +22,7 @@ from fastemd.tree_input import Floats, Index, bins_below, freeze
 
 # Of `CudaTables`: most edges below a node, and nodes of a level that threads process side by side.
 MAX_CHILDREN = 4
-LANES, LANES_OF_SMALL, SMALL = 32, 8, 16
+LANES = 32
 BANKS = 16  # of shared memory, for float64
 MOST_SPREAD = 6144  # edges of rows that fit there
 
@@ -49,17 +49,16 @@ class CudaTables:
 
     A level is the height above the bins. The nodes of a level are processed at the same time, the
     edges below a node in order, so that results have the same bits every time. The threads of
-    `n_lanes` nodes read side by side: the first edges below these nodes are side by side, then
-    the second ones, and so on, and nodes with more edges come first. No node has more
-    than `MAX_CHILDREN` edges below it: larger groups are joined by edges of length 0. The last node
-    is above the edge above the root.
+    `LANES` nodes read side by side: the first edges below these nodes are side by side, then the
+    second ones, and so on, and nodes with more edges come first. No node has more than
+    `MAX_CHILDREN` edges below it: larger groups are joined by edges of length 0. The last node is
+    above the edge above the root.
     """
 
     n_edges: int
-    n_lanes: int  # at most `LANES_OF_SMALL` if there are at most `SMALL` edges
     # Eight sizes: N, E, the number of levels (0 on a chain), and where the arrays after the first
     # one start. Then, each from a multiple of four:
-    # - for every `n_lanes` nodes of a level, where the edges below them start, and in four bytes
+    # - for every `LANES` nodes of a level, where the edges below them start, and in four bytes
     #   the numbers of nodes with at least 1, 2, 3 and 4 edges
     # - for every node, level by level, its own edge (E for the last node) and that above it (E for
     #   the last two)
@@ -229,10 +228,8 @@ def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
     nodes, heights, sizes = nodes[order], heights[order], sizes[order]
     levels = np.searchsorted(heights, np.arange(1, heights[-1] + 2))
 
-    n_lanes = _n_lanes(n_edges)
     lane = np.arange(nodes.size) - levels[heights - 1]  # number in the level
-    starts_group = lane % n_lanes == 0
-    group, lane = np.cumsum(starts_group) - 1, lane % n_lanes
+    group, lane = np.cumsum(lane % LANES == 0) - 1, lane % LANES
     counts = np.stack([np.bincount(group, sizes > i) for i in range(MAX_CHILDREN)], 1).astype(int)
     ends = counts.sum(1).cumsum()
     starts = (ends - counts.sum(1))[:, np.newaxis] + counts.cumsum(1) - counts
@@ -299,10 +296,6 @@ def _spread(
     return order
 
 
-def _n_lanes(n_edges: int) -> int:
-    return LANES_OF_SMALL if n_edges <= SMALL else LANES
-
-
 def _packed(n_bins: int, n_levels: int, length: Any, share: Any, arrays: list[Any]) -> CudaTables:
     """Pack the tables into few arrays, since every argument of a launch costs time."""
     padded = [np.append(array.ravel(), [0] * (-array.size % 4)) for array in arrays]
@@ -311,7 +304,7 @@ def _packed(n_bins: int, n_levels: int, length: Any, share: Any, arrays: list[An
     if max(size, lengths.size) >= 1 << 31:  # the kernels' indices have 32 bits
         raise ValueError(f"{n_edges} edges are too many for CUDA kernels; use NumPy arrays")
     numbers = np.concatenate([[n_bins, n_edges, n_levels, *starts], *padded])
-    return CudaTables(n_edges, _n_lanes(n_edges), numbers.astype(np.int32), freeze(lengths))
+    return CudaTables(n_edges, numbers.astype(np.int32), freeze(lengths))
 
 
 def _join(

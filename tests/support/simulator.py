@@ -91,7 +91,8 @@ def install(tensors=False):
     kernel.BlockManager = Block
     kernelapi.threading = SimpleNamespace(current_thread=getcurrent)
     driver.block_of = lambda tables, rows_per_multiprocessor: (4, 2)
-    layout.LANES = layout.LANES_OF_SMALL = driver.LANES = sweeps.LANES = block.WARP
+    layout.LANES = sweeps.LANES = block.WARP
+    driver.SHORT_ROW = 0
     block.shuffle_xor, block.shuffle_up = shuffle_xor, shuffle_up
     driver.PARTS, driver.ROWS_PER_PART = 6, 3
     drop_nan()

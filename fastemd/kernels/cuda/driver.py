@@ -33,7 +33,7 @@ from fastemd.kernels.cuda.numba_cuda import (
 )
 from fastemd.kernels.edges import COSTS, Cost, Numbers
 from fastemd.kernels.operations import NORMALIZATIONS, OPERATIONS, SOFTMAX, variant
-from fastemd.layout import LANES, CudaTables, EdgeLayout
+from fastemd.layout import CudaTables, EdgeLayout
 
 Empty = Callable[[int], Any]
 
@@ -46,6 +46,7 @@ BIN_LANES = 4  # bins that a thread processes side by side
 # Four warps share a row if there are so few rows that a multiprocessor would have fewer warps than
 # this, too few to hide the latency of memory, or if a row has so many edges.
 FEW_WARPS, LONG_ROW = 8, 8192
+SHORT_ROW = 16  # a quarter of a warp processes a row of at most so many edges
 PARTS, ROWS_PER_PART = 256, 1024  # most blocks of a sum over rows, and rows that one block sums
 
 _int, _float, _labels = types.int64, types.float64, types.int64[::1]
@@ -239,7 +240,8 @@ def _launch(
 
 def block_of(tables: CudaTables, rows_per_multiprocessor: float) -> tuple[int, int]:
     """Return the threads per row and the rows per block."""
-    n_threads, n_edges = tables.n_lanes, tables.n_edges
+    n_edges = tables.n_edges
+    n_threads = 8 if n_edges <= SHORT_ROW else 32
     if n_edges > LONG_ROW or (n_edges > 128 and rows_per_multiprocessor < FEW_WARPS):
         n_threads = 128
     return n_threads, max(THREADS_PER_BLOCK // n_threads, 1)
@@ -247,7 +249,7 @@ def block_of(tables: CudaTables, rows_per_multiprocessor: float) -> tuple[int, i
 
 def lane_count(layout: EdgeLayout, arrays: Sequence[Any], steps: Steps | tuple[()]) -> int:
     """Return how many bins a thread processes side by side: several, if they are aligned."""
-    if steps or layout.cuda.n_lanes < LANES or layout.n_bins % BIN_LANES:
+    if steps or layout.cuda.n_edges <= SHORT_ROW or layout.n_bins % BIN_LANES:
         return 1
     for array in arrays:
         places = (array.pointer, *array.strides[:-1]) if array.size else ()

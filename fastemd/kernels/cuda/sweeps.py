@@ -129,7 +129,7 @@ def sweeps(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
 def tree_sweeps(team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
     """Make the sweeps for trees: the nodes of a level are processed at the same time."""
     barrier, step = team.barrier, np.int32(team.n_threads)
-    side_by_side = np.int32(min(team.n_threads, LANES))  # nodes, see `CudaTables`
+    is_aligned, n_lanes = team.n_threads % LANES == 0, np.int32(LANES)
     gather, scatter, places = lanes.gather, lanes.scatter, lanes.places
 
     def up(edge_values):
@@ -139,12 +139,14 @@ def tree_sweeps(team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
         def sweep_up(row, x):
             """Replace the masses of the bins by edge values; return the thread's two sums."""
             first_sum, second_sum = 0.0, 0.0
-            lane = int32(row.team.thread & (side_by_side - 1))
-            start, first_group = int32(0), quotient(row.team.thread, side_by_side)
+            start, first_group = int32(0), int32(0)
             for i in count(0, row.layout.n_levels, 1):
-                end, group = level_start(row, int32(i + 1)), first_group
+                end = level_start(row, int32(i + 1))
                 barrier()
                 for j in count(start + row.team.thread, end, step):
+                    place = int32(j - start)
+                    group = int32(first_group + quotient(place, n_lanes))
+                    lane = (row.team.thread if is_aligned else place) & (n_lanes - 1)
                     c, counts = node_group(row, group)
                     edge, _ = node_edges(row, j)
                     flow, c, n = 0.0, int32(c + lane), int32(counts & 255)
@@ -158,8 +160,7 @@ def tree_sweeps(team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
                         c, counts = int32(c + n), int32(counts >> 8)
                         n = int32(counts & 255)
                     store(x, edge, flow)
-                    group = int32(group + quotient(step, side_by_side))
-                n_groups = quotient(end - start + side_by_side - 1, side_by_side)
+                n_groups = quotient(int32(end - start + n_lanes - 1), n_lanes)
                 first_group = int32(first_group + n_groups)
                 start = end
             barrier()
