@@ -22,7 +22,7 @@ from fastemd.tree_input import Floats, Index, bins_below, freeze
 
 # Of `CudaTables`: most edges below a node, and nodes of a level that threads process side by side.
 MAX_CHILDREN = 4
-LANES = 32
+GROUP = 32
 BANKS = 16  # of shared memory, for float64
 MOST_SPREAD = 6144  # edges of rows that fit there
 
@@ -49,7 +49,7 @@ class CudaTables:
 
     A level is the height above the bins. The nodes of a level are processed at the same time, the
     edges below a node in order, so that results have the same bits every time. The threads of
-    `LANES` nodes read side by side: the first edges below these nodes are side by side, then the
+    `GROUP` nodes read side by side: the first edges below these nodes are side by side, then the
     second ones, and so on, and nodes with more edges come first. No node has more than
     `MAX_CHILDREN` edges below it: larger groups are joined by edges of length 0. The last node is
     above the edge above the root.
@@ -58,7 +58,7 @@ class CudaTables:
     n_edges: int
     # Eight sizes: N, E, the number of levels (0 on a chain), and where the arrays after the first
     # one start. Then, each from a multiple of four:
-    # - for every `LANES` nodes of a level, where the edges below them start, and in four bytes
+    # - for every `GROUP` nodes of a level, where the edges below them start, and in four bytes
     #   the numbers of nodes with at least 1, 2, 3 and 4 edges
     # - for every node, level by level, its own edge (E for the last node) and that above it (E for
     #   the last two)
@@ -207,21 +207,21 @@ def _bin_order(parent: Index, n_bins: int) -> BinOrder:
 
 
 def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
-    n_given = edges.length.size
+    n_old = edges.length.size
     length, share = edges.length.tolist(), edges.share.tolist()
-    if n_given == n_bins:  # a chain
+    if n_old == n_bins:  # a chain
         no_nodes, places = np.empty(0, np.int64), np.arange(n_bins)
         return _packed(n_bins, 0, length, share, [*[no_nodes] * 5, places[::-1]])
-    children: list[list[int]] = [[] for _ in range(n_given)]
-    height = [0] * n_given
+    children: list[list[int]] = [[] for _ in range(n_old)]
+    height = [0] * n_old
     for edge, parent in enumerate(edges.parent.tolist()):
         if edge >= n_bins:
             _join(children, edge, height, length, share)
-        if parent < n_given:
+        if parent < n_old:
             children[parent].append(edge)
     n_edges = len(length)
-    children.append([n_given - 1])  # of the last node, whose edge would be n_edges
-    height.append(height[n_given - 1] + 1)
+    children.append([n_old - 1])  # of the last node, whose edge would be n_edges
+    height.append(height[n_old - 1] + 1)
     nodes = np.arange(n_bins, n_edges + 1)
     heights, sizes = np.array(height)[nodes], np.array([len(children[node]) for node in nodes])
     order = np.lexsort((-sizes, heights))
@@ -229,7 +229,7 @@ def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
     levels = np.searchsorted(heights, np.arange(1, heights[-1] + 2))
 
     lane = np.arange(nodes.size) - levels[heights - 1]  # number in the level
-    group, lane = np.cumsum(lane % LANES == 0) - 1, lane % LANES
+    group, lane = np.cumsum(lane % GROUP == 0) - 1, lane % GROUP
     counts = np.stack([np.bincount(group, sizes > i) for i in range(MAX_CHILDREN)], 1).astype(int)
     ends = counts.sum(1).cumsum()
     starts = (ends - counts.sum(1))[:, np.newaxis] + counts.cumsum(1) - counts
@@ -251,7 +251,7 @@ def _cuda_tables(edges: Edges, n_bins: int) -> CudaTables:
         levels,
         place[:n_bins],
         parents[:n_bins],
-        place[n_given - 1 :: -1],
+        place[n_old - 1 :: -1],
     ]
     return _packed(n_bins, levels.size - 1, np.array(length)[order], np.array(share)[order], arrays)
 
@@ -267,7 +267,7 @@ def _spread(
     such meetings. On the ImageNet tree a row takes 1,130 accesses to all banks instead of 1,340.
     """
     bins = np.arange(n_bins)
-    access = bins // 16 if n_bins % 4 else bins // 64 * 4 + bins % 4  # see `BIN_LANES`
+    access = bins // 16 if n_bins % 4 else bins // 64 * 4 + bins % 4  # see `lanes.py`
     used, used_above = np.zeros((2, access[-1] + 1, BANKS), int)
     accesses = {
         node: np.unique(access[[child for child in children[node] if child < n_bins]])

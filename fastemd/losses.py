@@ -231,7 +231,7 @@ def _class_weights(class_weight: Any, n_bins: int, backend: Any) -> Any:
             validation.mixed_backends({"x": backend.name, "class_weight": own.name})
         weights = views.as_array("class_weight", class_weight)
         validation.check_class_weight_shape(weights.shape, n_bins)
-        return backend.cast(weights, _FLOAT64)
+        return backend.spread(backend.cast(weights, _FLOAT64), weights.shape)
     weights = views.as_class_weights(class_weight, n_bins)
     if isinstance(backend, CudaBackend):
         return cuda_driver().uploaded(weights.tobytes(), backend.index)

@@ -165,9 +165,12 @@ def _spread(array: Array, shape: Shape) -> Array:
 def _cast_on_cuda(
     backend: Any, contiguous: bool, view: DeviceArray, dtype: np.dtype[Any]
 ) -> DeviceArray:
-    view = backend.cast(view, dtype)
-    is_ready = not contiguous or view.strides[-1] == dtype.itemsize or view.shape[-1] <= 1
-    return view if is_ready else backend.spread(view, view.shape)
+    """Return the view of a type, or of a copy that kernels can read; see `steps_of`."""
+    view, size = backend.cast(view, dtype), dtype.itemsize
+    step = view.strides[-1] if view.shape[-1] > 1 else size
+    is_ready = step == size if contiguous else step >= 0
+    is_aligned = not any(stride % size for stride in view.strides)
+    return view if is_ready and is_aligned else backend.spread(view, view.shape)
 
 
 def _aligned(array: Array, dtype: np.dtype[Any]) -> Array:

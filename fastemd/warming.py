@@ -76,7 +76,9 @@ def warm_up(
     device : int, optional
         The number of a CUDA device. Then kernels are compiled for its kind, in this process and for
         it alone, as numba-cuda does not cache them on disk, and the ground space is copied there.
-        Sample weights and ignored labels have kernels that are compiled when first used.
+        Losses are those with a softmax. Kernels for other normalisations, smoothed labels, weights
+        of classes, roots, another class axis, and arrays that are not aligned to 16 bytes are
+        compiled when first used.
 
     Raises
     ------

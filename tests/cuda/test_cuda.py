@@ -12,7 +12,7 @@ import pytest
 
 import fastemd
 from fastemd import warming
-from fastemd.layout import LANES, MAX_CHILDREN
+from fastemd.layout import GROUP, MAX_CHILDREN
 from tests.support.device import device, on_device, simulator
 from tests.support.operations import OPERATIONS, assert_agrees, call_by_name
 from tests.support.strategies import random_pair
@@ -30,7 +30,7 @@ def test_layout_bounds_number_of_children(n_leaves):
     tables = star.layout("levels").cuda
     groups = tables.numbers[8 : tables.numbers[3]].reshape(-1, 2)
     counts = groups[:, 1].copy().view(np.uint8).reshape(-1, 4)
-    assert counts.max() <= LANES
+    assert counts.max() <= GROUP
     assert (np.diff(counts.astype(int)) <= 0).all()
     assert counts.sum() == tables.n_edges
     full = np.ceil(np.log(n_leaves) / np.log(MAX_CHILDREN) - 1e-9)

@@ -19,7 +19,7 @@ def test_kernels_compile_within_limits(char, space):
     variants |= {"flow": 1, "embed": 1, "loss": 3, "loss_diagonal": 3, "loss_product": 3}
     n_teams = 7 + 2  # "convert" for three pairs of types
     _, *lines = done.stdout.splitlines()
-    assert len(lines) == sum(variants.values()) + 5 + 12 + n_teams  # more kinds of two
+    assert len(lines) == sum(variants.values()) + 5 + 12 + 3 * 2 + n_teams  # more kinds of some
 
 
 def test_cuda_code_fails_beyond_limits():
@@ -28,3 +28,11 @@ def test_cuda_code_fails_beyond_limits():
     done = run_without_simulator("-c", code, *options)
     assert done.returncode == 1
     assert "beyond the limits: sum_rows_fd" in done.stderr
+
+
+def test_cuda_code_fails_if_rows_execute_more():
+    code = "from benchmarks import cuda_code; most = cuda_code.MOST_EXECUTED; "
+    code += "name = 'value and gradient'; most[name] = (*most[name][:2], 9); cuda_code.main()"
+    done = run_without_simulator("-c", code, "--count")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("beyond the limits: value and gradient")

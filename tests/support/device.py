@@ -66,7 +66,7 @@ class DeviceBackend(backends.CudaBackend):
         return 0
 
     def new(self, shape, dtype):
-        return DeviceArray(np.full(shape, 7, dtype))
+        return DeviceArray(np.full(shape, np.nan if dtype.kind == "f" else 7, dtype))
 
     @np.errstate(over="ignore")
     def convert(self, array, dtype):

@@ -22,16 +22,19 @@ class Device:
     """The replacement of a device, and the options of all launches."""
 
     def __init__(self):
-        self.memory, self.n_multiprocessors = threads.Memory(), 1
+        self.memory, self.n_multiprocessors, self.offset = threads.Memory(), 1, 0
         self.observer, self.last_blocks = threads.Races, None  # of every launch; None: all blocks
         self.launches = []  # name of the kernel, grid, block, bytes of shared memory, observer
 
     def copy(self, array):
-        """Return a NumPy array that the interpreter knows; it starts like memory of a device."""
+        """Return a NumPy array that the interpreter knows.
+
+        It starts like memory of a device, or `offset` bytes later.
+        """
         array = np.asarray(array)
         first, last = np.lib.array_utils.byte_bounds(array)
-        memory = np.empty(last - first + ALIGNMENT, np.uint8)
-        start = -memory.ctypes.data % ALIGNMENT + array.ctypes.data - first
+        memory = np.empty(last - first + ALIGNMENT + self.offset, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT + self.offset + array.ctypes.data - first
         copy = np.ndarray(array.shape, array.dtype, memory.data, start, array.strides)
         copy[...] = array
         self.memory.add(copy)

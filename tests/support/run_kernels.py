@@ -196,10 +196,25 @@ def check_options(char):
     labels = np.array([3, 0, 7, 0, 1])
     compare(fastemd.emd_loss, cases.logits(5), labels, ignore_index=0, class_weight=class_weight,
             space=cases.space, rho=2)  # fmt: skip
+    aligned = Cases(char, tree(40))
+    options = {"label_smoothing": 0.1, "cross_entropy": 0.5}
+    options["class_weight"] = np.repeat(aligned.rng.uniform(0.5, 2.0, 40), 2)[::2]
+    aligned.check_losses(2, LOSSES[:1], **options)
+    device.offset = 8  # no array starts at a multiple of the width of a vector
+    aligned.check_losses(2, LOSSES[:1], ("labels",), **options)
+    device.offset = 0
     many = Cases(char, chain(3))  # several blocks of the kernels that sum rows
     device.observer = lambda: None
     compare(fastemd.emd_loss, many.logits(1100), many.labels(1100), space=many.space, rho=2)
     device.observer = threads.Races
+
+
+def check_rows_in_turns(char):
+    """Check that few blocks process the rows in turns."""
+    most, driver.MOST_BLOCKS = driver.MOST_BLOCKS, 2
+    cases = Cases(char, chain(40))
+    compare(fastemd.emd_loss, cases.logits(11), cases.labels(11), space=cases.space, rho=2)
+    driver.MOST_BLOCKS = most
 
 
 def check_many_rows(char):
@@ -251,7 +266,7 @@ def assert_reports(row, function, *arguments):
 # Strides and options do not depend on the type, so each is checked with one of them.
 CHECKS = {
     "f": (check_functions, check_teams, check_memory, check_many_rows, check_invalid_rows),
-    "d": (check_functions, check_teams, check_options),
+    "d": (check_functions, check_teams, check_options, check_rows_in_turns),
 }
 
 if __name__ == "__main__":

@@ -90,9 +90,9 @@ def install(tensors=False):
     """
     kernel.BlockManager = Block
     kernelapi.threading = SimpleNamespace(current_thread=getcurrent)
-    driver.block_of = lambda tables, rows_per_multiprocessor: (4, 2)
-    layout.LANES = sweeps.LANES = block.WARP
-    driver.SHORT_ROW = 0
+    driver.block_of = lambda *arguments: (4, 2)
+    layout.GROUP = sweeps.GROUP = block.WARP
+    driver.FEW_EDGES = 0
     block.shuffle_xor, block.shuffle_up = shuffle_xor, shuffle_up
     driver.PARTS, driver.ROWS_PER_PART = 6, 3
     drop_nan()

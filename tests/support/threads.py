@@ -151,7 +151,7 @@ class _Thread:
 class _Block:
     def __init__(self, launch, place):
         self.launch, self.place = launch, place
-        self.shared = bytearray(launch.shared_bytes)
+        self.shared = bytearray(b"\xff" * launch.shared_bytes)
         threads = [_Thread(self, i, x) for i, x in enumerate(_places(launch.block))]
         self.warps = [threads[i : i + WARP] for i in range(0, len(threads), WARP)]
 

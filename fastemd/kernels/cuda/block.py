@@ -19,6 +19,7 @@ from numba import float64
 from numba.extending import register_jitable
 
 from fastemd.kernels.cuda.memory import (
+    VECTOR_BYTES,
     Rows,
     Steps,
     count,
@@ -33,7 +34,7 @@ from fastemd.kernels.cuda.memory import (
     shared_pointer,
     store,
 )
-from fastemd.kernels.cuda.numba_cuda import SIMULATED, cuda, device, view
+from fastemd.kernels.cuda.numba_cuda import SIMULATED, cuda, device
 from fastemd.kernels.edges import Numbers
 
 # Threads of a warp, and of a block of `team_kernel`. The simulator is slow; so few threads have all
@@ -324,7 +325,7 @@ def report_row(errors, slot, row):
 # ----------------------------------------------------------------------------- one row of the batch
 
 
-@view
+@device
 def scratch_of(memory, layout, n_arrays):
     """Return the scratch arrays of a row; an array that it does not have is one that it has."""
     of_edges, of_bins = n_arrays
@@ -347,9 +348,9 @@ def label_of(present, options, number, n_bins):
     return int32(label if 0 <= label < n_bins else n_bins)
 
 
-def step_functions(apart):
+def step_functions(strided):
     """Make the functions for the steps of a batch, and for the pointer to a row of the output."""
-    if apart:
+    if strided:
 
         @device
         def steps_of(batch):
@@ -373,7 +374,7 @@ def step_functions(apart):
     return steps_of, out_of
 
 
-@view
+@device
 def open_row(layout, batch, numbers, options, number, group, i, n_arrays, memory, steps, out):
     """Return the row of this number, which is row `i` of a group."""
     p, q, v = row_of(batch.p, group, i), row_of(batch.q, group, i), row_of(batch.v, group, i)
@@ -397,16 +398,16 @@ def open_row(layout, batch, numbers, options, number, group, i, n_arrays, memory
 # ---------------------------------------------------------------------------------------- kernels
 
 
-def row_kernel(sweep, n_arrays, n_threads, in_shared, apart):
+def row_kernel(sweep, n_arrays, n_threads, in_shared, strided):
     """Return the kernel that calls ``sweep(row)`` for every row.
 
     The first invalid row goes to ``errors[0]``. The memory of a row is shared, or a row of
-    `Batch.scratch`. The bins of a row are side by side, unless `apart`.
+    `Batch.scratch`. The bins of a row are side by side, unless `strided`.
     """
-    steps_of, out_of = step_functions(apart)
+    steps_of, out_of = step_functions(strided)
 
     def run(tables, batch, numbers, options, errors):
-        shared = shared_pointer(cuda.shared.array(0, float64))
+        shared = shared_pointer(cuda.shared.array(0, float64, alignment=VECTOR_BYTES))
         numbers_of_layout = pointer(tables.numbers, int32(0))
         n_bins, n_edges, n_levels, nodes = load_four(numbers_of_layout, int32(0))
         levels, bins, parents, places = load_four(numbers_of_layout, int32(1))
@@ -445,7 +446,7 @@ def team_kernel(function):
     """Return the kernel that calls ``function(team, arguments)``, every block a team of TEAM."""
 
     def run(arguments):
-        exchange = shared_pointer(cuda.shared.array(0, float64))
+        exchange = shared_pointer(cuda.shared.array(0, float64, alignment=VECTOR_BYTES))
         team = Team(int32(cuda.threadIdx.x), int32(cuda.blockIdx.x), cuda.gridDim.x, exchange)
         function(team, arguments)
 

@@ -9,6 +9,7 @@ will be.
 """
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 
 from fastemd.backends import DeviceArray
 from fastemd.kernels.cuda import block, hessian, losses, sweeps
-from fastemd.kernels.cuda.lanes import VECTOR_BYTES, lane_functions
-from fastemd.kernels.cuda.memory import Rows, Steps
+from fastemd.kernels.cuda.lanes import lane_functions
+from fastemd.kernels.cuda.memory import VECTOR_BYTES, Rows, Steps
 from fastemd.kernels.cuda.numba_cuda import (
     SIMULATED,
     argument,
@@ -33,7 +34,7 @@ from fastemd.kernels.cuda.numba_cuda import (
 )
 from fastemd.kernels.edges import COSTS, Cost, Numbers
 from fastemd.kernels.operations import NORMALIZATIONS, OPERATIONS, SOFTMAX, variant
-from fastemd.layout import CudaTables, EdgeLayout
+from fastemd.layout import EdgeLayout
 
 Empty = Callable[[int], Any]
 
@@ -43,10 +44,11 @@ MAX_GLOBAL_ROWS = 1024  # rows that are processed at the same time if their scra
 MOST_TEAMS = 1024  # of a conversion
 THREADS_PER_BLOCK, MOST_BLOCKS = 64, (1 << 31) - 1
 BIN_LANES = 4  # bins that a thread processes side by side
-# Four warps share a row if there are so few rows that a multiprocessor would have fewer warps than
-# this, too few to hide the latency of memory, or if a row has so many edges.
-FEW_WARPS, LONG_ROW = 8, 8192
-SHORT_ROW = 16  # a quarter of a warp processes a row of at most so many edges
+# A quarter of a warp processes a row of few edges. Four warps process a row of many if a
+# multiprocessor would have fewer warps otherwise than hide the latency of memory: if there are few
+# rows, or few that fit into its shared memory, of which GPUs have at least so much.
+FEW_EDGES, MANY_EDGES, FEW_WARPS = 16, 128, 8
+SHARED_OF_MULTIPROCESSOR = 200 * 1024
 PARTS, ROWS_PER_PART = 256, 1024  # most blocks of a sum over rows, and rows that one block sums
 
 _int, _float, _labels = types.int64, types.float64, types.int64[::1]
@@ -96,8 +98,8 @@ def steps_of(*arrays: Any) -> Steps | tuple[()]:
     steps = [array.strides[2] // array.dtype.itemsize if array.size else 1 for array in arrays]
     if all(step == 1 or array.shape[2] <= 1 for step, array in zip(steps, arrays, strict=True)):
         return ()
-    reach = max(abs(step) * x.shape[2] for step, x in zip(steps, arrays, strict=True))
-    if min(steps) < 0 or reach >= 1 << 31:
+    reach = max(step * x.shape[2] for step, x in zip(steps, arrays, strict=True))
+    if reach >= 1 << 31:
         raise ValueError("the bins are too far apart for a CUDA kernel; make them the last axis")
     if SIMULATED:  # a row is a view, which knows its stride
         steps = [1] * len(steps)
@@ -203,7 +205,7 @@ def _launch(
     (n_groups, rows_per_group), out_char = rows[0].shape[:2], out.dtype.char
     n_rows = n_groups * rows_per_group
     tables = block.Tables(*map(start_of, _uploaded(layout, index, _sweep_tables)))
-    n_threads, rows_per_block = block_of(layout.cuda, n_rows / n_multiprocessors(index))
+    n_threads, rows_per_block = block_of(operation, layout, n_rows, index)
     size, in_shared = _scratch_of(operation, layout, n_threads)
     scratch = NO_ARRAY
     if in_shared:
@@ -238,18 +240,24 @@ def _launch(
     launch(tables, batch, Numbers(*numbers, float(project)), options, errors)
 
 
-def block_of(tables: CudaTables, rows_per_multiprocessor: float) -> tuple[int, int]:
+def block_of(operation: str, layout: EdgeLayout, n_rows: float, index: int) -> tuple[int, int]:
     """Return the threads per row and the rows per block."""
-    n_edges = tables.n_edges
-    n_threads = 8 if n_edges <= SHORT_ROW else 32
-    if n_edges > LONG_ROW or (n_edges > 128 and rows_per_multiprocessor < FEW_WARPS):
-        n_threads = 128
+    n_edges = layout.cuda.n_edges
+    n_threads = 8 if n_edges <= FEW_EDGES else 32
+    if n_edges > MANY_EDGES:
+        size, in_shared = _scratch_of(operation, layout, n_threads)
+        if in_shared:
+            n_resident = SHARED_OF_MULTIPROCESSOR / (8 * size)
+        else:
+            n_resident = MAX_GLOBAL_ROWS / n_multiprocessors(index)
+        if min(n_rows / n_multiprocessors(index), n_resident) < FEW_WARPS:
+            n_threads = 128
     return n_threads, max(THREADS_PER_BLOCK // n_threads, 1)
 
 
 def lane_count(layout: EdgeLayout, arrays: Sequence[Any], steps: Steps | tuple[()]) -> int:
     """Return how many bins a thread processes side by side: several, if they are aligned."""
-    if steps or layout.cuda.n_edges <= SHORT_ROW or layout.n_bins % BIN_LANES:
+    if steps or layout.cuda.n_edges <= FEW_EDGES or layout.n_bins % BIN_LANES:
         return 1
     for array in arrays:
         places = (array.pointer, *array.strides[:-1]) if array.size else ()
@@ -284,9 +292,11 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
             operation, name, _ = variant(operation, cost)
             is_loss = operation in losses.LOSSES
             sums = [("sum_rows", char), ("sum_rows", "d"), ("convert", char)]
-            kernels = sums if is_loss else []
-            tables, out = layout.cuda, "d" if operation == "curvature" else char
-            for n_threads in dict.fromkeys(block_of(tables, rows)[0] for rows in (0, FEW_WARPS)):
+            weights = [("find_row_weights", "d"), ("divide_by_sum", "d")]
+            kernels = [*sums, *weights] if is_loss else []
+            out = "d" if operation == "curvature" else char
+            blocks = (block_of(operation, layout, n_rows, index) for n_rows in (0, math.inf))
+            for n_threads in dict.fromkeys(n_threads for n_threads, _ in blocks):
                 _, in_shared = _scratch_of(operation, layout, n_threads)
                 lanes = lane_count(layout, (), ())
                 of_labels, of_histograms = (
@@ -305,12 +315,12 @@ def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: in
 @functools.cache
 def _row_kernel(
     operation: str, cost: str, is_chain: bool, char: str, out_char: str, n_threads: int,
-    in_shared: bool, lanes: int, apart: bool, loss: losses.LossKind | None,
+    in_shared: bool, lanes: int, strided: bool, loss: losses.LossKind | None,
 ) -> Any:  # fmt: skip
     """Return the kernel for types of arrays, threads per row, and the place of the scratch.
 
     A thread processes `lanes` bins side by side. The bins of a row are side by side in the user's
-    arrays, unless `apart`.
+    arrays, unless `strided`.
     """
     row, real = OPERATIONS[operation], from_dtype(np.dtype(char))
     team, value = block.team_functions(n_threads), real
@@ -319,11 +329,11 @@ def _row_kernel(
         sweep, value = losses.LOSSES[operation][0](*arguments, loss), _float
     else:
         sweep = sweeps.histogram_sweep(*arguments)
-    kernel = block.row_kernel(sweep, scratch_arrays(operation), n_threads, in_shared, apart)
+    kernel = block.row_kernel(sweep, scratch_arrays(operation), n_threads, in_shared, strided)
     kernel.__qualname__ = f"{operation}_{cost}_{'chain' if is_chain else 'tree'}"  # for profilers
     inputs = _type_of((_pointer(real), _int, _int), Rows)
     memory = map(_pointer, (from_dtype(np.dtype(out_char)), value, _float))
-    steps = _steps if apart else types.Tuple(())
+    steps = _steps if strided else types.Tuple(())
     batch = inputs, inputs, inputs, *memory, _int, _int, _int32, _int32, steps
     extras = _extras if loss and loss.extended else types.Tuple(())
     options = _type_of((*_options, extras), block.Options)
@@ -421,7 +431,8 @@ def launch_hessian(
         _launch_teams(
             "sum_paths", n_rows, index, stream, tables, curvatures, paths, means, float(project)
         )
-        fill, n_blocks = "fill_chain" if layout.is_chain else "fill_tree", n_rows * n_bins
+        fill = "fill_chain" if layout.is_chain else "fill_tree"
+        n_blocks = min(n_rows * n_bins, MOST_BLOCKS)
         _launch_teams(
             fill, n_blocks, index, stream, tables, paths, means, argument(out),
             char=out.dtype.char,

@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastemd.kernels.cuda.memory import int32, load, quotient, store
+from fastemd.kernels.cuda.memory import VECTOR_BYTES, int32, load, quotient, store
 from fastemd.kernels.cuda.numba_cuda import SIMULATED, device
-
-VECTOR_BYTES = 16  # read or written at a time
 
 
 class LaneFunctions(NamedTuple):
@@ -274,10 +272,10 @@ else:
                     place, align = vector_at(context, builder, *args)
                     vector, number = builder.load(place, align=align), memory.dtype
                     numbers = [builder.extract_element(vector, _I32(i)) for i in range(count)]
-                    choose = {
+                    minmax = {
                         f: context.get_function(f, number(number, number)) for f in (min, max)
                     }
-                    result = reduce(builder, choose, numbers)
+                    result = reduce(builder, minmax, numbers)
                     return context.cast(builder, result, number, types.float64)
 
                 return types.float64(memory, types.int32), codegen
@@ -291,13 +289,13 @@ else:
             return numbers[0]
 
         @reduced
-        def most(builder, choose, numbers):
-            return functools.reduce(lambda a, b: choose[max](builder, (a, b)), numbers)
+        def most(builder, minmax, numbers):
+            return functools.reduce(lambda a, b: minmax[max](builder, (a, b)), numbers)
 
         @reduced
-        def negative(builder, choose, numbers):
+        def negative(builder, minmax, numbers):
             zero = ir.Constant(numbers[0].type, 0.0)
-            total = add(builder, [choose[min](builder, (x, zero)) for x in numbers])
+            total = add(builder, [minmax[min](builder, (x, zero)) for x in numbers])
             return builder.fsub(zero, total)
 
         @device

@@ -1,7 +1,7 @@
 """Losses: from a row of logits (or of masses) x to the loss and its derivatives in x.
 
 Formulas, names and order are those of `fastemd.kernels.cpu.losses`. At the end are the functions
-that compute the row_weights of the rows.
+that compute the weights of the rows.
 """
 
 import functools
@@ -38,7 +38,7 @@ class Prediction(NamedTuple):
     scale: float  # 1 / total
     jacobian: Jacobian
     target_weight: float  # <w, q>, or 1
-    others: float  # the part of it that is not the label's
+    of_others: float  # the part of it that is not the label's
     entropy: float  # c <w, q>, or c times the mass of the target
 
 
@@ -51,7 +51,7 @@ class Curve(NamedTuple):
 
 
 class LossKind(NamedTuple):
-    """The options of losses that have kernels of their own."""
+    """The options of losses that are constants of their kernels."""
 
     normalize: int  # see `fastemd.kernels.operations.NORMALIZATIONS`
     labelled: bool  # whether the targets are labels, otherwise histograms
@@ -291,13 +291,13 @@ def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossK
 
     @device
     def weights_of_target(row):
-        """Return ``<w, q>`` of this thread's bins, without negative entries of q: label, others."""
-        own, others = 0.0, 0.0
+        """Return ``<w, q>`` of the label and of the other bins, without negative entries of q."""
+        of_label, of_others = 0.0, 0.0
         for k in groups(row.team, row.layout.n_bins):
             weight = class_weight(row, k) * max(target_at(row, k), 0.0)
-            own += total_of(weight * is_label(row, k))
-            others += total_of(weight * (1.0 - is_label(row, k)))
-        return own, others
+            of_label += total_of(weight * is_label(row, k))
+            of_others += total_of(weight * (1.0 - is_label(row, k)))
+        return of_label, of_others
 
     @device
     def predict(row):
@@ -319,16 +319,16 @@ def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossK
             total = 1.0
         if row.row_weight == 0.0:
             valid, total = True, max(total, 1.0)
-        target_weight, others, entropy = 1.0, 0.0, c * (mass + negative_q)
+        target_weight, of_others, entropy = 1.0, 0.0, c * (mass + negative_q)
         if extended:
-            own, others = weights_of_target(row)
-            own, others = sums(row.team, own, others)
-            entropy = c * (others + own)
+            of_label, of_others = weights_of_target(row)
+            of_label, of_others = sums(row.team, of_label, of_others)
+            entropy = c * (of_others + of_label)
             if is_weighted(row):
-                target_weight = others + own
+                target_weight = of_others + of_label
         scale = 1.0 / total
         jac = jacobian(normalize, scale, row.layout.n_bins)
-        return Prediction(valid, highest, total, scale, jac, target_weight, others, entropy)
+        return Prediction(valid, highest, total, scale, jac, target_weight, of_others, entropy)
 
     @device
     def fill_difference(row, prediction):
@@ -438,7 +438,7 @@ def gradient_sweep(operation, cost, is_chain, team, lanes, kind):
             grad = grad + (a - label) * prediction.entropy  # rounded once where a is almost 1
             if not only_label:
                 q = class_weight(row, k) * max(target_at(row, k), 0.0)
-                grad = grad + c * (label * prediction.others - (1.0 - label) * q)
+                grad = grad + c * (label * prediction.of_others - (1.0 - label) * q)
             write(row, k, row.row_weight * grad)
         return prediction.valid, row.row_weight * value
 

@@ -34,11 +34,6 @@ def device(function: Function) -> Any:
     return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
 
 
-def view(function: Function) -> Any:
-    """Compile a function that returns a view of an array, which Numba must inline itself."""
-    return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
-
-
 def compiled(function: Function, signature: tuple[Any, ...]) -> Any:
     """Compile a kernel for the types of one signature, which makes launches faster."""
     if SIMULATED:
@@ -122,7 +117,7 @@ def _tuple_converter(kind: Any) -> Function | None:
     def convert(value: tuple[Any, ...]) -> list[Any]:
         leaves: list[Any] = []
         _collect(value, leaves)
-        return [convert(leaf) for convert, leaf in zip(constructors, leaves, strict=True)]
+        return [make(leaf) for make, leaf in zip(constructors, leaves, strict=True)]
 
     return convert
 

@@ -1,10 +1,10 @@
 """Operations on histograms: sweep up the tree, apply an edge function, sweep down.
 
-The threads of a team work on a row of the batch team. Scratch ``x`` holds one number per edge:
+The threads of a team work on a row of the batch. Scratch ``x`` holds one number per edge:
 its flow during the sweep up, then its edge value, then the sum of the edge values up to the root.
 All arithmetic is float64, also for float32 arrays, because a flow is a difference of large sums:
 results are rounded once, when they are written. Sums are taken in an order that depends on the
-number of threads only, so results of the same batch have the same bits every time.
+number of threads and of lanes only, so results of the same batch have the same bits every time.
 
 Names and order are those of `fastemd.kernels.cpu.sweeps`. One difference: the thread that adds up
 the flows below a node applies the edge function to them, which it has in registers.
@@ -29,7 +29,7 @@ from fastemd.kernels.cuda.memory import (
 )
 from fastemd.kernels.cuda.numba_cuda import device
 from fastemd.kernels.edges import Edge, Numbers
-from fastemd.layout import LANES
+from fastemd.layout import GROUP
 
 
 def histogram_sweep(operation, cost, is_chain, team, lanes):
@@ -129,7 +129,7 @@ def sweeps(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
 def tree_sweeps(team: TeamFunctions, lanes: LaneFunctions) -> Sweeps:
     """Make the sweeps for trees: the nodes of a level are processed at the same time."""
     barrier, step = team.barrier, np.int32(team.n_threads)
-    is_aligned, n_lanes = team.n_threads % LANES == 0, np.int32(LANES)
+    is_aligned, n_lanes = team.n_threads % GROUP == 0, np.int32(GROUP)
     gather, scatter, places = lanes.gather, lanes.scatter, lanes.places
 
     def up(edge_values):
