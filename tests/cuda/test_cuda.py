@@ -219,8 +219,9 @@ def test_warm_up_compiles_what_functions_launch(name, is_chain, rng, monkeypatch
                 arrays = rng.dirichlet(np.ones(space.n_bins), (3, n_rows)).astype(dtype)
                 p, q, v = map(on_device, arrays)
                 targets = [q, on_device(np.arange(n_rows) % 2)] if "loss" in name else [q]
+                weights = on_device(np.ones(n_rows)) if "loss" in name else None
                 for target, reduction in itertools.product(targets, ("mean", "none")):
-                    call_by_name(name, p, target, v, space, rho, reduction)
+                    call_by_name(name, p, target, v, space, rho, reduction, weights)
             assert set(compiled) == prepared
 
 

@@ -79,14 +79,15 @@ def assert_agrees(operation, arrays, case, rho, rtol=1e-12, **keywords):
         assert_close(ours, theirs, size, rtol)
 
 
-def call_by_name(name, p, q, v, space, rho, reduction="mean"):
+def call_by_name(name, p, q, v, space, rho, reduction="mean", sample_weight=None):
     """Call a function of `fastemd.warming.FUNCTIONS`, with p, q or logits and targets, and v."""
     if name == "emd_loss_hvp":  # second derivatives of losses in torch and JAX
-        batch = resolve_loss(space, Loss.checked(rho, "softmax", 0.0), p, q, v=v)
+        loss = Loss.checked(rho, "softmax", 0.0)
+        batch = resolve_loss(space, loss, p, q, v=v, sample_weight=sample_weight)
         return run_loss("loss_product", space.layout("levels"), batch, reduction)
     function = getattr(fastemd, name)
     if "loss" in name:
-        return function(p, q, space, rho, reduction=reduction)
+        return function(p, q, space, rho, reduction=reduction, sample_weight=sample_weight)
     if name == "emd_flow":
         return function(p, q, space)
     if name == "embed":

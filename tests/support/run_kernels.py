@@ -174,6 +174,8 @@ def check_memory_of(cases):
     x = cases.logits(2, 3)
     compare(fastemd.emd_loss, x[:, ::2], cases.labels(2, 2), **options)
     compare(fastemd.emd_loss, np.moveaxis(x, -1, 1), cases.labels(2, 3), axis=1, **options)
+    backwards = np.moveaxis(x[..., ::-1].copy(), -1, 1)[:, ::-1]
+    compare(fastemd.emd_loss, backwards, cases.labels(2, 3), axis=1, **options)
     targets = np.moveaxis(cases.histograms(2, 3), -1, 0)
     compare(fastemd.emd_loss, np.moveaxis(x, -1, 0), targets, axis=0, **options)
 

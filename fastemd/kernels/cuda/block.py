@@ -19,7 +19,6 @@ from numba import float64
 from numba.extending import register_jitable
 
 from fastemd.kernels.cuda.memory import (
-    VECTOR_BYTES,
     Rows,
     Steps,
     count,
@@ -407,7 +406,7 @@ def row_kernel(sweep, n_arrays, n_threads, in_shared, strided):
     steps_of, out_of = step_functions(strided)
 
     def run(tables, batch, numbers, options, errors):
-        shared = shared_pointer(cuda.shared.array(0, float64, alignment=VECTOR_BYTES))
+        shared = shared_pointer(cuda.shared.array(0, float64))
         numbers_of_layout = pointer(tables.numbers, int32(0))
         n_bins, n_edges, n_levels, nodes = load_four(numbers_of_layout, int32(0))
         levels, bins, parents, places = load_four(numbers_of_layout, int32(1))
@@ -446,7 +445,7 @@ def team_kernel(function):
     """Return the kernel that calls ``function(team, arguments)``, every block a team of TEAM."""
 
     def run(arguments):
-        exchange = shared_pointer(cuda.shared.array(0, float64, alignment=VECTOR_BYTES))
+        exchange = shared_pointer(cuda.shared.array(0, float64))
         team = Team(int32(cuda.threadIdx.x), int32(cuda.blockIdx.x), cuda.gridDim.x, exchange)
         function(team, arguments)
 

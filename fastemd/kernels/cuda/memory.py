@@ -67,7 +67,10 @@ if SIMULATED:
         return array[index:]
 
     def shared_pointer(array):
-        """Return the pointer to an array in shared memory."""
+        """Return the pointer to the array in shared memory.
+
+        It is aligned to vectors, as it is the only one and starts where that memory does.
+        """
         return array
 
     def load(memory, index):
