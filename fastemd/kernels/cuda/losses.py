@@ -146,6 +146,7 @@ class BinFunctions(NamedTuple):
     x_at: Any
     v_at: Any
     is_label: Any  # 1 for the label of the row, else 0
+    sharp_target_at: Any
     target_at: Any  # smoothed
     y_at: Any
     u_at: Any
@@ -178,12 +179,16 @@ def bin_functions(lanes: LaneFunctions, kind: LossKind) -> BinFunctions:
         return equal(k, row.label) if labelled else zeros()
 
     @device
-    def target_at(row, k):
+    def sharp_target_at(row, k):
         if labelled:
-            return smoothed(row, equal(k, row.label))
+            return equal(k, row.label)
         if row.row_weight == 0.0:
             return zeros()
-        return smoothed(row, read(row.inputs.q, int32(k * row.inputs.steps.q)))
+        return read(row.inputs.q, int32(k * row.inputs.steps.q))
+
+    @device
+    def target_at(row, k):
+        return smoothed(row, sharp_target_at(row, k))
 
     @device
     def y_at(row, k):
@@ -205,7 +210,9 @@ def bin_functions(lanes: LaneFunctions, kind: LossKind) -> BinFunctions:
     def write(row, k, derivatives):
         write_lanes(row.out, int32(k * row.inputs.steps.out), derivatives)
 
-    return BinFunctions(x_at, v_at, is_label, target_at, y_at, u_at, r_at, a_at, write)
+    return BinFunctions(
+        x_at, v_at, is_label, sharp_target_at, target_at, y_at, u_at, r_at, a_at, write
+    )
 
 
 # --------------------------------------------------------------------------- from x to histograms
@@ -226,10 +233,12 @@ class Parts(NamedTuple):
 def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossKind) -> Parts:
     """Make the parts of losses."""
     groups, sums, largest = team.groups(lanes.count), team.sums, team.largest
-    read, zeros, total_of = lanes.read, lanes.zeros, lanes.total
-    exp, most, negative, write_own = lanes.exp, lanes.most, lanes.negative, lanes.write_own
+    total_of, exp, most = lanes.total, lanes.exp, lanes.most
+    negative, write_own = lanes.negative, lanes.write_own
     _, class_weight, is_weighted, curve_at, has_root = extra_functions(kind.extended, lanes)
-    x_at, v_at, is_label, target_at, y_at, _, r_at, a_at, _ = bin_functions(lanes, kind)
+    bins = bin_functions(lanes, kind)
+    x_at, v_at, y_at, r_at, a_at = bins.x_at, bins.v_at, bins.y_at, bins.r_at, bins.a_at
+    is_label, sharp_target_at, target_at = bins.is_label, bins.sharp_target_at, bins.target_at
     _, _, sum_of_bins, put_bins = sweeps(is_chain, team, lanes)
     normalize, labelled, extended = kind
 
@@ -272,7 +281,7 @@ def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossK
                     mass = 1.0
             return mass, negative_q
         for k in groups(row.team, row.layout.n_bins):
-            q = is_label(row, k) if labelled else target_without_smoothing(row, k)
+            q = sharp_target_at(row, k)
             mass += total_of(q)
             if not labelled and row.row_weight != 0.0:
                 negative_q += negative(row.inputs.q, int32(k * row.inputs.steps.q))
@@ -282,12 +291,6 @@ def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossK
         if excluded > 0.0:
             mass = np.nan
         return mass, negative_q
-
-    @device
-    def target_without_smoothing(row, k):
-        if row.row_weight == 0.0:
-            return zeros()
-        return read(row.inputs.q, int32(k * row.inputs.steps.q))
 
     @device
     def weights_of_target(row):
@@ -410,7 +413,8 @@ def gradient_sweep(operation, cost, is_chain, team, lanes, kind):
     sweep_up = up(operation.edge(cost))
     predict, fill_difference, cross_entropy, _, mean_over_r, _ = parts(is_chain, team, lanes, kind)
     _, class_weight, _, curve_at, _ = extra_functions(kind.extended, lanes)
-    _, _, is_label, target_at, _, _, _, a_at, write = bin_functions(lanes, kind)
+    bins = bin_functions(lanes, kind)
+    is_label, target_at, a_at, write = bins.is_label, bins.target_at, bins.a_at, bins.write
     groups, sums, barrier = team.groups(lanes.count), team.sums, team.barrier
     only_label = kind.labelled and not kind.extended  # of the target is not 0
     by_label = only_label and kind.normalize == SOFTMAX
@@ -453,7 +457,8 @@ def diagonal_sweep(operation, cost, is_chain, team, lanes, kind):
     up, sweep_down, sum_of_bins, put_bins = sweeps(is_chain, team, lanes)
     sweep_up, sweep_up_other = up(operation.edge(cost)), up(None)
     predict, fill_difference, _, _, _, curve_of_sums = parts(is_chain, team, lanes, kind)
-    _, _, _, _, y_at, _, r_at, a_at, write = bin_functions(lanes, kind)
+    bins = bin_functions(lanes, kind)
+    y_at, r_at, a_at, write = bins.y_at, bins.r_at, bins.a_at, bins.write
     groups, sums, extended = team.groups(lanes.count), team.sums, kind.extended
 
     @device
@@ -490,7 +495,8 @@ def product_sweep(operation, cost, is_chain, team, lanes, kind):
     predict, fill_difference, _, fill_u, mean_over_r, curve_of_sums = parts(
         is_chain, team, lanes, kind
     )
-    _, _, _, _, _, u_at, _, a_at, write = bin_functions(lanes, kind)
+    bins = bin_functions(lanes, kind)
+    u_at, a_at, write = bins.u_at, bins.a_at, bins.write
     groups, sums, extended = team.groups(lanes.count), team.sums, kind.extended
     total_of = lanes.total
 
