@@ -173,6 +173,7 @@ def axis_at(shape: Shape, axis: int) -> Shape:
     return (*rows[:before], *shape[-1:], *rows[before:])
 
 
+@functools.lru_cache(maxsize=1024)
 def _contiguous_strides(shape: Shape, step: int) -> Shape:
     strides = []
     for n in reversed(shape):

@@ -55,14 +55,14 @@ def main():
 
         def __init__(self, function, signature):
             self.name, self.argument_types, self.extensions = function.__qualname__, signature, ()
+            tuples = [kind for kind in signature if isinstance(kind, types.BaseTuple)]
+            if self.name.startswith("loss"):  # team kernels take arrays
+                assert all(map(numba_cuda._converters, tuples)), "an argument is not flattened"
 
         def launch(self, arguments, griddim, blockdim, stream, sharedmem):
             assert here == [0], "no device is the current one"
             assert int(stream.handle) == STREAM
             passed, expected = [], []
-            tuples = [kind for kind in self.argument_types if isinstance(kind, types.BaseTuple)]
-            if self.name.startswith("loss"):  # team kernels take arrays
-                assert all(map(numba_cuda._converters, tuples)), "an argument is not flattened"
             for kind, argument in zip(self.argument_types, arguments, strict=True):
                 self._prepare_args(kind, argument, stream, [], passed)
                 if comparing:

@@ -246,11 +246,10 @@ def block_of(operation: str, layout: EdgeLayout, n_rows: float, index: int) -> t
     n_threads = 8 if n_edges <= FEW_EDGES else 32
     if n_edges > MANY_EDGES:
         size, in_shared = _scratch_of(operation, layout, n_threads)
-        if in_shared:
-            n_resident = SHARED_OF_MULTIPROCESSOR / (8 * size)
-        else:
-            n_resident = MAX_GLOBAL_ROWS / n_multiprocessors(index)
-        if min(n_rows / n_multiprocessors(index), n_resident) < FEW_WARPS:
+        most = FEW_WARPS * n_multiprocessors(index)
+        if not in_shared:
+            n_rows = min(n_rows, MAX_GLOBAL_ROWS)
+        if n_rows < most or (in_shared and FEW_WARPS * 8 * size > SHARED_OF_MULTIPROCESSOR):
             n_threads = 128
     return n_threads, max(THREADS_PER_BLOCK // n_threads, 1)
 
@@ -276,9 +275,13 @@ def scratch_arrays(operation: str) -> tuple[int, int]:
 
 def _scratch_of(operation: str, layout: EdgeLayout, n_threads: int) -> tuple[int, bool]:
     """Return the number of float64 that a row needs, and whether they are in shared memory."""
-    n_edges, n_bins = layout.cuda.n_edges, layout.n_bins
-    size = block.scratch_per_row(scratch_arrays(operation), n_edges, n_bins, n_threads)
+    size = _scratch_size(operation, layout.cuda.n_edges, layout.n_bins, n_threads)
     return size, 8 * size <= SHARED_BYTES
+
+
+@functools.lru_cache(maxsize=1024)
+def _scratch_size(operation: str, *sizes: int) -> int:
+    return int(block.scratch_per_row(scratch_arrays(operation), *sizes))
 
 
 def prepare(operation: str, layout: EdgeLayout, cost: Cost, char: str, index: int) -> None:
