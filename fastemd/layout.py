@@ -23,6 +23,7 @@ from fastemd.tree_input import Floats, Index, bins_below, freeze
 # Of `CudaTables`: most edges below a node, and nodes of a level that threads process side by side.
 MAX_CHILDREN = 4
 GROUP = 32
+BIN_LANES = 4  # bins that a thread processes side by side
 BANKS = 16  # of shared memory, for float64
 MOST_SPREAD = 6144  # edges of rows that fit there
 
@@ -267,7 +268,8 @@ def _spread(
     such meetings. On the ImageNet tree a row takes 1,130 accesses to all banks instead of 1,340.
     """
     bins = np.arange(n_bins)
-    access = bins // 16 if n_bins % 4 else bins // 64 * 4 + bins % 4  # see `lanes.py`
+    n_lanes = 1 if n_bins % BIN_LANES else BIN_LANES
+    access = bins // (BANKS * n_lanes) * n_lanes + bins % n_lanes
     used, used_above = np.zeros((2, access[-1] + 1, BANKS), int)
     accesses = {
         node: np.unique(access[[child for child in children[node] if child < n_bins]])

@@ -188,8 +188,8 @@ class TeamFunctions(NamedTuple):
     """The functions of a team, for device functions that are made for its number of threads."""
 
     n_threads: int  # a power of 2
-    indices: Callable[..., Any]
     groups: Callable[..., Any]  # makes ``(team, n)`` for groups of so many indices
+    indices: Callable[..., Any]  # the same for single ones
     barrier: Callable[..., Any]
     sums: Callable[..., Any]
     largest: Callable[..., Any]
@@ -203,15 +203,10 @@ def team_functions(n_threads: int) -> TeamFunctions:
     n_warps, warp_size = n_threads // WARP, np.int32(WARP)
     is_warp = n_threads <= WARP and not SIMULATED
 
-    @device
-    def indices(team, n):
-        """Return the indices below `n` of a thread among those of its team."""
-        return count(team.thread, n, step)
-
     def groups(size):
         @device
         def starts(team, n):
-            """Return the first indices of a thread's groups of `size` indices side by side."""
+            """Return the first indices below `n` of a thread's groups of `size` side by side."""
             return count(size * team.thread, n, size * n_threads)
 
         return starts
@@ -308,7 +303,7 @@ def team_functions(n_threads: int) -> TeamFunctions:
 
         return run
 
-    return TeamFunctions(n_threads, indices, groups, barrier, sums, largest, scan)
+    return TeamFunctions(n_threads, groups, groups(1), barrier, sums, largest, scan)
 
 
 # Those of a block of `team_kernel`.

@@ -19,7 +19,7 @@ from numba import from_dtype, types
 from numpy.typing import NDArray
 
 from fastemd.backends import DeviceArray
-from fastemd.kernels.cuda import block, hessian, losses, sweeps
+from fastemd.kernels.cuda import block, hessian, losses, sweeps, weighting
 from fastemd.kernels.cuda.lanes import lane_functions
 from fastemd.kernels.cuda.memory import VECTOR_BYTES, Rows, Steps
 from fastemd.kernels.cuda.numba_cuda import (
@@ -34,7 +34,7 @@ from fastemd.kernels.cuda.numba_cuda import (
 )
 from fastemd.kernels.edges import COSTS, Cost, Numbers
 from fastemd.kernels.operations import NORMALIZATIONS, OPERATIONS, SOFTMAX, variant
-from fastemd.layout import EdgeLayout
+from fastemd.layout import BIN_LANES, EdgeLayout
 
 Empty = Callable[[int], Any]
 
@@ -43,7 +43,6 @@ SHARED_BYTES = 48 * 1024  # the most per block, but it leaves less room for othe
 MAX_GLOBAL_ROWS = 1024  # rows that are processed at the same time if their scratch does not fit
 MOST_TEAMS = 1024  # of a conversion
 THREADS_PER_BLOCK, MOST_BLOCKS = 64, (1 << 31) - 1
-BIN_LANES = 4  # bins that a thread processes side by side
 # A quarter of a warp processes a row of few edges. Four warps process a row of many if a
 # multiprocessor would have fewer warps otherwise than hide the latency of memory: if there are few
 # rows, or few that fit into its shared memory, of which GPUs have at least so much.
@@ -66,7 +65,7 @@ _extras = _type_of((_float, _float, _int, _pointer(_float), _int), block.Extras)
 # depends on the call.
 TEAM_FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "find_row_weights": (
-        losses.find_row_weights,
+        weighting.find_row_weights,
         _floats,
         _labels,
         _int,
@@ -75,7 +74,7 @@ TEAM_FUNCTIONS: dict[str, tuple[Any, ...]] = {
         _floats,
         _labels,
     ),
-    "divide_by_sum": (losses.divide_by_sum, _floats, _floats),
+    "divide_by_sum": (weighting.divide_by_sum, _floats, _floats),
     "sum_rows": (block.sum_rows, _pointer(_float), "out", _int),
     "convert": (block.convert, "values", "out array"),
     "sum_paths": (hessian.sum_paths, _tables, _matrix, _matrix, _matrix, _float),

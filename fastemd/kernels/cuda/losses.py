@@ -1,7 +1,6 @@
 """Losses: from a row of logits (or of masses) x to the loss and its derivatives in x.
 
-Formulas, names and order are those of `fastemd.kernels.cpu.losses`. At the end are the functions
-that compute the weights of the rows.
+Formulas, names and order are those of `fastemd.kernels.cpu.losses`.
 """
 
 import functools
@@ -10,22 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastemd.kernels.cuda.block import (
-    TEAM,
-    TeamFunctions,
-    grid_range,
-    larger,
-    largest,
-    report_row,
-    sums,
-)
+from fastemd.kernels.cuda.block import TeamFunctions
 from fastemd.kernels.cuda.lanes import LaneFunctions, lane_functions
-from fastemd.kernels.cuda.memory import int32, load
+from fastemd.kernels.cuda.memory import int32
 from fastemd.kernels.cuda.numba_cuda import device
 from fastemd.kernels.cuda.sweeps import sweeps
 from fastemd.kernels.operations import L1, NONE, SOFTMAX, Jacobian, jacobian
 
-SMALLEST = 2.0**-1022  # of a sum to divide by, and of a weight that is not 0
+SMALLEST = 2.0**-1022  # of a sum to divide by
 LOWEST_LOGIT = -np.finfo(np.float64).max  # for an excluded class: 0 times it is 0
 
 
@@ -56,6 +47,17 @@ class LossKind(NamedTuple):
     normalize: int  # see `fastemd.kernels.operations.NORMALIZATIONS`
     labelled: bool  # whether the targets are labels, otherwise histograms
     extended: bool  # whether there are `fastemd.kernels.cuda.block.Extras`
+
+    @property
+    def only_label(self) -> bool:
+        """Whether no other bin of a target has mass."""
+        return self.labelled and not self.extended
+
+
+@device
+def bin_of_label(row):
+    """Return the bin of a label; of an invalid one, the last bin."""
+    return int32(min(row.label, row.layout.n_bins - 1))
 
 
 # ------------------------------------------------------ smoothed targets, weights of classes, roots
@@ -240,7 +242,8 @@ def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossK
     x_at, v_at, y_at, r_at, a_at = bins.x_at, bins.v_at, bins.y_at, bins.r_at, bins.a_at
     is_label, sharp_target_at, target_at = bins.is_label, bins.sharp_target_at, bins.target_at
     _, _, sum_of_bins, put_bins = sweeps(is_chain, team, lanes)
-    normalize, labelled, extended = kind
+    x_of_bin = bin_functions(lane_functions(1), kind).x_at
+    (normalize, labelled, extended), only_label = kind, kind.only_label
 
     @device
     def highest_of(row):
@@ -271,13 +274,10 @@ def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossK
     def check_target(row):
         """Return the sums of q and its negative numbers; NaN if the cross entropy is not finite."""
         mass, negative_q, excluded = 0.0, 0.0, 0.0
-        if labelled and not extended:
-            if row.team.thread == 0 and row.row_weight != 0.0:
-                k = int32(row.label * row.inputs.steps.p)
+        if only_label:
+            if row.team.thread == 0 and row.label < row.layout.n_bins:
                 has_entropy = row.options.cross_entropy > 0.0
-                if row.label < row.layout.n_bins and not (
-                    has_entropy and load(row.inputs.p, k) == -np.inf
-                ):
+                if not (has_entropy and x_of_bin(row, bin_of_label(row)) == -np.inf):
                     mass = 1.0
             return mass, negative_q
         for k in groups(row.team, row.layout.n_bins):
@@ -358,10 +358,9 @@ def parts(is_chain: bool, team: TeamFunctions, lanes: LaneFunctions, kind: LossK
         # Halves, as a difference of logits may overflow.
         half, c, highest = 0.0, row.options.cross_entropy, 0.5 * prediction.highest
         entropy_of_0 = 0.5 * math.log(prediction.total)
-        if labelled and not extended:
+        if only_label:
             if row.row_weight != 0.0:
-                k = int32(min(row.label, row.layout.n_bins - 1) * row.inputs.steps.p)
-                logit = max(0.5 * np.float64(load(row.inputs.p, k)) - highest, LOWEST_LOGIT)
+                logit = max(0.5 * x_of_bin(row, bin_of_label(row)) - highest, LOWEST_LOGIT)
                 half = c * (entropy_of_0 - logit)
             return 2.0 * half
         for k in groups(row.team, row.layout.n_bins):
@@ -416,8 +415,7 @@ def gradient_sweep(operation, cost, is_chain, team, lanes, kind):
     bins = bin_functions(lanes, kind)
     is_label, target_at, a_at, write = bins.is_label, bins.target_at, bins.a_at, bins.write
     groups, sums, barrier = team.groups(lanes.count), team.sums, team.barrier
-    only_label = kind.labelled and not kind.extended  # of the target is not 0
-    by_label = only_label and kind.normalize == SOFTMAX
+    only_label, by_label = kind.only_label, kind.only_label and kind.normalize == SOFTMAX
     sum_of_bin = sweeps(is_chain, team, lane_functions(1)).sum_of_bins
 
     @device
@@ -428,7 +426,7 @@ def gradient_sweep(operation, cost, is_chain, team, lanes, kind):
         sweep_down(row, x, 0.0)
         if by_label:  # <p, D> = <p - q, D> + <q, D>
             value, mean = sums(row.team, value, mean)
-            mean += sum_of_bin(row, x, int32(min(row.label, row.layout.n_bins - 1)))
+            mean += sum_of_bin(row, x, bin_of_label(row))
             barrier()  # another thread fills this bin for the next row
         else:
             value, mean = sums(row.team, value, mean_over_r(row, prediction, x))
@@ -538,70 +536,3 @@ LOSSES = {
     "loss_diagonal": (diagonal_sweep, (2, 1)),
     "loss_product": (product_sweep, (2, 2)),
 }
-
-
-# -------------------------------------------------------------------------- the weights of the rows
-
-
-@device
-def ratio(a, b):
-    """Return ``a / b``, and 0 for 0 / 0."""
-    return a / b if b != 0.0 else 0.0
-
-
-@device
-def find_row_weights(team, arguments):
-    """Compute the weight of every row from its `sample_weight` and its label.
-
-    `weights` and `labels` are (rows,), without elements if there are no weights, or labels do not
-    matter. The first row of invalid weight goes to ``errors[1]``. If `parts` (2 * blocks,) has
-    elements, it receives for `divide_by_sum` the largest weight of every block, then the sums of
-    the weights divided by it, since the sum itself might overflow. A weight counts in the sum times
-    that of its class, if there are `class_weights`.
-    """
-    weights, labels, ignore_index, class_weights, row_weights, parts, errors = arguments
-    most, total = 0.0, 0.0
-    for i in grid_range(team, row_weights.size):
-        row_weight = 1.0
-        if labels.size > 0 and labels[i] == ignore_index:
-            row_weight = 0.0
-        elif weights.size > 0:
-            row_weight = weights[i]
-            if not 0.0 <= row_weight < np.inf:
-                report_row(errors, 1, i)
-        row_weights[i] = row_weight
-        most = larger(most, row_weight)
-    if parts.size > 0:
-        most = largest(team, most)
-        for i in grid_range(team, row_weights.size):
-            counted = ratio(row_weights[i], most)
-            if class_weights.size > 0:
-                label = labels[i]
-                inside = 0 <= label < class_weights.size
-                counted *= class_weights[label] if inside else 1.0
-            total += counted
-        total, _ = sums(team, total, 0.0)
-        if team.thread == 0:
-            parts[team.block] = most
-            parts[team.n_blocks + team.block] = total
-
-
-@device
-def divide_by_sum(team, arguments):
-    """Divide the weights by their sum, for the weighted mean.
-
-    Every block adds up the `parts` that all blocks of `find_row_weights` left, in the same order.
-    """
-    row_weights, parts = arguments
-    most, total, n_parts = 0.0, 0.0, parts.size // 2
-    for i in range(team.thread, n_parts, TEAM):
-        most = larger(most, parts[i])
-    most = largest(team, most)
-    for i in range(team.thread, n_parts, TEAM):
-        total += parts[n_parts + i] * ratio(parts[i], most)
-    total, _ = sums(team, total, 0.0)
-    for i in grid_range(team, row_weights.size):
-        row_weight = row_weights[i]
-        if row_weight > 0.0:  # a row of another weight is read
-            row_weight = larger(SMALLEST, ratio(ratio(row_weight, most), total))
-        row_weights[i] = row_weight
